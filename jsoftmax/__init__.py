@@ -1,0 +1,26 @@
+"""The softmax family in closed form, for JAX."""
+
+from jsoftmax import online, rules
+from jsoftmax._autodiff import forward_mode
+from jsoftmax._logsumexp import logsumexp
+from jsoftmax._losses import (
+    cross_entropy,
+    softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels,
+)
+from jsoftmax._maps import log_softmax, softmax
+from jsoftmax._reports import without_reports
+
+__all__ = [
+    "cross_entropy",
+    "forward_mode",
+    "log_softmax",
+    "logsumexp",
+    "online",
+    "rules",
+    "softmax",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "without_reports",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,175 @@
+"""Every user error, raised at the public border before anything is computed.
+
+A message repeats the call, says what came, and says what to write instead.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+Axis = int | Sequence[int] | None
+Axes = tuple[int, ...]
+
+
+class Call:
+    """One call of a public function: its arguments as they came, and as the function needs them."""
+
+    def __init__(self, function: str, **arguments: Any):
+        self.function = function
+        self.arguments = arguments
+
+    def error(self, kind: type[Exception], problem: str, remedy: str) -> Exception:
+        given = ", ".join(f"{k}={_describe(v)}" for k, v in self.arguments.items() if v is not None)
+        return kind(f"jsoftmax.{self.function}({given}): {problem}; {remedy}.")
+
+    def array(self, name: str) -> Array:
+        value = self.arguments[name]
+        try:
+            array = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            problem = f"{name} is {_describe(value)}, not an array of numbers"
+            raise self.error(TypeError, problem, f"give {name} as an array") from error
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            problem = f"{name} is complex ({array.dtype}), and has no order to take a maximum in"
+            raise self.error(TypeError, problem, f"write {name}.real or abs({name})")
+        return array
+
+    def floats(self, name: str) -> Array:
+        """The argument, with integers and bools promoted as jax.nn promotes them."""
+        array = self.array(name)
+        return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+    def together(self, first: str, second: str) -> tuple[Array, Array]:
+        """Two float arguments in their common dtype and shape."""
+        a, b = self.floats(first), self.floats(second)
+        dtype = jnp.promote_types(a.dtype, b.dtype)
+        try:
+            shape = jnp.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            problem = f"{first} of shape {a.shape} and {second} of shape {b.shape} do not broadcast"
+            remedy = f"give {second} the shape {a.shape}, or 1 for a length"
+            raise self.error(ValueError, problem, remedy) from None
+        a, b = (jnp.broadcast_to(array.astype(dtype), shape) for array in (a, b))
+        return a, b
+
+    def axes(self, shape: tuple[int, ...]) -> Axes:
+        """The axes a row spans, from 0 up, in the order given."""
+        axis, ndim = self.arguments["axis"], len(shape)
+        given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
+        try:
+            given = [operator.index(i) for i in given]
+        except TypeError:
+            problem = f"axis is {axis!r}"
+            raise self.error(TypeError, problem, "write an int, a tuple of ints, or None") from None
+        for i in given:
+            if not -ndim <= i < ndim:
+                problem = f"axis {i} is out of range for {ndim} dimensions"
+                remedy = f"write one from {-ndim} to {ndim - 1}" if ndim else "write axis=None"
+                raise self.error(ValueError, problem, remedy)
+        axes = tuple(i % ndim for i in given)
+        if len(set(axes)) < len(axes):
+            raise self.error(ValueError, f"axis {axis!r} names one twice", "name each axis once")
+        if math.prod(shape[i] for i in axes) == 0:
+            problem = f"there are no classes: shape {shape} has length 0 along axis {axis!r}"
+            raise self.error(ValueError, problem, "give at least one class")
+        return axes
+
+    def mask(self, shape: tuple[int, ...], axes: Axes | None = None) -> Array | None:
+        """`where` as booleans that broadcast to `shape`; with `axes`, also one for each row."""
+        if self.arguments["where"] is None:
+            return None
+        where = self.array("where")
+        if jnp.issubdtype(where.dtype, jnp.floating):
+            problem = f"where has dtype {where.dtype}"
+            raise self.error(TypeError, problem, "write a boolean mask, such as where > 0")
+        where = where.astype(bool)
+        if axes is not None and where.ndim == len(shape) - len(axes) < len(shape):
+            where = jnp.expand_dims(where, axes)
+        if not _broadcasts(where.shape, shape):
+            problem = f"where of shape {where.shape} does not broadcast to {shape}"
+            raise self.error(ValueError, problem, f"give it the shape {shape}, or 1 for a length")
+        return _with_rank(where, len(shape))
+
+    def temperature(self, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """The temperature in `dtype`, with length 1 along the row."""
+        given = self.arguments["temperature"]
+        if given is None:
+            return None
+        if isinstance(given, (int, float)) and not (math.isfinite(given) and given != 0):
+            raise self.error(ValueError, f"temperature is {given}", "write a finite number, not 0")
+        temperature = self.floats("temperature")
+        rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+        if temperature.shape == rows:
+            temperature = jnp.expand_dims(temperature, sorted(axes))
+        per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        if not _broadcasts(temperature.shape, per_row):
+            problem = f"temperature of shape {temperature.shape} is neither one number nor one a row"
+            raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
+        return _with_rank(temperature, x.ndim).astype(dtype)
+
+    def one_of(self, name: str, choices: Sequence[str]) -> None:
+        """Check an argument that is a word."""
+        if self.arguments[name] not in choices:
+            problem = f"there is no {name} {self.arguments[name]!r}"
+            raise self.error(ValueError, problem, f"write one of {', '.join(map(repr, choices))}")
+
+    def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
+        """The labels as integers, one a row, with length 1 along the row."""
+        labels = self.array("labels")
+        rows = tuple(n for i, n in enumerate(shape) if i not in axes)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            problem = f"labels have dtype {labels.dtype}"
+            raise self.error(TypeError, problem, "give class ids as integers: labels.astype(int)")
+        if labels.shape != rows:
+            problem = f"class ids of shape {labels.shape} for rows of shape {rows}"
+            remedy = f"give one id for each row, shape {rows}"
+            if labels.shape == shape:
+                remedy += ", or target probabilities as floats: labels.astype(float)"
+            raise self.error(ValueError, problem, remedy)
+        return jnp.expand_dims(labels, sorted(axes))
+
+    def targets(self, shape: tuple[int, ...]) -> Array:
+        """The labels as probabilities, broadcast to `shape`."""
+        labels = self.floats("labels")
+        if not _broadcasts(labels.shape, shape):
+            problem = f"target probabilities of shape {labels.shape} for logits of shape {shape}"
+            raise self.error(ValueError, problem, f"give them the shape {shape}")
+        return jnp.broadcast_to(labels, shape)
+
+    def labels(self, shape: tuple[int, ...], axes: Axes) -> Array:
+        """Class ids where the labels are integers, target probabilities where they are floats."""
+        labels = self.array("labels")
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            return self.class_ids(shape, axes)
+        if not jnp.issubdtype(labels.dtype, jnp.floating):
+            problem = f"labels have dtype {labels.dtype}"
+            raise self.error(TypeError, problem, "give integer class ids or floating probabilities")
+        if labels.shape != shape:
+            problem = f"target probabilities of shape {labels.shape} for logits of shape {shape}"
+            remedy = f"give them the shape {shape}, or class ids as integers: labels.astype(int)"
+            raise self.error(ValueError, problem, remedy)
+        return labels
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    if len(shape) > len(to):
+        return False
+    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _with_rank(array: Array, ndim: int) -> Array:
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def _describe(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        text = repr(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return f"{dtype}[{','.join(map(str, shape))}]"

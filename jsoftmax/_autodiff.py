@@ -1,0 +1,72 @@
+"""How JAX attaches a derivative rule to a function: the only place that knows.
+
+A function of this package is written as three plain ones, none of which calls the decorated function:
+
+- ``save(static, *arguments) -> (output, residuals)``
+- ``pull(static, residuals, cotangent) -> cotangents``: one for each argument, None where there is none
+- ``push(static, residuals, tangents) -> tangent``: of the output, linear in the arguments' tangents, each
+  None where it is 0
+
+Higher orders differentiate these three as ordinary JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+
+_forward_mode: Any = jax.make_user_context(default_value=False)
+
+
+def forward_mode() -> AbstractContextManager[None]:
+    """Trace the functions of this package with forward-mode rules.
+
+    Inside, ``jax.jvp``, ``jacfwd``, ``linearize`` and ``hessian`` work as well as reverse mode does, which
+    keeps the same residuals. Outside, each function carries a ``jax.custom_vjp`` rule, which JAX refuses to
+    push forward. The mode is part of ``jax.jit``'s cache key: one function traced inside and outside gives
+    both programs.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> with jsoftmax.forward_mode():
+    ...     p, dp = jax.jvp(jsoftmax.softmax, (jnp.zeros(2),), (jnp.array([1.0, 0.0]),))
+    >>> print(dp)
+    [ 0.25 -0.25]
+    """
+    return _forward_mode(True)
+
+
+def with_rules(
+    save: Callable[..., Any], pull: Callable[..., Any], push: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function whose value `save` computes, with its rules for reverse and for forward mode."""
+    save = jax.jit(save, static_argnums=0)
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    @partial(jax.jit, static_argnums=0)
+    def reverse(static: Any, *arguments: Any) -> Any:
+        return save(static, *arguments)[0]
+
+    reverse.defvjp(save, jax.jit(pull, static_argnums=0))
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    @partial(jax.jit, static_argnums=0)
+    def forward(static: Any, *arguments: Any) -> Any:
+        return save(static, *arguments)[0]
+
+    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
+        output, residuals = save(static, *primals)
+        tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
+        # Without the checkpoint, reversing `push` would store its intermediate arrays; with it, `residuals`.
+        return output, jax.checkpoint(partial(push, static))(residuals, tangents)
+
+    forward.defjvp(push_forward, symbolic_zeros=True)
+
+    def call(static: Any, *arguments: Any) -> Any:
+        return (forward if _forward_mode.value else reverse)(static, *arguments)
+
+    return call

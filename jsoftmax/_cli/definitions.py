@@ -1,0 +1,53 @@
+"""The textbook definitions, each written once for any array namespace `xp`.
+
+`check` evaluates them with NumPy, in float64 and (for gradients by a complex step) complex128;
+`train` differentiates them with jax.grad. No derivative rule appears here, on purpose.
+All reduce the last axis; `where` marks the entries that take part, True for all.
+"""
+
+from types import ModuleType
+from typing import Any
+
+
+def _about_top(xp: ModuleType, x: Any, where: Any) -> tuple[Any, Any, Any]:
+    """Return x_top, x - x_top and the sum of exp(x_j - x_top) over every j but the top.
+
+    The top, the largest entry, contributes exp(0) = 1 exactly. Leaving that 1 out of the sum
+    keeps what a confident row has left beside it: with log1p, also far below 1e-16.
+    """
+    top = xp.argmax(xp.where(where, xp.real(x), -xp.inf), axis=-1, keepdims=True)
+    x_top = xp.take_along_axis(x, top, axis=-1)
+    below = xp.where(where, x - x_top, 0)
+    others = (xp.arange(x.shape[-1]) != top) & where
+    rest = xp.sum(xp.where(others, xp.exp(below), 0), axis=-1, keepdims=True)
+    return x_top, below, rest
+
+
+def softmax(xp: ModuleType, x: Any, where: Any = True) -> Any:
+    """exp(x_i) / sum_j exp(x_j); 0 where masked."""
+    _, below, rest = _about_top(xp, x, where)
+    return xp.where(where, xp.exp(below) / (1 + rest), 0)
+
+
+def log_softmax(xp: ModuleType, x: Any, where: Any = True) -> Any:
+    """x_i - log sum_j exp(x_j); -inf where masked."""
+    _, below, rest = _about_top(xp, x, where)
+    return xp.where(where, below - xp.log1p(rest), -xp.inf)
+
+
+def logsumexp(xp: ModuleType, x: Any, where: Any = True) -> Any:
+    """log sum_j exp(x_j)."""
+    x_top, _, rest = _about_top(xp, x, where)
+    return (x_top + xp.log1p(rest))[..., 0]
+
+
+def cross_entropy(xp: ModuleType, x: Any, targets: Any, where: Any = True) -> Any:
+    """-sum_i t_i log p_i, for target probabilities t."""
+    log_p = xp.where(where, log_softmax(xp, x, where), 0)
+    return -xp.sum(targets * log_p, axis=-1)
+
+
+def cross_entropy_with_integer_labels(xp: ModuleType, x: Any, labels: Any, where: Any = True) -> Any:
+    """-log p_label."""
+    log_p = log_softmax(xp, x, where)
+    return -xp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]

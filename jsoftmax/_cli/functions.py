@@ -1,0 +1,149 @@
+"""Every public function beside its definition: the table that `check` and `train` go through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jsoftmax
+from jsoftmax._cli import definitions
+
+
+class Rows(NamedTuple):
+    """Arguments for any of the functions, one example a row."""
+
+    logits: Any  # [N, classes]
+    labels: Any  # [N], class ids
+    targets: Any  # [N, classes], probabilities
+    where: Any = None  # [N, classes], or None
+
+    @property
+    def entries(self) -> Any:
+        """`where` in the spelling of the definitions."""
+        return True if self.where is None else self.where
+
+
+@dataclass(frozen=True)
+class Function:
+    """A public function, its definition, and what its rounding error is measured against."""
+
+    name: str
+    ours: Callable[..., Any]  # of rows, and of temperature=T where it has one
+    definition: Callable[[ModuleType, Rows], Any]
+    # Of xp, rows, p and the cotangent g: the sum of the |terms| of each entry of the gradient.
+    terms: Callable[[ModuleType, Rows, Any, Any], Any]
+    # Whether these terms can cancel, so that the gradient is only as exact as they are.
+    cancels: bool
+    # The relative error of the value that the rounding of x - max may cause, in ulp: of `gap`,
+    # max - x_i, and `lead`, by which x_i exceeds every other entry (0 but at the maximum).
+    amplified: Callable[[Rows, Any, Any], Any]
+    has_temperature: bool = False
+
+
+def _sum(xp: ModuleType, values: Any) -> Any:
+    return xp.sum(values, axis=-1, keepdims=True)
+
+
+def _softmax_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of p_i (g_i - sum_j p_j g_j)."""
+    return p * (abs(g) + _sum(xp, p * abs(g)))
+
+
+def _log_softmax_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g_i - p_i sum_j g_j."""
+    g = xp.where(rows.entries, abs(g), 0)
+    return g + p * _sum(xp, g)
+
+
+def _logsumexp_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g p_i."""
+    return p * abs(g)[..., None]
+
+
+def _label_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g (p_i - 1) at the label, and g p_i elsewhere."""
+    return (p + (xp.arange(p.shape[-1]) == rows.labels[..., None])) * abs(g)[..., None]
+
+
+def _target_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g (p_i sum_j t_j - t_i)."""
+    return (p * _sum(xp, rows.targets) + rows.targets) * abs(g)[..., None]
+
+
+def _of_label(rows: Rows, gap: Any, lead: Any) -> Any:
+    """The loss -log p_label is tiny where the label leads."""
+    return np.take_along_axis(lead, rows.labels[..., None], axis=-1)[..., 0]
+
+
+def _define_label_loss(xp: ModuleType, rows: Rows) -> Any:
+    return definitions.cross_entropy_with_integer_labels(xp, rows.logits, rows.labels, rows.entries)
+
+
+def _define_target_loss(xp: ModuleType, rows: Rows) -> Any:
+    return definitions.cross_entropy(xp, rows.logits, rows.targets, rows.entries)
+
+
+FUNCTIONS = (
+    Function(
+        "softmax",
+        lambda r, **t: jsoftmax.softmax(r.logits, where=r.where, **t),
+        lambda xp, r: definitions.softmax(xp, r.logits, r.entries),
+        _softmax_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: gap,
+        has_temperature=True,
+    ),
+    Function(
+        "log_softmax",
+        lambda r, **t: jsoftmax.log_softmax(r.logits, where=r.where, **t),
+        lambda xp, r: definitions.log_softmax(xp, r.logits, r.entries),
+        _log_softmax_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: lead,
+        has_temperature=True,
+    ),
+    Function(
+        "logsumexp",
+        lambda r: jsoftmax.logsumexp(r.logits, axis=-1, where=r.where),
+        lambda xp, r: definitions.logsumexp(xp, r.logits, r.entries),
+        _logsumexp_terms,
+        cancels=False,
+        amplified=lambda r, gap, lead: 0,
+    ),
+    Function(
+        "cross_entropy, class ids",
+        lambda r, **t: jsoftmax.cross_entropy(r.logits, r.labels, where=r.where, **t),
+        _define_label_loss,
+        _label_terms,
+        cancels=False,
+        amplified=_of_label,
+        has_temperature=True,
+    ),
+    Function(
+        "cross_entropy, probabilities",
+        lambda r, **t: jsoftmax.cross_entropy(r.logits, r.targets, where=r.where, **t),
+        _define_target_loss,
+        _target_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: lead.max(axis=-1),
+        has_temperature=True,
+    ),
+    Function(
+        "softmax_cross_entropy",
+        lambda r: jsoftmax.softmax_cross_entropy(r.logits, r.targets, where=r.where),
+        _define_target_loss,
+        _target_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: lead.max(axis=-1),
+    ),
+    Function(
+        "softmax_cross_entropy_with_integer_labels",
+        lambda r: jsoftmax.softmax_cross_entropy_with_integer_labels(r.logits, r.labels, where=r.where),
+        _define_label_loss,
+        _label_terms,
+        cancels=False,
+        amplified=_of_label,
+    ),
+)

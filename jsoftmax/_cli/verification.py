@@ -1,0 +1,167 @@
+"""Compare jsoftmax with jax.grad of the textbook definitions, on a trained network.
+
+Both sides are computed in float32 and differ by rounding only. The bound is, entry by entry,
+
+    (8 + s) * eps * m,
+
+with m the sum of the |terms| that the entry is added up from (where they cancel, their rounding
+errors stay) and s the spread of the row's logits, max - min: exp(x - max) passes the rounding
+error of its argument on as a relative one, |x - max| times as large.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import jsoftmax
+from jsoftmax import rules
+from jsoftmax._cli import definitions, models
+from jsoftmax._cli.data import Examples
+from jsoftmax._cli.functions import FUNCTIONS, Function, Rows
+from jsoftmax._cli.models import Layer, Network, Parameters
+
+BOUND = "(8 + spread of the logits) * float32 eps * sum of |terms|, entry by entry"
+FLOAT32 = np.finfo(np.float32)
+JACOBIAN_ROWS = 8
+
+
+class Comparison(NamedTuple):
+    """Two computations of one quantity."""
+
+    quantity: str
+    difference: float  # the largest
+    ratio: float  # the largest, of a difference to its bound
+
+    @property
+    def ok(self) -> bool:
+        return self.ratio <= 1  # False for NaN
+
+
+def compare(quantity: str, ours: Array, plain: Array, terms: Array, spread: Array | float) -> Comparison:
+    """Measure ours against plain; `terms` is m above, and `spread` is s."""
+    if not ours.shape == plain.shape == terms.shape:
+        raise ValueError(f"{quantity}: shapes {ours.shape}, {plain.shape}, {terms.shape}")
+    difference = np.abs(np.asarray(ours, np.float64) - np.asarray(plain, np.float64))
+    # The smallest normal number is added: below it a device may round to zero.
+    bound = (8 + np.asarray(spread)) * FLOAT32.eps * np.asarray(terms) + FLOAT32.tiny
+    return Comparison(quantity, float(difference.max()), float((difference / bound).max()))
+
+
+def compare_all(
+    network: Network, parameters: Parameters, examples: Examples, l2: float, key: Array
+) -> Iterator[Comparison]:
+    """Every comparison of this module, at the logits of these examples."""
+    # Without "highest", an accelerator may multiply matrices in fewer digits than float32's.
+    with jax.default_matmul_precision("highest"):
+        x, labels = jnp.asarray(examples.inputs), jnp.asarray(examples.labels)
+        rows = _rows(network, parameters, x, labels, key)
+        for function in FUNCTIONS:
+            yield from compare_function(function, rows, key)
+        yield from compare_jacobians(rows.logits[:JACOBIAN_ROWS])
+        yield from compare_backward_pass(network, parameters, x, labels, l2)
+
+
+@partial(jax.jit, static_argnums=0)
+def _rows(network: Network, parameters: Parameters, x: Array, labels: Array, key: Array) -> Rows:
+    """The logits of the examples, with smoothed and noisy targets."""
+    logits = network.logits(parameters, x)
+    noise = jax.random.dirichlet(key, jnp.ones(logits.shape[-1]), labels.shape)
+    targets = 0.9 * jax.nn.one_hot(labels, logits.shape[-1]) + 0.1 * noise
+    return Rows(logits, labels, targets)
+
+
+def compare_function(function: Function, rows: Rows, key: Array) -> Iterator[Comparison]:
+    """The value of a public function, and the pullback of a random cotangent by its rule."""
+
+    def value_and_pullback(f: Callable[[Rows], Any], rows: Rows) -> tuple[Array, Array, Array]:
+        value, pull = jax.vjp(lambda x: f(rows._replace(logits=x)), rows.logits)
+        g = jax.random.normal(key, value.shape)
+        return value, g, *pull(g)
+
+    @jax.jit
+    def compute(rows: Rows) -> tuple[Array, ...]:
+        value, g, gradient = value_and_pullback(function.ours, rows)
+        plain_value, _, plain_gradient = value_and_pullback(partial(function.definition, jnp), rows)
+        terms = function.terms(jnp, rows, definitions.softmax(jnp, rows.logits), g)
+        # jax.grad reaches the top entry through x - x_top, as minus the sum of the whole row.
+        top = rows.logits == jnp.max(rows.logits, axis=-1, keepdims=True)
+        terms = jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
+        return value, plain_value, abs(plain_value), gradient, plain_gradient, terms
+
+    value, plain_value, size, gradient, plain_gradient, terms = compute(rows)
+    spread = np.ptp(np.asarray(rows.logits), axis=-1)
+    value_spread = spread[:, None] if value.ndim > 1 else spread
+    yield compare(function.name, value, plain_value, size, value_spread)
+    yield compare("  gradient", gradient, plain_gradient, terms, spread[:, None])
+
+
+def compare_jacobians(x: Array) -> Iterator[Comparison]:
+    """Full Jacobians of some rows, by jax.jacrev through the rules and through the definitions."""
+
+    @jax.jit
+    def compute(x: Array) -> tuple[tuple[Array, Array, Array], ...]:
+        p, eye = definitions.softmax(jnp, x), jnp.eye(x.shape[-1])
+        softmax_terms = p[:, :, None] * (eye + p[:, None, :])  # of p_i (delta_ij - p_j)
+        log_softmax_terms = jnp.broadcast_to(p[:, None, :], softmax_terms.shape) + eye
+
+        def jacobians(f: Callable[[Array], Array]) -> Array:
+            return jax.vmap(jax.jacrev(f))(x)
+
+        plain, log_plain = (
+            jacobians(partial(f, jnp)) for f in (definitions.softmax, definitions.log_softmax)
+        )
+        return (
+            (jacobians(jsoftmax.softmax), plain, softmax_terms),
+            (rules.softmax_jacobian(jsoftmax.softmax(x)), plain, softmax_terms),
+            (jacobians(jsoftmax.log_softmax), log_plain, log_softmax_terms),
+        )
+
+    spread = np.ptp(np.asarray(x), axis=-1)[:, None, None]
+    names = ("softmax, Jacobian", "rules.softmax_jacobian", "log_softmax, Jacobian")
+    for name, (ours, plain, terms) in zip(names, compute(x), strict=True):
+        yield compare(name, ours, plain, terms, spread)
+
+
+def compare_backward_pass(
+    network: Network, parameters: Parameters, x: Array, labels: Array, l2: float
+) -> Iterator[Comparison]:
+    """The backward pass by hand, without dropout, beside jax.grad of the textbook loss."""
+
+    def textbook_loss(parameters: Parameters) -> Array:
+        logits = network.logits(parameters, x)
+        nll = definitions.cross_entropy_with_integer_labels(jnp, logits, labels)
+        penalty = sum(jnp.sum(layer.weights**2) for layer in parameters)
+        return jnp.mean(nll) + l2 / 2 * penalty
+
+    @jax.jit
+    def compute(parameters: Parameters) -> tuple[Any, ...]:
+        trace = network.trace(parameters, x)
+        targets = jax.nn.one_hot(labels, trace.logits.shape[-1])
+        error = models.output_error(trace.logits, targets)
+        gradients, errors = models.backward(parameters, trace, error, l2)
+        plain_gradients = jax.grad(textbook_loss)(parameters)
+        # A bias of its own for every example receives that example's error, unsummed.
+        ones = jnp.ones((len(x), 1))
+        own_biases = tuple(Layer(layer.weights, ones * layer.bias) for layer in parameters)
+        plain_errors = [layer.bias for layer in jax.grad(textbook_loss)(own_biases)]
+        # The same pass without signs adds up the |terms|. A slope is 0, 1, or the difference of
+        # terms near 1, 1 - tanh^2: as terms, all but 0 count as 1.
+        p = jsoftmax.softmax(trace.logits)
+        unsigned_parameters, unsigned_trace = jax.tree.map(jnp.abs, (parameters, trace))
+        unsigned_trace = unsigned_trace._replace(slopes=jax.tree.map(jnp.sign, trace.slopes))
+        terms, error_terms = models.backward(unsigned_parameters, unsigned_trace, (p + targets) / len(x), l2)
+        ours, plain = (errors, gradients), (plain_errors, plain_gradients)
+        return trace.logits, ours, plain, (error_terms, terms)
+
+    logits, ours, plain, terms = compute(parameters)
+    spread = float(np.ptp(np.asarray(logits), axis=-1).max())
+    layers = ("hidden", "output")[-len(parameters) :]
+    for index, name in reversed(list(enumerate(layers))):
+        parts = ([errors[index], *gradients[index]] for errors, gradients in (ours, plain, terms))
+        for quantity, by_hand, by_grad, m in zip(("error", "dW", "db"), *parts, strict=True):
+            yield compare(f"{name} layer, {quantity}", by_hand, by_grad, m, spread)

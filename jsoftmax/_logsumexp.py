@@ -1,0 +1,153 @@
+"""The log-sum-exp, bare and weighted."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax import _rows, online
+from jsoftmax._arguments import Axis, Call
+from jsoftmax._autodiff import with_rules
+
+Axes = tuple[int, ...]
+_Saved = tuple[Array, Array | None, online.State]  # a, where, and the state of every row
+_WeightedSaved = tuple[Array, Array, Array | None, Array, Array]  # a, b, where, maximum, total
+
+
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    where: ArrayLike | None = None,
+) -> Array | tuple[Array, Array]:
+    """The logarithm of a sum of exponentials, ``log Σ b·exp(a)``.
+
+        logsumexp a = max + log1p(rest)
+
+    A drop-in for ``jax.nn.logsumexp``. Computed in at least float32, returned in the dtype of the arguments.
+    An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
+    +inf or NaN in a live entry gives NaN.
+
+    Derivative: ``g·p`` in `a`, p being the entry's share ``b·exp(a − logsumexp)`` of the sum, and
+    ``g·exp(a − logsumexp)`` in `b`; 0 where masked. Kept for it: the arguments and two numbers a row.
+
+    Args:
+      a: exponents, any shape.
+      axis: what to sum over: an axis of any sign, a tuple of axes, or None for all.
+      b: weights, broadcast against `a`; they may be negative.
+      keepdims: whether the summed axes stay, with length 1.
+      return_sign: whether to return ``(log |sum|, sign of the sum)``. Without, a negative sum gives NaN.
+      where: True for the entries that count; broadcasts to the shape of `a`.
+
+    Returns:
+      The shape of `a` without `axis`; with `return_sign`, a pair of such arrays.
+
+    Raises:
+      TypeError, ValueError: for complex arguments, nothing to sum over, or an axis, weights, or a mask that
+        does not fit.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(f"{jsoftmax.logsumexp(jnp.array([1.0, 2.0, 3.0])):.5f}")
+    3.40761
+
+    Source: as for `softmax`.
+    """
+    call = Call("logsumexp", a=a, axis=axis, b=b, where=where)
+    a = call.floats("a")
+    if b is None:
+        axes = call.axes(a.shape)
+        out = _logsumexp(axes, a, call.mask(a.shape))
+        sign = jnp.where(jnp.isnan(out), out, (out > -jnp.inf).astype(out.dtype))
+    else:
+        a, b = call.together("a", "b")
+        axes = call.axes(a.shape)
+        out, sign = _weighted_logsumexp(axes, a, b, call.mask(a.shape))
+        if not return_sign:
+            out = out * jnp.where(sign < 0, jnp.nan, 1)  # the gradient is NaN too
+    if not keepdims:
+        out, sign = jnp.squeeze(out, axes), jnp.squeeze(sign, axes)
+    return (out, sign) if return_sign else out
+
+
+def _logsumexp_save(axes: Axes, a: Array, where: Array | None) -> tuple[Array, _Saved]:
+    _, state = _rows.reduce(a, where, None, axes)
+    return online.finish(state).astype(a.dtype), (a, where, state)
+
+
+def _shares(saved: _Saved) -> Array:
+    a, where, state = saved
+    return _rows.probabilities(_rows.shifted(a, where, None, state.max), state.rest)
+
+
+def _logsumexp_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None]:
+    shares = _shares(saved)
+    return (g.astype(shares.dtype) * shares).astype(g.dtype), None
+
+
+def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, None]) -> Array:
+    shares, da = _shares(saved), _rows.masked(tangents[0], saved[1])
+    return jnp.sum(shares * da.astype(shares.dtype), axes, keepdims=True).astype(da.dtype)
+
+
+_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push)
+
+
+def _weighted_save(
+    axes: Axes, a: Array, b: Array, where: Array | None
+) -> tuple[tuple[Array, Array], _WeightedSaved]:
+    counts = (b != 0) if where is None else where & (b != 0)
+    peak = _rows.peak(a, counts, None, axes)
+    exponentials, maximal = _exponentials(a, b, where, peak)
+    terms = _rows.masked(b, where).astype(exponentials.dtype) * exponentials
+    total = jnp.sum(terms, axes, keepdims=True)
+    maximal = (counts & maximal).astype(terms.dtype)
+    rest = jnp.sum(terms - maximal, axes, keepdims=True) + (jnp.sum(maximal, axes, keepdims=True) - 1)
+    empty = peak == -jnp.inf
+    total = jnp.where(empty, 1, total)
+    near_one = jnp.abs(rest) < 0.5
+    log = jnp.where(near_one, jnp.log1p(jnp.where(near_one, rest, 0)), jnp.log(jnp.abs(total)))
+    out = jnp.where(empty, -jnp.inf, peak.astype(log.dtype) + log)
+    sign = jnp.where(empty, 0, jnp.sign(total))
+    return (out.astype(a.dtype), sign.astype(a.dtype)), (a, b, where, peak, total)
+
+
+def _exponentials(a: Array, b: Array, where: Array | None, peak: Array) -> tuple[Array, Array]:
+    """``exp(a − max)``, the maximum being that of the entries with weight; and where it is reached.
+
+    An entry without weight may overflow, or be NaN: it has the value 0, and its derivative in b is lost.
+    """
+    u = _rows.shifted(a, where, None, peak).u
+    overflows = (b == 0) & ~(u < jnp.log(jnp.finfo(u.dtype).max))
+    return jnp.exp(jnp.where(overflows, -jnp.inf, u)), u == 0
+
+
+def _weighted_shares(saved: _WeightedSaved) -> tuple[Array, Array]:
+    """The derivatives in a, ``b·exp(a)/Σ``, and in b, ``exp(a)/Σ``."""
+    a, b, where, peak, total = saved
+    shares = _exponentials(a, b, where, peak)[0] / total
+    shares = jnp.where(peak == -jnp.inf, 0, shares)
+    return b.astype(shares.dtype) * shares, shares
+
+
+def _weighted_pull(
+    axes: Axes, saved: _WeightedSaved, cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
+    g, _ = cotangents  # the sign is a step: its derivative is 0
+    da, db = (g.astype(shares.dtype) * shares for shares in _weighted_shares(saved))
+    return da.astype(g.dtype), db.astype(g.dtype), None
+
+
+def _weighted_push(
+    axes: Axes, saved: _WeightedSaved, tangents: tuple[Array | None, Array | None, None]
+) -> tuple[Array, Array]:
+    a, _, where, *_ = saved
+    parts = zip(_weighted_shares(saved), tangents[:2], strict=True)
+    terms = sum(s * _rows.masked(d, where).astype(s.dtype) for s, d in parts if d is not None)
+    out = jnp.sum(jnp.asarray(terms), axes, keepdims=True).astype(a.dtype)
+    return out, jnp.zeros_like(out)
+
+
+_weighted_logsumexp = with_rules(_weighted_save, _weighted_pull, _weighted_push)

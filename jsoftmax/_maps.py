@@ -1,0 +1,181 @@
+"""The maps from logits to probabilities: softmax and log-softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax import _rows, online, rules
+from jsoftmax._arguments import Axis, Call
+from jsoftmax._autodiff import with_rules
+
+Axes = tuple[int, ...]
+Tangents = tuple[Array | None, Array | None, Array | None]
+
+
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike | None = None,
+) -> Array:
+    """Probabilities proportional to exp(x/T).
+
+        pᵢ = exp(xᵢ/T) / Σⱼ exp(xⱼ/T)
+
+    A drop-in for ``jax.nn.softmax``. Computed in at least float32 as ``exp((xᵢ − max)/T)/(1 + rest)``, `rest`
+    being the sum of the other exponentials, and returned in the dtype of `x` (integers become floats).
+    A masked class and a logit of −inf have probability 0, in a row with no live class too; +inf or NaN in
+    a live class makes that row NaN, and no other.
+
+    Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
+    masked class. Kept for it: the output; for 16-bit `x`, or with a temperature, `x` and two numbers a row.
+
+    Args:
+      x: logits, any shape.
+      axis: the class axis, of any sign, a tuple of axes, or None for all.
+      where: True for the classes that count; broadcasts to the shape of `x`.
+      temperature: T, a number, or an array with one entry a row: the shape of `x` without `axis`, or with
+        length 1 there. Negative turns the order round; at 0 the row is NaN.
+
+    Returns:
+      Probabilities in the shape of `x`.
+
+    Raises:
+      TypeError, ValueError: for complex `x`, no classes, or an axis, mask, or temperature that does not fit.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
+    [ 9. 24. 67.]
+
+    Source: Blanchard, Higham & Higham, *Accurately computing the log-sum-exp and softmax functions*,
+    IMA J. Numer. Anal. 41 (2021).
+    """
+    call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature)
+    x = call.floats("x")
+    axes = call.axes(x.shape)
+    scale = call.temperature(x, axes, rules.computing_dtype(x.dtype))
+    return _softmax(axes, x, call.mask(x.shape), scale)
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike | None = None,
+) -> Array:
+    """The logarithm of the softmax of x/T, exact where the softmax rounds to 0 or to 1.
+
+        log pᵢ = (xᵢ − max)/T − log1p(rest)
+
+    A drop-in for ``jax.nn.log_softmax``. Computed in at least float32, returned in the dtype of `x`. `rest`
+    is the sum of the other exponentials: a confident class keeps its digits, −1e-20 included. A masked
+    class and a logit of −inf give −inf, in a row with no live class too; +inf or NaN in a live class makes
+    that row NaN, and no other.
+
+    Derivative: ``g − p·Σg``, over T (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does
+    not count, and in a row with no live class. Kept for it: one array in the shape of the output.
+
+    Args, Returns, Raises: as for `softmax`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jnp.round(100 * jsoftmax.log_softmax(jnp.array([1.0, 2.0, 3.0]))))
+    [-241. -141.  -41.]
+    >>> print(f"{jsoftmax.log_softmax(jnp.array([50.0, 0.0]))[0]:.5e}")
+    -1.92875e-22
+
+    Source: as for `softmax`.
+    """
+    call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature)
+    x = call.floats("x")
+    axes = call.axes(x.shape)
+    scale = call.temperature(x, axes, rules.computing_dtype(x.dtype))
+    return _log_softmax(axes, x, call.mask(x.shape), scale)
+
+
+class _Saved(NamedTuple):
+    """What a map keeps for its derivative: one array in the shape of its output.
+
+    The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, and a
+    temperature's derivative needs the logits: there it is the logits, with the state of every row.
+    """
+
+    kept: Array
+    where: Array | None
+    temperature: Array | None
+    state: online.State | None
+
+    def restore(self, probabilities: Callable[[_rows.Shifted, Array], Array]) -> tuple[Array, Array]:
+        """The probabilities, and the shifted logits u if a temperature needs them."""
+        if self.state is None:
+            return self.kept, self.kept
+        shifted = _rows.shifted(self.kept, self.where, self.temperature, self.state.max)
+        return probabilities(shifted, self.state.rest), shifted.u
+
+    def pull(self, u: Array, dz: Array) -> tuple[Array, None, Array | None]:
+        """The cotangents of x, where, and temperature, from that of x/T."""
+        dx, dt = _rows.pull_scaling(u, dz, self.where, self.temperature)
+        return dx.astype(self.kept.dtype), None, dt
+
+    def push(self, u: Array, tangents: Tangents) -> Array:
+        """The tangent of x/T."""
+        dx, _, dt = tangents
+        return _rows.push_scaling(u, dx, dt, self.where, self.temperature)
+
+
+def _save(p: Array, x: Array, where: Array | None, temperature: Array | None, state: online.State) -> _Saved:
+    if p.dtype == x.dtype and temperature is None:
+        return _Saved(p, where, None, None)
+    return _Saved(x, where, temperature, state)
+
+
+def _softmax_save(
+    axes: Axes, x: Array, where: Array | None, temperature: Array | None
+) -> tuple[Array, _Saved]:
+    shifted, state = _rows.reduce(x, where, temperature, axes)
+    p = _rows.probabilities(shifted, state.rest)
+    return p.astype(x.dtype), _save(p, x, where, temperature, state)
+
+
+def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None, Array | None]:
+    p, u = saved.restore(_rows.probabilities)
+    return saved.pull(u, rules.softmax_product(p, _rows.masked(g, saved.where).astype(p.dtype), axes))
+
+
+def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
+    p, u = saved.restore(_rows.probabilities)
+    return rules.softmax_product(p, saved.push(u, tangents), axes).astype(saved.kept.dtype)
+
+
+_softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
+
+
+def _log_softmax_save(
+    axes: Axes, x: Array, where: Array | None, temperature: Array | None
+) -> tuple[Array, _Saved]:
+    shifted, state = _rows.reduce(x, where, temperature, axes)
+    p = _rows.marked_probabilities(shifted, state.rest)
+    out = shifted.u - _rows.log_total(state.rest)
+    return out.astype(x.dtype), _save(p, x, where, temperature, state)
+
+
+def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None, Array | None]:
+    p, u = saved.restore(_rows.marked_probabilities)
+    g = _rows.masked(g, saved.where).astype(p.dtype)
+    dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes)
+    return saved.pull(u, jnp.where(p < 0, 0, dz))
+
+
+def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
+    p, u = saved.restore(_rows.marked_probabilities)
+    out = rules.log_softmax_jvp(jnp.where(p < 0, 0, p), saved.push(u, tangents), axes)
+    return _rows.masked(jnp.where(p < 0, 0, out), saved.where).astype(saved.kept.dtype)
+
+
+_log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

@@ -1,0 +1,158 @@
+"""The closed forms: every derivative of the softmax family, each written once.
+
+Plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to its
+own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
+Sums are taken in at least float32; results have the promoted dtype of the arguments.
+
+All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
+probabilities, which are small and exact. At most one class of a row has p > 1/2: there, and only there,
+the formulas are evaluated through the others.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+__all__ = [
+    "cross_entropy_hvp",
+    "cross_entropy_residual",
+    "label_residual",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "softmax_jacobian",
+    "softmax_product",
+    "temperature_jvp",
+    "temperature_vjp",
+]
+
+Axes = int | tuple[int, ...]
+
+
+def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
+    """The Jacobian of the softmax, ``diag(p) − p pᵀ``: the product with every basis vector.
+
+    Shape ``[..., V, V]``; entry ``[..., i, j]`` is ∂pᵢ/∂zⱼ. Symmetric, and every row sums to 0.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> rules.softmax_jacobian(jnp.array([0.5, 0.25, 0.25]))
+    Array([[ 0.25  , -0.125 , -0.125 ],
+           [-0.125 ,  0.1875, -0.0625],
+           [-0.125 , -0.0625,  0.1875]], dtype=float32)
+    """
+    p = jnp.moveaxis(jnp.asarray(p), axis, -1)[..., None, :]
+    basis = jnp.eye(p.shape[-1], dtype=p.dtype)
+    return softmax_product(p, jnp.broadcast_to(basis, (*p.shape[:-2], *basis.shape)))
+
+
+def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+    """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``; symmetric, so both J v and Jᵀ v.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> rules.softmax_product(jnp.array([0.5, 0.25, 0.25]), jnp.array([1.0, 0.0, 0.0]))
+    Array([ 0.25 , -0.125, -0.125], dtype=float32)
+    """
+    p, v, dtype = _operands(p, v)
+    # The softmax is exp of the log-softmax: pull p·v back through the latter.
+    return log_softmax_vjp(p, p * v, axis).astype(dtype)
+
+
+def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+    """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``."""
+    p, v, dtype = _operands(p, v)
+    leads, p_others = _leads(p, axis)
+    product = p * v
+    # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
+    at_lead = v * p_others - _sum(jnp.where(leads, 0, product), axis)
+    return jnp.where(leads, at_lead, v - _sum(product, axis)).astype(dtype)
+
+
+def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, others: Array | None = None) -> Array:
+    """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
+
+    `others`, if known, is 1 − p at the largest class: the sum of the other probabilities of the row.
+    """
+    p, g, dtype = _operands(p, g)
+    leads, p_others = _leads(p, axis) if others is None else (p > 0.5, others)
+    # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
+    at_lead = g * p_others - p * _sum(jnp.where(leads, 0, g), axis)
+    return jnp.where(leads, at_lead, g - p * _sum(g, axis)).astype(dtype)
+
+
+def cross_entropy_residual(
+    p: ArrayLike, t: ArrayLike, axis: Axes = -1, *, others: Array | None = None
+) -> Array:
+    """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
+
+    The fused rule, right also where `t` does not sum to 1. It keeps its digits where p is near t = 1.
+    `others` is as in `log_softmax_vjp`.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> rules.cross_entropy_residual(jnp.array([0.5, 0.25, 0.25]), jnp.array([1.0, 0.0, 0.0]))
+    Array([-0.5 ,  0.25,  0.25], dtype=float32)
+    """
+    return -log_softmax_vjp(p, t, axis, others=others)
+
+
+def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
+    """`cross_entropy_residual` for the one-hot target that is 1 where `hit`, from its loss `nll`.
+
+    ``p − 1 = expm1(−nll)`` at the label: exact also where p rounds to 1.
+    """
+    return jnp.where(hit, jnp.expm1(-jnp.asarray(nll)), p)
+
+
+def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+    """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`.
+
+    The gradient is p − t, so its derivative is the softmax's own: `softmax_product`.
+    """
+    return softmax_product(p, v, axis)
+
+
+def temperature_jvp(u: Array, dx: Array, dt: ArrayLike, temperature: Array) -> Array:
+    """The derivative of ``z = x/T`` along (dx, dT), up to a shift of the row: ``(dx − u·dT)/T``.
+
+    `u` is z less the row's maximum. For functions of z that a shift of the row does not change.
+    """
+    return (dx - _finite(u) * dt) / temperature
+
+
+def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Array]:
+    """The cotangent `dz` pulled back through ``z = x/T``: ``dz/T`` and, class by class, ``−dz·u/T``.
+
+    `u` is z less the row's maximum: where the row of `dz` sums to 0, a shift of u changes nothing.
+    """
+    dx = dz / temperature
+    return dx, -dx * _finite(u)
+
+
+def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """At least float32, whatever comes in."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _operands(p: ArrayLike, v: ArrayLike) -> tuple[Array, Array, jnp.dtype]:
+    p, v = jnp.asarray(p), jnp.asarray(v)
+    dtype = jnp.promote_types(p.dtype, v.dtype)
+    computed = computing_dtype(dtype)
+    return p.astype(computed), v.astype(computed), dtype
+
+
+def _leads(p: Array, axis: Axes) -> tuple[Array, Array]:
+    """Where p > 1/2, and the sum of the other probabilities of the row."""
+    leads = p > 0.5
+    return leads, _sum(jnp.where(leads, 0, p), axis)
+
+
+def _sum(values: Array, axis: Axes) -> Array:
+    return jnp.sum(values, axis=axis, keepdims=True)
+
+
+def _finite(u: Array) -> Array:
+    """Replace −inf by 0: a dead class has dz = 0, and 0·log 0 is 0."""
+    return jnp.where(u == -jnp.inf, 0, u)

@@ -1,0 +1,18 @@
+"""A strict world: no silent promotion of dtypes or ranks, and eight devices on any CPU."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Float64 within the test."""
+    with jax.enable_x64(True):
+        yield

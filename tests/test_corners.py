@@ -1,0 +1,252 @@
+"""The corners of the contract, in value, gradient and second derivative.
+
+Wherever the contract says finite, `jax_debug_nans` is on.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import FUNCTIONS, named
+from jax.experimental import checkify
+
+import jsoftmax
+
+INF, NAN = np.inf, np.nan
+LOGITS_ONLY = {
+    "softmax": jsoftmax.softmax,
+    "log_softmax": jsoftmax.log_softmax,
+    "logsumexp": partial(jsoftmax.logsumexp, axis=-1),
+    "cross_entropy, ids": lambda x, **o: jsoftmax.cross_entropy(x, jnp.zeros(x.shape[:-1], jnp.int32), **o),
+    "cross_entropy, targets": lambda x, **o: jsoftmax.cross_entropy(
+        x, jnp.zeros_like(x).at[..., 0].set(0.75).at[..., 1].set(0.25), **o
+    ),
+}
+TAKES_TEMPERATURE = [name for name in LOGITS_ONLY if name != "logsumexp"]
+each = pytest.mark.parametrize("name", LOGITS_ONLY)
+
+
+def finite_sum(values):
+    """Of what can be finite: the −inf of dead classes is a constant."""
+    return jnp.sum(jnp.where(jnp.isfinite(values), values, 0))
+
+
+def derivatives(function, *floats):
+    """The gradient of every float argument, and the Hessian in the first, jitted."""
+
+    def total(*floats):
+        return finite_sum(function(*floats))
+
+    positions = tuple(range(len(floats)))
+    gradients = jax.jit(jax.grad(total, positions))(*floats)
+    return gradients, jax.jit(jax.jacrev(jax.grad(total)))(*floats)
+
+
+def assert_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert np.isfinite(leaf).all()
+
+
+@each
+@pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
+def test_a_row_with_no_live_class(name, forward):
+    """Softmax 0, log-softmax and logsumexp −inf, the loss 0; every derivative 0, never NaN."""
+    value = {"softmax": 0, "log_softmax": -INF, "logsumexp": -INF}.get(name, 0)
+    dead, masked = jnp.full((2, 3), -INF), jnp.zeros((2, 3), bool)
+    empties = [(dead, {}), (jnp.array([[NAN, INF, 1e38]] * 2), {"where": masked})]
+    if name in TAKES_TEMPERATURE:
+        empties += [(dead, {"temperature": 0.5})]
+    mode = jsoftmax.forward_mode() if forward else nullcontext()
+    with jax.debug_nans(True), mode:
+        for x, options in empties:
+            function = partial(LOGITS_ONLY[name], **options)
+            for call in (function, jax.jit(function)):
+                out = call(x)
+                np.testing.assert_array_equal(out, jnp.full(out.shape, value))
+            for derivative in jax.tree.leaves(derivatives(function, x)):
+                np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
+
+
+@each
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_a_dead_class_changes_nothing(name, temperature):
+    """Masked, whatever lies there, or −inf: the live classes are as if it were dropped."""
+    options = {}
+    if temperature is not None:
+        if name not in TAKES_TEMPERATURE:
+            pytest.skip("it takes no temperature")
+        options["temperature"] = temperature
+    live = jnp.array([True, True, False, True])
+    x = jnp.array([[0.5, -1.0, 0.25, 2.0], [1.0, 1.0, -0.5, 0.0]])
+    function = partial(LOGITS_ONLY[name], **options)
+    want = function(x[:, live])
+    (gradient,), hessian = derivatives(function, x[:, live])
+    cases = [(x.at[:, 2].set(under), live[None]) for under in (NAN, INF, -INF, 1e38, 0.0)]
+    cases.append((x.at[:, 2].set(-INF), None))
+    with jax.debug_nans(True):
+        for there, mask in cases:
+            masked = partial(function, **({} if mask is None else {"where": mask}))
+            out = jax.jit(masked)(there)
+            if out.ndim == 2:
+                np.testing.assert_array_equal(out[:, 2], np.full(2, 0 if name == "softmax" else -INF))
+                out = out[:, live]
+            np.testing.assert_allclose(out, want, rtol=1e-6)
+            (ours,), second = derivatives(masked, there)
+            np.testing.assert_allclose(ours[:, live], gradient, rtol=1e-5, atol=1e-7)
+            np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
+            second = second[:, live][:, :, :, live]
+            np.testing.assert_allclose(second, hessian, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["masked", "-inf"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
+    """And pulls the live classes along p, finite."""
+    x = jnp.array([[1.0, 2.0, -INF if kind == "-inf" else 7.0]])
+    where = jnp.array([[True, True, False]]) if kind == "masked" else None
+    labels = jnp.array([[0.0, 0.0, 1.0]]) if soft else jnp.array([2])
+    loss, gradient = jax.value_and_grad(
+        lambda x: jsoftmax.cross_entropy(x, labels, where=where, reduction="sum")
+    )(x)
+    assert loss == INF
+    np.testing.assert_allclose(gradient[0, :2], jax.nn.softmax(x[0, :2]), rtol=1e-6)
+    if kind == "masked":
+        assert gradient[0, 2] == 0
+
+
+@each
+@pytest.mark.parametrize("bad", [INF, NAN])
+def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
+    x = jnp.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0], [0.0, 0.0, 0.0]])
+    out, pull = jax.vjp(LOGITS_ONLY[name], x)
+    (gradient,) = pull(jnp.ones_like(out))
+    for values in (out, gradient):
+        rows = np.isnan(values).reshape(3, -1)
+        assert rows[1].all()
+        assert not rows[[0, 2]].any()
+
+
+@each
+def test_huge_logits_and_offsets(name):
+    """The shift comes first: adding what float32 can add exactly changes no digit."""
+    x = jnp.array([[0.0, -1.0, -2.5, -8.0]])
+    function = LOGITS_ONLY[name]
+    for offset in (1024.0, 2.0**20, -(2.0**20)):
+        shift = offset if name == "logsumexp" else 0
+        np.testing.assert_allclose(
+            function(x + offset) - shift, function(x), rtol=1e-6, atol=abs(shift) * 6e-8
+        )
+    with jax.debug_nans(True):
+        for huge in (1e30, 3e38):
+            x = jnp.array([[-huge, 0.0, huge, huge]])
+            if name == "softmax":
+                np.testing.assert_array_equal(function(x), [[0.0, 0.0, 0.5, 0.5]])
+            if name == "logsumexp":
+                np.testing.assert_allclose(function(x), [huge], rtol=1e-6)
+            assert_finite(derivatives(function, x))
+
+
+def test_float16_rows_longer_than_its_range():
+    x = jnp.full((2, 100_000), 3.0, jnp.float16)
+    np.testing.assert_array_equal(jsoftmax.softmax(x), jnp.full(x.shape, 1e-5, jnp.float16))
+    np.testing.assert_array_equal(jsoftmax.logsumexp(x, -1), jnp.full(2, 3 + np.log(1e5), jnp.float16))
+    losses = jsoftmax.cross_entropy(x, jnp.zeros(2, jnp.int32))
+    np.testing.assert_allclose(losses, np.log(1e5), rtol=2e-7)
+
+
+def test_bfloat16_losses_keep_float32s_digits():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 128256)), jnp.bfloat16)
+    want = jsoftmax.cross_entropy(x.astype(jnp.float32), jnp.array([5]))
+    loss = jsoftmax.cross_entropy(x, jnp.array([5]))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, want, rtol=2e-7)
+
+
+def test_confidence_down_to_the_smallest_normal_number():
+    for lead in (1.0, 20.0, 50.0, 87.0):
+        x = jnp.array([lead, 0.0])
+        loss, gradient = jax.value_and_grad(lambda x: jsoftmax.cross_entropy(x, jnp.int32(0)))(x)
+        exact = np.log1p(np.exp(-lead))
+        np.testing.assert_allclose(loss, exact, rtol=1e-5)
+        np.testing.assert_allclose(gradient, [np.expm1(-exact), -np.expm1(-exact)], rtol=1e-5)
+
+
+def test_nothing_times_log_nothing_is_nothing():
+    """For targets of 0 on dead classes, in the value and in every derivative."""
+    x, t = jnp.array([[0.0, -INF, 1.0]]), jnp.array([[1.0, 0.0, 0.0]])
+    with jax.debug_nans(True):
+        np.testing.assert_allclose(jsoftmax.cross_entropy(x, t), [np.log1p(np.e)], rtol=1e-6)
+        (dx, dt), _ = derivatives(jsoftmax.cross_entropy, x, t)
+    p = jax.nn.softmax(x)
+    np.testing.assert_allclose(dx, p - t, rtol=1e-6)
+    np.testing.assert_allclose(dt[0, ::2], -jnp.log(p[0, ::2]), rtol=1e-6)
+    assert dt[0, 1] == 0
+
+
+@pytest.mark.parametrize("name", TAKES_TEMPERATURE)
+@pytest.mark.parametrize("temperature", [1e-30, 0.01, 100.0, 1e30, -0.7])
+def test_any_temperature(name, temperature):
+    """Near 0 the largest class takes all; far out the row is flat; below 0 the order turns round."""
+    x = jnp.array([[3.0, 1.0, 2.0], [1e30, -1e30, 0.0]])
+    function = LOGITS_ONLY[name]
+    with jax.debug_nans(True):
+        out = jax.jit(lambda x, t: function(x, temperature=t))(x, temperature)
+        assert not np.isnan(out).any()
+        if name == "softmax":
+            want = jax.nn.softmax(np.asarray([3.0, 1.0, 2.0]) / temperature)
+            np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-30)
+        gradients = jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1))
+        for gradient in jax.jit(gradients)(x[:1], jnp.float32(temperature)):
+            assert not np.isnan(gradient).any()
+
+
+def test_temperatures_one_a_row():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    t = jnp.array([[0.5, 1.0, 2.0], [3.0, 0.25, 1.5]])
+    for function in (jsoftmax.softmax, jsoftmax.log_softmax):
+        want = function(x / t[..., None])
+        for shape in ((2, 3), (2, 3, 1)):
+            np.testing.assert_allclose(function(x, temperature=t.reshape(shape)), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        jsoftmax.softmax(x, temperature=t[:1, :, None]), jsoftmax.softmax(x / t[:1, :, None]), rtol=1e-5
+    )
+    zero = jsoftmax.softmax(x[0], temperature=jnp.array([1.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(np.isnan(zero).all(-1), [False, True, False])
+
+
+@pytest.mark.parametrize("function", **named([f for f in FUNCTIONS if "masked" not in f.name]))
+def test_no_rows_give_no_rows(function):
+    arguments = function.arguments(np.zeros((0, 4), np.float32))
+    out, pull = jax.vjp(lambda *a: function.ours(*a, axis=-1), *arguments)
+    assert out.shape[0] == 0
+    assert all(g.shape == a.shape for g, a in zip(pull(out), arguments, strict=True))
+
+
+def test_checkify_names_a_bad_label_and_its_row():
+    x, labels = jnp.zeros((3, 4)), jnp.array([1, -100, 7])
+
+    def total(x, labels):
+        return jsoftmax.cross_entropy(x, labels, reduction="sum")
+
+    for call in (jsoftmax.cross_entropy, jax.jit(total), jax.grad(total), jax.jit(jax.value_and_grad(total))):
+        error, _ = jax.jit(checkify.checkify(call))(x, labels)
+        assert "class id -100 of row 1 is outside [0, 4)" in error.get()
+        assert checkify.checkify(call)(x, labels % 4)[0].get() is None
+
+
+def test_without_checkify_the_check_is_not_in_the_program():
+    x, labels = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    compiled = {}
+    for context in ("with", "without"):
+        step = jax.jit(jax.value_and_grad(lambda x, y: jsoftmax.cross_entropy(x, y, reduction="mean")))
+        if context == "with":
+            compiled[context] = step.lower(x, labels).compile()
+        else:
+            with jsoftmax.without_reports():
+                compiled[context] = step.lower(x, labels).compile()
+    flops = {context: program.cost_analysis()["flops"] for context, program in compiled.items()}
+    assert flops["with"] == flops["without"]
+    assert "argmax" not in compiled["with"].as_text()

@@ -1,0 +1,242 @@
+"""Every rule is the derivative of its definition: first and second order, reverse and forward."""
+
+from functools import partial
+
+import definitions
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import REGIMES, jit_quickly, logits, named
+from jax.test_util import check_grads
+
+import jsoftmax
+from jsoftmax import rules
+
+MODES = {"reverse": ("rev",), "forward": ("fwd", "rev")}
+
+
+def scalar(function, arguments, which, axis=-1, cotangent=True):
+    """The function as a scalar of its float arguments, and the same of its definition."""
+
+    def dot(f, *floats):
+        full = list(arguments)
+        for position, value in zip(which, floats, strict=True):
+            full[position] = value
+        out = f(*full, axis=axis)
+        weights = np.random.default_rng(2).normal(size=out.shape) if cotangent else np.ones(out.shape)
+        return jnp.sum(out * jnp.asarray(weights, out.dtype))
+
+    return partial(dot, function.ours), partial(dot, function.plain)
+
+
+def assert_close(ours, plain, rtol=1e-11):
+    """Leaf by leaf, relative to the largest entry of the leaf."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1, np.abs(b).max(initial=0)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("function", **named())
+def test_finite_differences_agree(function, mode, x64):
+    arguments = function.arguments(logits("unit", (3, 5)))
+    which = function.floats(arguments)
+    ours, _ = scalar(function, arguments, which)
+    floats = tuple(arguments[i] for i in which)
+    if mode == "forward":
+        with jsoftmax.forward_mode():
+            check_grads(jax.jit(ours), floats, order=1)
+    else:
+        check_grads(jax.jit(ours), floats, order=2, modes=["rev"])
+
+
+def in_float64(function, regime):
+    """Both functions, their float arguments, where these stand, and a tolerance for the plain one."""
+    arguments = function.arguments(logits(regime, (3, 6)))
+    which = function.floats(arguments)
+    ours, plain = scalar(function, arguments, which)
+    floats = tuple(arguments[i] for i in which)
+    return ours, plain, floats, tuple(range(len(which))), 1e-12 * (10 + float(np.abs(arguments[0]).max()))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("function", **named())
+def test_gradient_is_that_of_the_definition(function, regime, x64):
+    ours, plain, floats, positions, rtol = in_float64(function, regime)
+    want = jit_quickly(jax.grad(plain, positions))(*floats)
+    assert_close(jit_quickly(jax.grad(ours, positions))(*floats), want, rtol)
+    with jsoftmax.forward_mode():
+        assert_close(jit_quickly(jax.jacfwd(ours, positions))(*floats), want, rtol)
+        assert_close(jit_quickly(jax.jacrev(ours, positions))(*floats), want, rtol)
+
+
+@pytest.mark.parametrize("regime", ["unit", "tied", "peaked by 15"])
+@pytest.mark.parametrize("function", **named())
+def test_hessian_is_that_of_the_definition(function, regime, x64):
+    """Reverse over reverse, forward over reverse (which needs no switch), and forward over forward."""
+    ours, plain, floats, positions, rtol = in_float64(function, regime)
+    want = jit_quickly(jax.hessian(plain, positions))(*floats)
+    gradient = jax.grad(ours, positions)
+    assert_close(jit_quickly(jax.jacrev(gradient, positions))(*floats), want, 10 * rtol)
+    assert_close(jit_quickly(jax.jacfwd(gradient, positions))(*floats), want, 10 * rtol)
+    with jsoftmax.forward_mode():
+        assert_close(
+            jit_quickly(jax.jacfwd(jax.jacfwd(ours, positions), positions))(*floats), want, 10 * rtol
+        )
+        assert_close(jit_quickly(jax.hessian(ours, positions))(*floats), want, 10 * rtol)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_gradient_in_float32_has_the_dtype_of_its_argument(function):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        arguments = function.arguments(jnp.asarray(logits("unit", (3, 6))).astype(dtype))
+        which = function.floats(arguments)
+        ours, _ = scalar(function, arguments, which)
+        for i, gradient in enumerate(jax.grad(ours, range(len(which)))(*(arguments[i] for i in which))):
+            assert gradient.dtype == dtype
+            assert gradient.shape == arguments[which[i]].shape
+
+
+def attention(softmax, cross_entropy, inputs, weights, labels):
+    """A causal block of self-attention with a head, and its loss."""
+    q, k, v = (inputs @ w for w in weights[:3])
+    causal = jnp.tril(jnp.ones((len(inputs), len(inputs)), bool))
+    mixed = softmax(q @ k.T / 2, -1, causal) @ v
+    return jnp.mean(cross_entropy((inputs + mixed) @ weights[3], labels))
+
+
+def perceptron(softmax, cross_entropy, inputs, weights, labels):
+    hidden = jnp.tanh(inputs @ weights[0])
+    gate = softmax(hidden @ weights[1])
+    return jnp.mean(cross_entropy((hidden * gate) @ weights[3], labels))
+
+
+@pytest.mark.parametrize("model", [attention, perceptron])
+def test_models_push_forward_in_float64(model, x64):
+    """jvp, jacfwd, hessian, and linearize of whole models, nested jits included, in forward mode."""
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(5, 4)))
+    weights = jnp.asarray(rng.normal(size=(4, 4, 4)))
+    direction = jnp.asarray(rng.normal(size=weights.shape))
+    labels = jnp.asarray(rng.integers(0, 4, 5))
+    plain = jax.jit(partial(model, definitions.softmax, definitions.cross_entropy))
+    ours = jax.jit(partial(model, jsoftmax.softmax, jax.jit(jsoftmax.cross_entropy)))
+
+    def derivatives(loss):
+        def at(weights):
+            return loss(inputs, weights, labels)
+
+        _, push = jax.linearize(at, weights)
+        return {
+            "jvp": jax.jvp(at, (weights,), (direction,)),
+            "jacfwd": jax.jacfwd(at)(weights),
+            "jacfwd of jacfwd": jax.jacfwd(jax.jacfwd(at))(weights),
+            "hessian": jax.hessian(at)(weights),
+            "grad": jax.grad(at)(weights),
+            "linearize": push(direction),
+        }
+
+    want = derivatives(plain)
+    with jsoftmax.forward_mode():
+        assert_close(derivatives(ours), want, 1e-12)
+    assert_close(jax.grad(lambda w: ours(inputs, w, labels))(weights), want["grad"], 1e-12)
+
+
+def test_outside_forward_mode_pushing_forward_is_refused():
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(jsoftmax.softmax, (jnp.zeros(3),), (jnp.ones(3),))
+
+
+def test_one_jitted_function_traced_in_both_modes_gives_both_programs():
+    step = jax.jit(lambda x: jsoftmax.log_softmax(x).sum())
+    x = jnp.arange(3.0)
+    assert "custom_vjp" in str(jax.make_jaxpr(step)(x))
+    jax.grad(step)(x)
+    with jsoftmax.forward_mode():
+        assert "custom_jvp" in str(jax.make_jaxpr(step)(x))
+        np.testing.assert_allclose(jax.jacfwd(step)(x), jax.grad(step)(x), atol=1e-6)
+    assert "custom_vjp" in str(jax.make_jaxpr(step)(x))
+
+
+def test_optax_spellings_push_forward_as_optax_does():
+    x = jnp.array([2.0, 1.0, 0.1])
+    t = jnp.array([1.0, 0.0, 0.0])
+    for loss, labels in (
+        (jsoftmax.softmax_cross_entropy, t),
+        (jsoftmax.softmax_cross_entropy_with_integer_labels, jnp.int32(0)),
+    ):
+        np.testing.assert_allclose(jax.jacfwd(loss)(x, labels), jax.grad(loss)(x, labels), rtol=1e-6)
+
+
+def test_the_gradient_of_the_loss_is_p_minus_t():
+    z, t = jnp.array([2.0, 1.0, 0.1]), jnp.array([1.0, 0.0, 0.0])
+    p = jsoftmax.softmax(z)
+    gradient = jax.grad(jsoftmax.cross_entropy)(z, t)
+    np.testing.assert_allclose(gradient, p - t, rtol=1e-6)
+    np.testing.assert_allclose(gradient, rules.cross_entropy_residual(p, t), rtol=1e-6)
+    np.testing.assert_allclose(gradient, jax.grad(jsoftmax.cross_entropy)(z, jnp.int32(0)), rtol=1e-6)
+
+
+def test_rows_of_the_jacobian_are_gradients_of_the_outputs():
+    rng = np.random.default_rng(0)
+    for i in rng.integers(0, 12, 10):
+        z = jnp.asarray(3 * rng.normal(size=12), jnp.float32)
+        gradient = jax.grad(lambda z, i=i: jsoftmax.softmax(z)[i])(z)
+        row = rules.softmax_jacobian(jsoftmax.softmax(z))[i]
+        np.testing.assert_allclose(row, gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_a_padding_row_of_targets_pulls_nothing():
+    """The rule is (Σt)·p − t: with p − t, an all-zero row would pull the logits along p."""
+    z, t = jnp.asarray(logits("unit", (2, 5), dtype=np.float32)), jnp.zeros((2, 5)).at[0, 1].set(1)
+    gradient = jax.grad(jsoftmax.cross_entropy)(z, t, reduction="sum")
+    np.testing.assert_array_equal(gradient[1], jnp.zeros(5))
+
+
+RULES = {
+    "softmax_product": lambda p, v: p * (v - np.sum(p * v, -1, keepdims=True)),
+    "cross_entropy_hvp": lambda p, v: p * (v - np.sum(p * v, -1, keepdims=True)),
+    "log_softmax_jvp": lambda p, v: v - np.sum(p * v, -1, keepdims=True),
+    "log_softmax_vjp": lambda p, g: g - p * np.sum(g, -1, keepdims=True),
+    "cross_entropy_residual": lambda p, t: np.sum(t, -1, keepdims=True) * p - t,
+}
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", RULES)
+def test_closed_forms(name, regime, axis, x64):
+    x = logits(regime, (6, 5), axis if isinstance(axis, int) else -1)
+    p = np.asarray(jsoftmax.softmax(x, axis))
+    v = np.random.default_rng(1).normal(size=p.shape)
+    if axis == (0, 1):
+        want = RULES[name](p.reshape(-1), v.reshape(-1)).reshape(p.shape)
+    else:
+        want = np.moveaxis(RULES[name](np.moveaxis(p, axis, -1), np.moveaxis(v, axis, -1)), -1, axis)
+    ours = getattr(rules, name)(p, v, axis)
+    np.testing.assert_allclose(ours, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_the_jacobian_is_diag_p_minus_p_p(axis, x64):
+    p = np.asarray(jsoftmax.softmax(logits("unit", (2, 3, 4)), axis))
+    rows = np.moveaxis(p, axis, -1)
+    want = np.einsum("...i,ij->...ij", rows, np.eye(rows.shape[-1])) - rows[..., None] * rows[..., None, :]
+    np.testing.assert_allclose(rules.softmax_jacobian(p, axis), want, rtol=1e-12, atol=1e-15)
+
+
+def test_closed_forms_keep_their_digits_where_p_is_near_one():
+    """1 − p is 1e-9 here, and 0 in float32."""
+    p = jnp.array([1.0, 1e-9], jnp.float32)
+    one = jnp.array([1.0, 0.0])
+    want = jnp.array([1e-9, -1e-9])
+    for value in (
+        rules.softmax_jacobian(p)[0],
+        rules.softmax_product(p, one),
+        rules.log_softmax_vjp(p, one),
+        -rules.cross_entropy_residual(p, one),
+    ):
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+    np.testing.assert_allclose(rules.log_softmax_jvp(p, one), [1e-9, -1.0], rtol=1e-6)

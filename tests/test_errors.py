@@ -1,0 +1,116 @@
+"""User errors are raised at the border: they repeat the call, and say what to write instead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jsoftmax
+
+X = jnp.zeros((4, 3))
+Y = jnp.zeros(4, jnp.int32)
+T = jnp.zeros((4, 3))
+
+ERRORS = {
+    "axis out of range": (
+        lambda: jsoftmax.softmax(X, axis=2),
+        ValueError,
+        r"softmax\(x=float32\[4,3\], axis=2\): axis 2 is out of range .* write one from -2 to 1",
+    ),
+    "axis of a scalar": (lambda: jsoftmax.softmax(jnp.float32(1)), ValueError, "write axis=None"),
+    "axis named twice": (lambda: jsoftmax.log_softmax(X, axis=(1, -1)), ValueError, "once"),
+    "axis of a wrong type": (lambda: jsoftmax.logsumexp(X, axis="classes"), TypeError, "write an int"),
+    "no classes": (lambda: jsoftmax.softmax(jnp.zeros((4, 0))), ValueError, "no classes"),
+    "no classes in a loss": (lambda: jsoftmax.cross_entropy(jnp.zeros((4, 0)), Y), ValueError, "no classes"),
+    "complex": (
+        lambda: jsoftmax.softmax(X.astype(jnp.complex64)),
+        TypeError,
+        r"complex \(complex64\).*x\.real",
+    ),
+    "not an array": (lambda: jsoftmax.softmax("logits"), TypeError, "not an array of numbers"),
+    "mask of another shape": (
+        lambda: jsoftmax.softmax(X, where=jnp.ones((3, 4), bool)),
+        ValueError,
+        r"where=bool\[3,4\].*does not broadcast to \(4, 3\)",
+    ),
+    "mask larger than the logits": (
+        lambda: jsoftmax.softmax(X, where=jnp.ones((2, 4, 3), bool)),
+        ValueError,
+        "does not broadcast",
+    ),
+    "additive mask": (lambda: jsoftmax.softmax(X, where=X), TypeError, "boolean mask"),
+    "temperature of another shape": (
+        lambda: jsoftmax.softmax(X, temperature=jnp.ones(3)),
+        ValueError,
+        r"\(3,\) is neither one number nor one a row; give it the shape \(4,\) or \(4, 1\)",
+    ),
+    "temperature 0": (lambda: jsoftmax.softmax(X, temperature=0), ValueError, "finite number, not 0"),
+    "temperature inf": (lambda: jsoftmax.softmax(X, temperature=float("inf")), ValueError, "finite"),
+    "weights of another shape": (
+        lambda: jsoftmax.logsumexp(X, b=jnp.ones(4)),
+        ValueError,
+        r"do not broadcast; give b the shape \(4, 3\)",
+    ),
+    "ids of another shape": (
+        lambda: jsoftmax.cross_entropy(X, jnp.zeros(3, int)),
+        ValueError,
+        r"cross_entropy\(logits=float32\[4,3\], labels=int32\[3\].*give one id for each row, shape \(4,\)",
+    ),
+    "one-hot integers": (
+        lambda: jsoftmax.cross_entropy(X, jnp.zeros((4, 3), int)),
+        ValueError,
+        r"target probabilities as floats: labels\.astype\(float\)",
+    ),
+    "ids as floats": (
+        lambda: jsoftmax.cross_entropy(X, jnp.zeros(4)),
+        ValueError,
+        r"class ids as integers: labels\.astype\(int\)",
+    ),
+    "boolean labels": (lambda: jsoftmax.cross_entropy(X, T > 0), TypeError, "integer class ids or floating"),
+    "unknown reduction": (
+        lambda: jsoftmax.cross_entropy(X, Y, reduction="avg"),
+        ValueError,
+        r"no reduction 'avg'; write one of 'none', 'mean', 'sum'",
+    ),
+    "targets that do not broadcast": (
+        lambda: jsoftmax.softmax_cross_entropy(X, jnp.zeros((4, 2))),
+        ValueError,
+        r"softmax_cross_entropy\(.*target probabilities of shape \(4, 2\)",
+    ),
+    "float ids": (
+        lambda: jsoftmax.softmax_cross_entropy_with_integer_labels(X, T),
+        TypeError,
+        r"softmax_cross_entropy_with_integer_labels\(.*integer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), ERRORS.values(), ids=ERRORS)
+def test_a_wrong_call_is_refused_in_words(call, kind, message):
+    for attempt in (call, jax.jit(call)):
+        with pytest.raises(kind, match=rf"^jsoftmax\.(?s:.*){message}"):
+            attempt()
+
+
+def test_nothing_is_computed_before_the_refusal():
+    huge = jax.ShapeDtypeStruct((10**6, 10**6), jnp.float32)
+    with pytest.raises(ValueError, match="axis 2"):
+        jax.eval_shape(lambda x: jsoftmax.softmax(x, axis=2), huge)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 3, 2**31 - 1])
+def test_a_class_id_outside_the_classes_is_nan_in_its_row_alone(label):
+    labels = Y.at[1].set(label)
+    losses = jsoftmax.cross_entropy(X, labels)
+    gradient = jax.grad(lambda x: jsoftmax.cross_entropy(x, labels).sum())(X)
+    for values in (losses, gradient):
+        bad = np.isnan(values).reshape(4, -1)
+        assert bad[1].all()
+        assert not np.delete(bad, 1, axis=0).any()
+
+
+def test_wide_class_ids_do_not_wrap(x64):
+    labels = jnp.array([2**32, 0, 1, -(2**32)])
+    np.testing.assert_array_equal(
+        np.isnan(jsoftmax.cross_entropy(X.astype(jnp.float32), labels)), [True, False, False, True]
+    )

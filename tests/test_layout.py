@@ -1,0 +1,62 @@
+"""The architecture, read off the imports: arrows go down only, and only public JAX is used."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "jsoftmax"
+
+# A module may import from the layers below its own; its siblings it does not know.
+LAYERS = (
+    ("rules", "online", "_arguments", "_autodiff", "_reports"),
+    ("_rows",),
+    ("_maps", "_logsumexp", "_cross_entropy"),
+    ("_losses",),
+    ("__init__",),
+)
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Every module a file imports, and every name it takes from one, fully dotted."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module):
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_arrows_go_down_only(path):
+    if path.stem == "__main__":
+        assert set(imports(path)) == {"jsoftmax._cli.main"}
+        return
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "jsoftmax":
+            assert layer(rest[0]) < layer(path.stem), f"{path.name} imports {name}"
+        else:
+            standard = {"__future__", "collections", "contextlib", "functools", "math", "operator", "typing"}
+            assert top in {"jax", *standard}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_public_jax_is_used(path):
+    assert "_src" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= 250
+
+
+def test_the_top_level_holds_what_a_reader_expects():
+    shown = {p.name for p in PACKAGE.parent.iterdir() if not p.name.startswith(".")}
+    generated = {"jsoftmax-out", "build", "dist"}
+    assert shown - generated <= {"pyproject.toml", "README.md", "LICENSE", "jsoftmax", "tests", "notebooks"}

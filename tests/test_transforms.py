@@ -1,0 +1,336 @@
+"""Every function stays itself under every transformation of JAX.
+
+The matrix has two sides. `REVERSE` and `FORWARD` call a function through a transformation; `Flat` knows what
+must come out of each function of the table: the value, the Jacobian, and the Hessian of its definition.
+"""
+
+import functools
+from contextlib import nullcontext
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from cases import FUNCTIONS, jit_quickly, logits, named
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+import jsoftmax
+from jsoftmax import rules
+
+MODES = {"reverse": nullcontext, "forward": jsoftmax.forward_mode}
+
+
+def agree(name, got, want):
+    """Up to a few roundings of float64."""
+    np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12, err_msg=name)
+
+
+def on(function, axis=-1):
+    """The function of its arrays alone."""
+    return functools.partial(function.ours, axis=axis)
+
+
+def float32_arguments(function, shape=(4, 9), axis=-1, dtype=jnp.float32):
+    return function.arguments(jnp.asarray(logits("unit", shape, axis, np.float32)).astype(dtype), axis)
+
+
+def over_rows(f, *arguments):
+    return lax.scan(lambda carry, row: (carry, f(*row)), None, arguments)[1]
+
+
+def over_a_dict(f, *arguments):
+    return jax.vmap(lambda row: f(*row.values()))({f"argument {i}": a for i, a in enumerate(arguments)})
+
+
+def in_a_branch(f, *arguments):
+    """Taken by a predicate that is known only when the program runs."""
+    out = jax.eval_shape(f, *arguments)
+    return lax.cond(
+        jnp.isfinite(arguments[0][0, 0]), f, lambda *_: jnp.zeros(out.shape, out.dtype), *arguments
+    )
+
+
+def in_a_while_loop(f, *arguments):
+    """Row by row, the rows collected in the carry."""
+    out = jax.eval_shape(f, *arguments)
+
+    def body(carry):
+        i, rows = carry
+        return i + 1, rows.at[i].set(f(*(a[i] for a in arguments)))
+
+    return lax.while_loop(lambda carry: carry[0] < len(out), body, (0, jnp.zeros(out.shape, out.dtype)))[1]
+
+
+def through_a_file(f, *arguments):
+    with jsoftmax.without_reports():
+        exported = jax.export.export(jax.jit(f))(*arguments)
+    return jax.export.deserialize(exported.serialize(vjp_order=1)).call(*arguments)
+
+
+# The function called through a transformation, on arguments that have their rows along the first axis.
+WRAPPINGS = {
+    "as it is": lambda f, *arguments: f(*arguments),
+    "jit": lambda f, *arguments: jax.jit(f)(*arguments),
+    "vmap": lambda f, *arguments: jax.vmap(f)(*arguments),
+    "vmap over a dict": over_a_dict,
+    "checkpoint": lambda f, *arguments: jax.checkpoint(f)(*arguments),
+    "scan": over_rows,
+    "cond": in_a_branch,
+}
+REVERSE = {**WRAPPINGS, "export": through_a_file}  # an exported program carries its reverse mode
+FORWARD = {**WRAPPINGS, "while_loop": in_a_while_loop}  # a loop of unknown length has forward mode only
+
+
+class Flat:
+    """A function of the table as one of a flat vector, and what it must give there."""
+
+    def __init__(self, function):
+        self.function = function
+        self.arguments = function.arguments(logits("unit", (2, 3)))
+        self.which = function.floats(self.arguments)
+        self.x, self.unravel = ravel_pytree([self.arguments[i] for i in self.which])
+        plain = functools.partial(self, function.plain)
+        rng = np.random.default_rng(3)
+        self.v, self.g = (
+            jnp.asarray(rng.normal(size=a.shape)) for a in (self.x, jax.eval_shape(plain, self.x))
+        )
+        derivatives = plain, jax.jacfwd(plain), jax.hessian(lambda x: plain(x) @ self.g)
+        definition = jit_quickly(lambda x: [derivative(x) for derivative in derivatives])
+        self.value, self.jacobian, self.hessian = map(np.asarray, definition(self.x))
+
+    def __call__(self, f, x, wrap=lambda f, *arguments: f(*arguments)):
+        """`f` at x, called through a wrapping."""
+        arguments = list(self.arguments)
+        for i, value in zip(self.which, self.unravel(x), strict=True):
+            arguments[i] = value
+        return wrap(functools.partial(f, axis=-1), *arguments).ravel()
+
+    def ours(self, wrap=lambda f, *arguments: f(*arguments)):
+        return functools.partial(self, self.function.ours, wrap=wrap)
+
+
+@functools.cache
+def flat(name):
+    with jax.enable_x64(True):
+        return Flat(next(function for function in FUNCTIONS if function.name == name))
+
+
+@pytest.mark.parametrize("function", **named())
+def test_value_and_gradient_through_every_wrapping(function, x64):
+    case = flat(function.name)
+
+    @jit_quickly
+    def everything(x):
+        pulled = {name: jax.vjp(case.ours(wrap), x) for name, wrap in REVERSE.items()}
+        return {name: (value, *pull(case.g)) for name, (value, pull) in pulled.items()}
+
+    for name, (value, gradient) in everything(case.x).items():
+        agree(name, value, case.value)
+        agree(name, gradient, case.g @ case.jacobian)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_forward_mode_through_every_wrapping(function, x64):
+    case = flat(function.name)
+
+    @jit_quickly
+    def everything(x):
+        return {name: jax.jvp(case.ours(wrap), (x,), (case.v,)) for name, wrap in FORWARD.items()}
+
+    with jsoftmax.forward_mode():
+        for name, (value, along) in everything(case.x).items():
+            agree(name, value, case.value)
+            agree(name, along, case.jacobian @ case.v)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_transformations_of_derivatives(function, x64):
+    case = flat(function.name)
+    f = case.ours()
+    gradient = jax.grad(lambda x: f(x) @ case.g)
+
+    @jit_quickly
+    def everything(x):
+        with jsoftmax.forward_mode():
+            transposed = jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)
+            hessian = jax.hessian(lambda x: f(x) @ case.g)(x)
+        return {
+            "jacrev": (jax.jacrev(f)(x), case.jacobian),
+            "linear_transpose of jvp": (*transposed, case.g @ case.jacobian),
+            "hessian": (hessian, case.hessian),
+            "jacrev of grad": (jax.jacrev(gradient)(x), case.hessian),
+            "jvp of grad": (jax.jvp(gradient, (x,), (case.v,))[1], case.hessian @ case.v),
+            "grad of grad": (jax.grad(lambda x: gradient(x) @ case.v)(x), case.hessian @ case.v),
+        }
+
+    for name, (got, want) in everything(case.x).items():
+        agree(name, got, want)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_a_donated_buffer_is_written_over(function, x64):
+    case = flat(function.name)
+    x = jnp.copy(case.x)
+    gradient = jit_quickly(lambda x: jax.vjp(case.ours(), x)[1](case.g)[0], donate_argnums=0)(x)
+    assert x.is_deleted()
+    agree("gradient", gradient, case.g @ case.jacobian)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_vmap_over_any_axis_of_rows(function):
+    """Value and gradient are those of the whole array, wherever the mapped axis lies."""
+    arguments = float32_arguments(function, (2, 3, 4), axis=1)
+
+    def value_and_gradient(f):
+        out, pull = jax.vjp(f, arguments[0])
+        return out, *pull(jnp.cos(out))
+
+    def mapped(over):
+        # An array with one entry a row lacks axis 1: what comes after it moves up.
+        places = [over - (over == 2 and a.ndim == 2) for a in arguments]
+        inside = jax.vmap(on(function, axis=int(over == 2)), places, over - (over == 2 and function.reduces))
+        return lambda x: inside(x, *arguments[1:])
+
+    @jit_quickly
+    def everything():
+        return [
+            value_and_gradient(f)
+            for f in (lambda x: on(function, 1)(x, *arguments[1:]), mapped(0), mapped(2))
+        ]
+
+    whole, *others = everything()
+    for other in others:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), other, whole)
+
+
+@pytest.mark.parametrize("function", **named())
+def test_the_promotion_mode_does_not_change_the_program(function):
+    """Value and gradient are the same program, so the same bits, and the strict mode refuses nothing."""
+
+    def program(mode, *arguments):
+        # A report of class ids has a number of its own in every program.
+        with jax.numpy_dtype_promotion(mode), jsoftmax.without_reports():
+            return str(jax.make_jaxpr(lambda *a: jax.vjp(on(function), *a))(*arguments))
+
+    short, full = (float32_arguments(function, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    mixed = (short[0], *full[1:])
+    # Exponents and weights of two dtypes have a common one in the standard mode only, as in jax.nn.
+    for arguments in (short, full) if function.name == "logsumexp, weighted" else (short, full, mixed):
+        assert program("strict", *arguments) == program("standard", *arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("function", **named())
+def test_shapes_are_known_before_anything_is_computed(function, mode):
+    """10**12 logits and their gradient, on any machine."""
+    many = {4: 10**6, 9: 10**6}
+    arguments = [
+        jax.ShapeDtypeStruct([many[n] for n in a.shape], a.dtype) for a in float32_arguments(function)
+    ]
+
+    def value_and_gradient(x, *others):
+        out, pull = jax.vjp(lambda x: on(function)(x, *others), x)
+        return out, *pull(out)
+
+    with MODES[mode]():
+        out, gradient = jax.eval_shape(value_and_gradient, *arguments)
+    assert out.shape == arguments[0].shape[: 1 if function.reduces else 2]
+    assert gradient == arguments[0]
+
+
+@pytest.mark.parametrize("function", **named())
+def test_new_values_of_the_same_shape_are_not_traced_again(function):
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def f(*arguments):
+        return function.ours(*arguments, axis=-1)
+
+    for regime in ("unit", "tied", "spread"):
+        f(*function.arguments(logits(regime, dtype=np.float32)))
+
+
+class ChexVariants(chex.TestCase):
+    """The value under chex's variants: compiled or not, from the device or from the host."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @parameterized.named_parameters(*((function.name, function) for function in FUNCTIONS))
+    def test_value(self, function):
+        arguments = float32_arguments(function)
+        want = function.exact(arguments).astype(np.float64)
+        np.testing.assert_allclose(self.variant(on(function))(*arguments), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 1)], ids=str)
+def test_the_closed_forms_are_each_other_transposed(axis, x64):
+    rng = np.random.default_rng(0)
+    v, g, u, steps = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(4))
+    p = jsoftmax.softmax(u, axis)
+    t = jnp.exp(jnp.sum(steps, axis, keepdims=True))
+
+    def transposed(f, *like):
+        return jax.linear_transpose(f, *like)(g)
+
+    @jit_quickly
+    def everything():
+        dx, dt = rules.temperature_vjp(u, g, t)
+        return {
+            "log_softmax": (
+                transposed(lambda v: rules.log_softmax_jvp(p, v, axis), v),
+                (rules.log_softmax_vjp(p, g, axis),),
+            ),
+            "softmax": (
+                transposed(lambda v: rules.softmax_product(p, v, axis), v),
+                (rules.softmax_product(p, g, axis),),
+            ),
+            "temperature": (
+                transposed(lambda dx, dt: rules.temperature_jvp(u, dx, dt, t), v, t),
+                (dx, jnp.sum(dt, axis, keepdims=True)),
+            ),
+        }
+
+    for name, pairs in everything().items():
+        for got, want in zip(*pairs, strict=True):
+            agree(name, got, want)
+
+
+# Where the table says which outputs or targets count, which keeps arrays of its own.
+BARE = {
+    "log_softmax, masked": lambda x, m: jsoftmax.log_softmax(x, where=m),
+    "cross_entropy, targets, masked": lambda x, t, m: jsoftmax.cross_entropy(x, t, where=m),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("function", **named())
+def test_what_is_kept_for_the_derivative(function, dtype, mode):
+    """No more than the arguments take, the output in place of the logits; the rest is numbers of a row."""
+    arguments = float32_arguments(function, dtype=dtype)
+    f = BARE.get(function.name, on(function))
+    with MODES[mode]():
+        pull = jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], *arguments)
+    leaves = jax.tree.leaves(pull)
+    size, rows = arguments[0].size, arguments[0].size // arguments[0].shape[-1]
+    assert {leaf.size for leaf in leaves} <= {size, rows}
+
+    def taken(arrays):
+        return sum(a.size * a.dtype.itemsize for a in arrays if a.size == size)
+
+    assert taken(leaves) <= taken(arguments)
+    if function.name in ("softmax", "log_softmax") and dtype == jnp.float32:
+        assert [leaf.size for leaf in leaves] == [size]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_of_the_loss_needs_no_second_array_of_logits(mode):
+    logits = jax.ShapeDtypeStruct((256, 4096), jnp.float32)
+    labels = jax.ShapeDtypeStruct((256,), jnp.int32)
+    loss = functools.partial(jsoftmax.cross_entropy, reduction="mean")
+    with MODES[mode]():
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < logits.size * logits.dtype.itemsize / 8

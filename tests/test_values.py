@@ -1,0 +1,175 @@
+"""Every function has the value of its definition."""
+
+import definitions
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import REGIMES, SHAPES, logits, mask, named
+
+import jsoftmax
+
+EPS = np.finfo(np.float32).eps
+
+
+def error(ours, exact):
+    """How far off, exactly, and the exact values in float64."""
+    difference = np.asarray(abs(definitions.exactly(ours) - exact))
+    return difference.astype(np.float64), exact.astype(np.float64)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@pytest.mark.parametrize("function", **named())
+def test_value_on_any_shape_and_axis(function, shape, axis):
+    arguments = function.arguments(logits("unit", shape, axis, np.float32), axis)
+    ours = function.ours(*arguments, axis=axis)
+    off, exact = error(ours, function.exact(arguments, axis))
+    assert ours.dtype == jnp.float32
+    assert ours.shape == exact.shape
+    assert np.all(off <= EPS * (16 * np.abs(exact) + 4))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("function", **named())
+def test_value_in_any_regime(function, regime, dtype):
+    """An exponential of u carries |u| roundings: no more than that, and relative to the value itself."""
+    with jax.enable_x64(dtype == np.float64):
+        x = logits(regime, (6, 30), dtype=dtype)
+        arguments = function.arguments(x)
+        ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
+        assert ours.dtype == dtype
+        off, exact = error(ours, function.exact(arguments))
+    scale = np.abs(exact)
+    if "logsumexp" in function.name:
+        scale = scale + np.abs(x).max(-1)  # the maximum and the logarithm may cancel
+    reach = 8 + 4 * np.ptp(x, axis=-1, keepdims=not function.reduces)
+    assert np.all(off <= np.finfo(dtype).eps * reach * scale + np.finfo(dtype).tiny)
+
+
+def test_softmax_in_round_numbers():
+    np.testing.assert_allclose(jsoftmax.softmax(jnp.array([1, 2, 3])), [0.09, 0.24, 0.67], atol=0.01)
+    np.testing.assert_allclose(jsoftmax.softmax(jnp.array([1, 2, 5])), [0.02, 0.05, 0.93], atol=0.01)
+
+
+@pytest.mark.parametrize("axis", [None, (0, 2), (2, 0), (-1, -2), (1,), [0, 1], ()], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["bare", "masked"])
+def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
+    x = jnp.asarray(logits("unit", (3, 4, 5), dtype=np.float32))
+    where = jnp.asarray(mask(np.random.default_rng(0), (1, 4, 5), -1)[0]) if masked else None
+    axis_of_jax = tuple(axis) if isinstance(axis, list) else axis
+    for name in ("softmax", "log_softmax"):
+        ours = getattr(jsoftmax, name)(x, axis, where)
+        np.testing.assert_allclose(ours, getattr(jax.nn, name)(x, axis_of_jax, where), rtol=16 * EPS)
+    for keepdims in (False, True):
+        ours = jsoftmax.logsumexp(x, axis, keepdims=keepdims, where=where)
+        peer = jax.nn.logsumexp(x, axis_of_jax, keepdims=keepdims, where=where)
+        assert ours.shape == peer.shape
+        np.testing.assert_allclose(ours, peer, rtol=16 * EPS, atol=EPS)
+
+
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("return_sign", [False, True])
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("b", ["none", "scalar", "row", "negative"])
+def test_logsumexp_takes_every_argument_of_jax_nn(axis, return_sign, keepdims, b):
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    b = {
+        "none": None,
+        "scalar": jnp.float32(0.5),
+        "row": jnp.asarray(rng.uniform(size=(1, 6)), jnp.float32),
+        "negative": jnp.asarray(rng.normal(size=(4, 6)), jnp.float32),
+    }[b]
+    where = jnp.asarray(rng.random((4, 6)) < 0.7)
+    ours = jsoftmax.logsumexp(a, axis, b, keepdims, return_sign, where)
+    full = None if b is None else jnp.broadcast_to(b, a.shape)
+    peer = jax.nn.logsumexp(a, axis, full, keepdims, return_sign, where)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), ours, peer)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint8, bool])
+def test_integers_and_bools_become_floats(dtype):
+    x = np.array([[0, 1, 1], [1, 0, 1]], dtype)
+    for function in (jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp):
+        assert function(x, -1).dtype == jnp.float32
+        np.testing.assert_array_equal(function(x, -1), function(x.astype(np.float32), -1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("function", **named())
+def test_low_precision_is_computed_in_float32(function, dtype):
+    """The error is that of rounding the output once."""
+    x = jnp.asarray(logits("unit", (4, 200), dtype=np.float32)).astype(dtype)
+    arguments = function.arguments(x)
+    ours = function.ours(*arguments, axis=-1)
+    assert ours.dtype == (jnp.float32 if "cross_entropy" in function.name else dtype)
+    off, exact = error(ours, function.exact(arguments))
+    eps = max(float(jnp.finfo(ours.dtype).eps), 16 * EPS)
+    assert np.all(off <= 0.51 * eps * np.abs(exact) + float(jnp.finfo(ours.dtype).smallest_subnormal))
+
+
+def test_classes_first_is_the_transposed_answer():
+    x, y = jnp.asarray(logits("unit", (20, 10), dtype=np.float32)), jnp.arange(20) % 10
+    np.testing.assert_array_equal(jsoftmax.softmax(x.T, axis=0), jsoftmax.softmax(x).T)
+    loss = jsoftmax.cross_entropy(x.T, y, axis=0, reduction="mean")
+    np.testing.assert_allclose(loss, jnp.mean(jsoftmax.cross_entropy(x, y)), rtol=4 * EPS)
+    one_hot = jax.nn.one_hot(y, 10)
+    loss = jsoftmax.cross_entropy(x.T, one_hot.T, axis=0, reduction="mean")
+    np.testing.assert_allclose(loss, jnp.mean(jsoftmax.cross_entropy(x, y)), rtol=4 * EPS)
+
+
+@pytest.mark.parametrize("axis", [None, (1, 2), (2, 0), (0, -1)], ids=str)
+def test_class_ids_count_along_a_tuple_of_axes_in_its_order(axis):
+    x = jnp.asarray(logits("unit", (3, 4, 5), dtype=np.float32))
+    axes = tuple(i % 3 for i in (range(3) if axis is None else axis))
+    rows = [i for i in range(3) if i not in axes]
+    flat = jnp.transpose(x, (*rows, *axes)).reshape(*(x.shape[i] for i in rows), -1)
+    y = jnp.asarray(np.random.default_rng(0).integers(0, flat.shape[-1], flat.shape[:-1]))
+    np.testing.assert_allclose(
+        jsoftmax.cross_entropy(x, y, axis=axis), jsoftmax.cross_entropy(flat, y), rtol=4 * EPS
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32])
+def test_class_ids_of_any_integer_dtype(dtype):
+    x = jnp.asarray(logits("unit", (3, 300), dtype=np.float32))
+    y = np.array([0, 7, 100])
+    np.testing.assert_array_equal(
+        jsoftmax.cross_entropy(x, y.astype(dtype)), jsoftmax.cross_entropy(x, y.astype(np.int32))
+    )
+
+
+def test_reductions():
+    x, y = jnp.asarray(logits("unit", (3, 4, 5), dtype=np.float32)), jnp.ones((3, 4), jnp.int32)
+    losses = jsoftmax.cross_entropy(x, y)
+    assert losses.shape == (3, 4)
+    np.testing.assert_allclose(jsoftmax.cross_entropy(x, y, reduction="sum"), losses.sum(), rtol=4 * EPS)
+    np.testing.assert_allclose(jsoftmax.cross_entropy(x, y, reduction="mean"), losses.mean(), rtol=4 * EPS)
+    nothing, none = jnp.zeros((0, 5)), jnp.zeros(0, jnp.int32)
+    mean, gradient = jax.value_and_grad(jsoftmax.cross_entropy)(nothing, none, reduction="mean")
+    assert mean == 0
+    assert gradient.shape == (0, 5)
+
+
+def test_masks_as_optax_takes_them():
+    """One entry a row drops the row; the targets of masked classes do not count."""
+    x = jnp.asarray(logits("unit", (4, 5), dtype=np.float32))
+    t = jax.nn.softmax(x[::-1])
+    rows = jnp.array([True, False, True, False])
+    for labels, loss in (
+        (t, jsoftmax.softmax_cross_entropy),
+        (jnp.arange(4), jsoftmax.softmax_cross_entropy_with_integer_labels),
+    ):
+        dropped = loss(x, labels, where=rows)
+        np.testing.assert_array_equal(dropped, jnp.where(rows, loss(x, labels), 0))
+    live = jnp.array([True, True, False, True, False])
+    np.testing.assert_allclose(
+        jsoftmax.softmax_cross_entropy(x, t, where=live[None]),
+        jsoftmax.softmax_cross_entropy(x[:, live], t[:, live]),
+        rtol=16 * EPS,
+    )
+    one_hot = jax.nn.one_hot(jnp.arange(4), 5, dtype=int)
+    np.testing.assert_array_equal(
+        jsoftmax.softmax_cross_entropy(x, one_hot), jsoftmax.softmax_cross_entropy(x, one_hot.astype(float))
+    )
