@@ -75,6 +75,12 @@ def _rows(network: Network, parameters: Parameters, x: Array, labels: Array, key
     return Rows(logits, labels, targets)
 
 
+def _by_differences(terms: Array, x: Array) -> Array:
+    """The terms of jax.grad of a definition: x - x_top takes it to the top by the whole row's sum."""
+    top = x == jnp.max(x, axis=-1, keepdims=True)
+    return jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
+
+
 def compare_function(function: Function, rows: Rows, key: Array) -> Iterator[Comparison]:
     """The value of a public function, and the pullback of a random cotangent by its rule."""
 
@@ -88,9 +94,7 @@ def compare_function(function: Function, rows: Rows, key: Array) -> Iterator[Com
         value, g, gradient = value_and_pullback(function.ours, rows)
         plain_value, _, plain_gradient = value_and_pullback(partial(function.definition, jnp), rows)
         terms = function.terms(jnp, rows, definitions.softmax(jnp, rows.logits), g)
-        # jax.grad reaches the top entry through x - x_top, as minus the sum of the whole row.
-        top = rows.logits == jnp.max(rows.logits, axis=-1, keepdims=True)
-        terms = jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
+        terms = _by_differences(terms, rows.logits)
         return value, plain_value, abs(plain_value), gradient, plain_gradient, terms
 
     value, plain_value, size, gradient, plain_gradient, terms = compute(rows)
@@ -108,6 +112,9 @@ def compare_jacobians(x: Array) -> Iterator[Comparison]:
         p, eye = definitions.softmax(jnp, x), jnp.eye(x.shape[-1])
         softmax_terms = p[:, :, None] * (eye + p[:, None, :])  # of p_i (delta_ij - p_j)
         log_softmax_terms = jnp.broadcast_to(p[:, None, :], softmax_terms.shape) + eye
+        softmax_terms, log_softmax_terms = (
+            _by_differences(terms, x[:, None, :]) for terms in (softmax_terms, log_softmax_terms)
+        )
 
         def jacobians(f: Callable[[Array], Array]) -> Array:
             return jax.vmap(jax.jacrev(f))(x)
@@ -154,7 +161,8 @@ def compare_backward_pass(
         p = jsoftmax.softmax(trace.logits)
         unsigned_parameters, unsigned_trace = jax.tree.map(jnp.abs, (parameters, trace))
         unsigned_trace = unsigned_trace._replace(slopes=jax.tree.map(jnp.sign, trace.slopes))
-        terms, error_terms = models.backward(unsigned_parameters, unsigned_trace, (p + targets) / len(x), l2)
+        unsigned_error = _by_differences(p + targets, trace.logits) / len(x)
+        terms, error_terms = models.backward(unsigned_parameters, unsigned_trace, unsigned_error, l2)
         ours, plain = (errors, gradients), (plain_errors, plain_gradients)
         return trace.logits, ours, plain, (error_terms, terms)
 
