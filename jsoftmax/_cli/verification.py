@@ -47,8 +47,8 @@ def compare(quantity: str, ours: Array, plain: Array, terms: Array, spread: Arra
     if not ours.shape == plain.shape == terms.shape:
         raise ValueError(f"{quantity}: shapes {ours.shape}, {plain.shape}, {terms.shape}")
     difference = np.abs(np.asarray(ours, np.float64) - np.asarray(plain, np.float64))
-    # The smallest normal number is added: below it a device may round to zero.
-    bound = (8 + np.asarray(spread)) * FLOAT32.eps * np.asarray(terms) + FLOAT32.tiny
+    # Below the smallest normal number a device may round to zero, the terms as well as their sum.
+    bound = (8 + np.asarray(spread)) * FLOAT32.eps * np.asarray(terms) + 4 * FLOAT32.tiny
     return Comparison(quantity, float(difference.max()), float((difference / bound).max()))
 
 
