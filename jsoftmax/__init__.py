@@ -2,6 +2,7 @@
 
 from jsoftmax import online, rules
 from jsoftmax._autodiff import forward_mode
+from jsoftmax._information import RowStatistics, entropy, log_prob, row_statistics
 from jsoftmax._logsumexp import logsumexp
 from jsoftmax._losses import (
     cross_entropy,
@@ -12,11 +13,15 @@ from jsoftmax._maps import log_softmax, softmax
 from jsoftmax._reports import without_reports
 
 __all__ = [
+    "RowStatistics",
     "cross_entropy",
+    "entropy",
     "forward_mode",
+    "log_prob",
     "log_softmax",
     "logsumexp",
     "online",
+    "row_statistics",
     "rules",
     "softmax",
     "softmax_cross_entropy",

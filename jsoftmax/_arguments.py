@@ -96,22 +96,60 @@ class Call:
             raise self.error(ValueError, problem, f"give it the shape {shape}, or 1 for a length")
         return _with_rank(where, len(shape))
 
-    def temperature(self, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """The temperature in `dtype`, with length 1 along the row."""
-        given = self.arguments["temperature"]
+    def per_row(self, name: str, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """A number, or one a row, in `dtype` and with length 1 along the row; None if not given."""
+        given = self.arguments.get(name)
         if given is None:
             return None
-        if isinstance(given, (int, float)) and not (math.isfinite(given) and given != 0):
-            raise self.error(ValueError, f"temperature is {given}", "write a finite number, not 0")
-        temperature = self.floats("temperature")
+        if isinstance(given, (int, float)):
+            if not math.isfinite(given) or given == 0:
+                raise self.error(ValueError, f"{name} is {given}", "write a finite number, not 0")
+            if name == "soft_cap" and given < 0:
+                raise self.error(ValueError, f"{name} is {given}", "write a number above 0")
+        number = self.floats(name)
         rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-        if temperature.shape == rows:
-            temperature = jnp.expand_dims(temperature, sorted(axes))
+        if number.shape == rows:
+            number = jnp.expand_dims(number, sorted(axes))
         per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        if not _broadcasts(temperature.shape, per_row):
-            problem = f"temperature of shape {temperature.shape} is neither one number nor one a row"
+        if not _broadcasts(number.shape, per_row):
+            problem = f"{name} of shape {number.shape} is neither one number nor one a row"
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
-        return _with_rank(temperature, x.ndim).astype(dtype)
+        return _with_rank(number, x.ndim).astype(dtype)
+
+    def coefficient(self, name: str, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """A number that may be 0, or one a row; None if it is a 0 that needs no computing."""
+        given = self.arguments[name]
+        if isinstance(given, (int, float)):
+            if not 0 <= given <= (1 if name == "label_smoothing" else math.inf):
+                remedy = "write a number from 0 to 1" if name == "label_smoothing" else "write one from 0 up"
+                raise self.error(ValueError, f"{name} is {given}", remedy)
+            if given == 0:
+                return None
+        return self.per_row(name, x, axes, dtype)
+
+    def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """One weight a class, along the class axes made one."""
+        if self.arguments["class_weights"] is None:
+            return None
+        weights = self.floats("class_weights")
+        classes = tuple(shape[i] for i in axes)
+        if weights.shape != classes:
+            problem = f"class_weights of shape {weights.shape} for classes of shape {classes}"
+            raise self.error(ValueError, problem, f"give one weight for each class, shape {classes}")
+        return weights.reshape(-1).astype(dtype)
+
+    def ignore_index(self, labels: Array) -> Array | None:
+        """The class id to ignore."""
+        if self.arguments["ignore_index"] is None:
+            return None
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            problem = "ignore_index is for class ids, and these labels are target probabilities"
+            raise self.error(ValueError, problem, "leave it out, and give the rows to ignore targets of 0")
+        index = self.array("ignore_index")
+        if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim:
+            problem = f"ignore_index is {_describe(self.arguments['ignore_index'])}"
+            raise self.error(TypeError, problem, "write one integer")
+        return index
 
     def one_of(self, name: str, choices: Sequence[str]) -> None:
         """Check an argument that is a word."""

@@ -4,8 +4,10 @@ A function of this package is written as three plain ones, none of which calls t
 
 - ``save(static, *arguments) -> (output, residuals)``
 - ``pull(static, residuals, cotangent) -> cotangents``: one for each argument, None where there is none
-- ``push(static, residuals, tangents) -> tangent``: of the output, linear in the arguments' tangents, each
-  None where it is 0
+- ``push(static, residuals, tangents) -> tangent``: of the output, linear in the arguments' tangents
+
+A cotangent of an output, or a tangent of an argument, is None where JAX knows it to be 0: what would follow
+from it is never computed.
 
 Higher orders differentiate these three as ordinary JAX.
 """
@@ -51,7 +53,19 @@ def with_rules(
     def reverse(static: Any, *arguments: Any) -> Any:
         return save(static, *arguments)[0]
 
-    reverse.defvjp(save, jax.jit(pull, static_argnums=0))
+    pull = jax.jit(pull, static_argnums=0)
+
+    def save_values(static: Any, *primals: Any) -> tuple[Any, Any]:
+        values = jax.tree.map(lambda p: p.value, primals, is_leaf=lambda p: hasattr(p, "perturbed"))
+        output, residuals = save(static, *values)
+        return output, (residuals, (None,) * len(primals))
+
+    def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
+        residuals, no_cotangents = saved
+        cotangent = _without_zeros(cotangent)
+        return pull(static, residuals, cotangent) if jax.tree.leaves(cotangent) else no_cotangents
+
+    reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
     @partial(jax.custom_jvp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
@@ -60,9 +74,8 @@ def with_rules(
 
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = save(static, *primals)
-        tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
         # Without the checkpoint, reversing `push` would store its intermediate arrays; with it, `residuals`.
-        return output, jax.checkpoint(partial(push, static))(residuals, tangents)
+        return output, jax.checkpoint(partial(push, static))(residuals, _without_zeros(tangents))
 
     forward.defjvp(push_forward, symbolic_zeros=True)
 
@@ -70,3 +83,10 @@ def with_rules(
         return (forward if _forward_mode.value else reverse)(static, *arguments)
 
     return call
+
+
+def _without_zeros(tree: Any) -> Any:
+    def known_zero(leaf: Any) -> bool:
+        return isinstance(leaf, SymbolicZero)
+
+    return jax.tree.map(lambda leaf: None if known_zero(leaf) else leaf, tree, is_leaf=known_zero)

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, online
+from jsoftmax import _rows, _scaling, online
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._scaling import Scaling
 
 Axes = tuple[int, ...]
-_Saved = tuple[Array, Array | None, online.State]  # a, where, and the state of every row
+_Saved = tuple[Array, Scaling, online.State]  # a, its mask, and the state of every row
 _WeightedSaved = tuple[Array, Array, Array | None, Array, Array]  # a, b, where, maximum, total
 
 
@@ -59,7 +60,7 @@ def logsumexp(
     a = call.floats("a")
     if b is None:
         axes = call.axes(a.shape)
-        out = _logsumexp(axes, a, call.mask(a.shape))
+        out = _logsumexp(axes, a, Scaling(call.mask(a.shape)))
         sign = jnp.where(jnp.isnan(out), out, (out > -jnp.inf).astype(out.dtype))
     else:
         a, b = call.together("a", "b")
@@ -72,14 +73,14 @@ def logsumexp(
     return (out, sign) if return_sign else out
 
 
-def _logsumexp_save(axes: Axes, a: Array, where: Array | None) -> tuple[Array, _Saved]:
-    _, state = _rows.reduce(a, where, None, axes)
-    return online.finish(state).astype(a.dtype), (a, where, state)
+def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    state, _ = _rows.reduce(a, scaling, axes)
+    return online.finish(state).astype(a.dtype), (a, scaling, state)
 
 
 def _shares(saved: _Saved) -> Array:
-    a, where, state = saved
-    return _rows.probabilities(_rows.shifted(a, where, None, state.max), state.rest)
+    a, scaling, state = saved
+    return _rows.probabilities(_scaling.shifted(a, scaling, state.max), state.rest)
 
 
 def _logsumexp_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None]:
@@ -87,8 +88,8 @@ def _logsumexp_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None]:
     return (g.astype(shares.dtype) * shares).astype(g.dtype), None
 
 
-def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, None]) -> Array:
-    shares, da = _shares(saved), _rows.masked(tangents[0], saved[1])
+def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) -> Array:
+    shares, da = _shares(saved), _scaling.masked(tangents[0], saved[1].where)
     return jnp.sum(shares * da.astype(shares.dtype), axes, keepdims=True).astype(da.dtype)
 
 
@@ -99,9 +100,9 @@ def _weighted_save(
     axes: Axes, a: Array, b: Array, where: Array | None
 ) -> tuple[tuple[Array, Array], _WeightedSaved]:
     counts = (b != 0) if where is None else where & (b != 0)
-    peak = _rows.peak(a, counts, None, axes)
+    peak = _scaling.peak(a, Scaling(counts), axes)
     exponentials, maximal = _exponentials(a, b, where, peak)
-    terms = _rows.masked(b, where).astype(exponentials.dtype) * exponentials
+    terms = _scaling.masked(b, where).astype(exponentials.dtype) * exponentials
     total = jnp.sum(terms, axes, keepdims=True)
     maximal = (counts & maximal).astype(terms.dtype)
     rest = jnp.sum(terms - maximal, axes, keepdims=True) + (jnp.sum(maximal, axes, keepdims=True) - 1)
@@ -119,7 +120,7 @@ def _exponentials(a: Array, b: Array, where: Array | None, peak: Array) -> tuple
 
     An entry without weight may overflow, or be NaN: it has the value 0, and its derivative in b is lost.
     """
-    u = _rows.shifted(a, where, None, peak).u
+    u = _scaling.shifted(a, Scaling(where), peak).u
     overflows = (b == 0) & ~(u < jnp.log(jnp.finfo(u.dtype).max))
     return jnp.exp(jnp.where(overflows, -jnp.inf, u)), u == 0
 
@@ -133,9 +134,11 @@ def _weighted_shares(saved: _WeightedSaved) -> tuple[Array, Array]:
 
 
 def _weighted_pull(
-    axes: Axes, saved: _WeightedSaved, cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, None]:
+    axes: Axes, saved: _WeightedSaved, cotangents: tuple[Array | None, Array | None]
+) -> tuple[Array | None, Array | None, None]:
     g, _ = cotangents  # the sign is a step: its derivative is 0
+    if g is None:
+        return None, None, None
     da, db = (g.astype(shares.dtype) * shares for shares in _weighted_shares(saved))
     return da.astype(g.dtype), db.astype(g.dtype), None
 
@@ -145,7 +148,7 @@ def _weighted_push(
 ) -> tuple[Array, Array]:
     a, _, where, *_ = saved
     parts = zip(_weighted_shares(saved), tangents[:2], strict=True)
-    terms = sum(s * _rows.masked(d, where).astype(s.dtype) for s, d in parts if d is not None)
+    terms = sum(s * _scaling.masked(d, where).astype(s.dtype) for s, d in parts if d is not None)
     out = jnp.sum(jnp.asarray(terms), axes, keepdims=True).astype(a.dtype)
     return out, jnp.zeros_like(out)
 

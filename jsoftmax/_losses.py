@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, rules
+from jsoftmax import _scaling, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import forward_mode
-from jsoftmax._cross_entropy import label_loss, target_loss
-from jsoftmax._reports import report_class_ids
+from jsoftmax._scaling import Scaling
+from jsoftmax._statistics import numbers
 
-Axes = tuple[int, ...]
+NLL = frozenset({"nll"})
 
 
 def cross_entropy(
@@ -24,40 +23,55 @@ def cross_entropy(
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     reduction: Literal["none", "mean", "sum"] = "none",
 ) -> Array:
-    """The cross-entropy −Σ t·log softmax(z/T) of logits z with labels, in nats.
+    """The cross-entropy −Σ t·log softmax(z) of logits with labels, in nats, with every usual option.
 
-        class id y:              (max − z_y)/T + log1p(rest)
-        target probabilities t:  Σⱼ tⱼ·(max − zⱼ)/T + (Σⱼ tⱼ)·log1p(rest)
+        loss = (1 − α)·w_y·(−log p_y) + α/V·Σⱼ wⱼ·(−log pⱼ) + λ·log_normalizer²       class id y
+        loss = Σⱼ wⱼ·((1 − α)·tⱼ + α/V)·(−log pⱼ) + λ·log_normalizer²                 target probabilities t
+
+    with z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α the label smoothing over the V live
+    classes, w the class weights, and λ the coefficient of the z-loss.
 
     Computed in at least float32, and returned so. `rest` is the sum of the exponentials but the maximal
     one: the loss of a confident prediction keeps its relative accuracy down to the smallest normal number.
-    A masked class, and a logit of −inf, have probability 0. A label on such a class costs +inf, unless
-    no class of the row is live: that row's loss is 0. A class id outside [0, V) gives NaN in value and
-    gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class gives NaN too; either in
-    that row alone. t = 0 counts for nothing.
+    A masked class, and a logit of −inf, have probability 0, and smoothing leaves them out. A label on such a
+    class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
+    gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
+    gives NaN too; either in that row alone, and not in a row that is ignored. t = 0 counts for nothing.
 
-    Derivative: ``((Σt)·p − t)/T`` in the logits (`rules.cross_entropy_residual`), which at the label is
-    ``expm1(−loss)``; ``−log p`` in t; 0 for a masked class. Kept for it: the arguments and three numbers a
-    row.
+    Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;
+    0 for a masked class and in an ignored row. Every float argument gets its own. Kept for it: the arguments
+    and a few numbers a row.
 
     Args:
-      logits: z, any shape.
+      logits: any shape.
       labels: class ids as integers, in the shape of `logits` without `axis` (for a tuple of axes, the flat
         index along them in their order); or target probabilities as floats, in the shape of `logits`.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of `logits`.
-      temperature: T, a number, or an array with one entry a row.
-      reduction: "none" for a loss a row, their "mean" (0 over no rows), or their "sum".
+      ignore_index: rows with this class id have loss 0, and do not count in the mean.
+      class_weights: w, in the shape of the class axes.
+      label_smoothing: α from 0 to 1, a number, or one a row.
+      z_loss: λ, a number, or one a row.
+      soft_cap: cap, a number, or one a row.
+      temperature: T, a number, or one a row.
+      reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows not
+        ignored, or with class ids and class weights over the sum of the labels' weights; 0 over nothing.
 
     Returns:
       The losses, in the shape of `logits` without `axis`, or their mean or sum.
 
     Raises:
       TypeError, ValueError: for complex logits, labels that are neither integers nor floats, no classes, an
-        unknown reduction, or a shape or axis that does not fit.
+        unknown reduction, `ignore_index` with target probabilities, or a number, shape or axis that does not
+        fit.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[2.0, 1.0, 0.1], [0.0, 30.0, 0.0]])
@@ -67,7 +81,16 @@ def cross_entropy(
     >>> print(jnp.round(1000 * jax.grad(jsoftmax.cross_entropy)(logits[0], jnp.array([1.0, 0.0, 0.0]))))
     [-341.  242.   99.]
 
-    Source: the max-shifted log-sum-exp of Blanchard, Higham & Higham (2021), and p − t.
+    Distillation from a teacher at temperature T, beside the loss on the labels that there are:
+
+    >>> def distillation_loss(student, teacher, labels, t=2.0):
+    ...     soft = t**2 * jsoftmax.cross_entropy(student, jsoftmax.softmax(teacher / t), temperature=t)
+    ...     return jnp.mean(soft) + jsoftmax.cross_entropy(student, labels, ignore_index=-1, reduction="mean")
+    >>> print(f"{distillation_loss(logits, 2 * logits, jnp.array([0, -1])):.4f}")
+    2.0352
+
+    Source: the max-shifted log-sum-exp of Blanchard, Higham & Higham (2021), and p − t; torch's meaning of
+    `ignore_index`, `class_weights`, `label_smoothing` and the mean, t5x's of the z-loss, Gemma's of the cap.
     """
     call = Call(
         "cross_entropy",
@@ -75,20 +98,63 @@ def cross_entropy(
         labels=labels,
         axis=axis,
         where=where,
+        ignore_index=ignore_index,
+        class_weights=class_weights,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
         temperature=temperature,
         reduction=reduction,
     )
-    z = call.floats("logits")
-    axes = call.axes(z.shape)
-    t = call.labels(z.shape, axes)
-    mask = call.mask(z.shape)
-    scale = call.temperature(z, axes, rules.computing_dtype(z.dtype))
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    t = call.labels(x.shape, axes)
+    dtype = rules.computing_dtype(x.dtype)
+    scaling = _scaling.of_call(call, x, axes)
+    weights = call.class_weights(x.shape, axes, dtype)
+    smoothing, z_coefficient = (
+        call.coefficient(name, x, axes, dtype) for name in ("label_smoothing", "z_loss")
+    )
+    ignored = call.ignore_index(t)
     call.one_of("reduction", ("none", "mean", "sum"))
-    losses = _losses(axes, z, t, mask, scale)
+    counted = None
+    if ignored is not None:
+        counted = t != ignored
+        t = jnp.where(counted, t, 0)
+    wanted = NLL | {
+        name
+        for name, option in (("spread", smoothing), ("log_normalizer", z_coefficient))
+        if option is not None
+    }
+    found = numbers(axes, wanted, x, t, scaling, weights, counted)
+
+    losses = found["nll"]
+    label_weights = None
+    if weights is not None and jnp.issubdtype(t.dtype, jnp.integer):
+        label_weights = jnp.take(weights, jnp.squeeze(t, axes), mode="clip")
+        losses = _scaled(label_weights, losses)
+    if smoothing is not None:
+        alpha = jnp.squeeze(smoothing, axes)
+        losses = _scaled(1 - alpha, losses) + alpha * found["spread"] / jnp.maximum(found["live"], 1)
+    if z_coefficient is not None:
+        normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
+        losses = losses + jnp.squeeze(z_coefficient, axes) * jnp.square(normalizer)
     if reduction == "none":
         return losses
     total = jnp.sum(losses)
-    return total / max(losses.size, 1) if reduction == "mean" else total
+    if reduction == "sum":
+        return total
+    if counted is None and label_weights is None:
+        return total / max(losses.size, 1)
+    count = jnp.ones_like(losses) if label_weights is None else label_weights
+    count = jnp.sum(count if counted is None else jnp.where(jnp.squeeze(counted, axes), count, 0))
+    return total / jnp.where(count == 0, 1, count)
+
+
+def _scaled(weight: Array, loss: Array) -> Array:
+    """``weight·loss``, where 0 times the +inf of a dead label is 0."""
+    nothing = (weight == 0) & (loss == jnp.inf)
+    return weight * jnp.where(nothing, 0, loss)
 
 
 def softmax_cross_entropy(
@@ -106,11 +172,12 @@ def softmax_cross_entropy(
     [ 2761. 29518.]
     """
     call = Call("softmax_cross_entropy", logits=logits, labels=labels, axis=axis, where=where)
-    z = call.floats("logits")
-    axes = call.axes(z.shape)
-    mask = call.mask(z.shape, axes)
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    mask = call.mask(x.shape, axes)
+    targets = _scaling.masked(call.targets(x.shape), mask)
     with forward_mode():
-        return _losses(axes, z, _rows.masked(call.targets(z.shape), mask), mask, None)
+        return numbers(axes, NLL, x, targets, Scaling(mask))["nll"]
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -134,30 +201,7 @@ def softmax_cross_entropy_with_integer_labels(
         axis=axis,
         where=where,
     )
-    z = call.floats("logits")
-    axes = call.axes(z.shape)
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
     with forward_mode():
-        return _losses(axes, z, call.class_ids(z.shape, axes), call.mask(z.shape, axes), None)
-
-
-def _losses(axes: Axes, z: Array, labels: Array, where: Array | None, temperature: Array | None) -> Array:
-    """The loss of every row. Several class axes become one, the last, which class ids count along."""
-    if len(axes) != 1:
-        where = None if where is None else jnp.broadcast_to(where, z.shape)
-        z, labels = _one_axis(z, axes), _one_axis(labels, axes)
-        where, temperature = (None if a is None else _one_axis(a, axes) for a in (where, temperature))
-        axes = (z.ndim - 1,)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        if labels.dtype.itemsize < 4:
-            labels = labels.astype(jnp.int32)  # that holds the number of classes too
-        report_class_ids(labels, z.shape[axes[0]])
-        losses = label_loss(axes, z, labels, where, temperature)
-    else:
-        losses = target_loss(axes, z, labels, where, temperature)
-    return jnp.squeeze(losses, axes)
-
-
-def _one_axis(array: Array, axes: Axes) -> Array:
-    rows = tuple(i for i in range(array.ndim) if i not in axes)
-    size = math.prod(array.shape[i] for i in axes)
-    return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
+        return numbers(axes, NLL, x, call.class_ids(x.shape, axes), Scaling(call.mask(x.shape, axes)))["nll"]

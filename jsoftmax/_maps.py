@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, online, rules
+from jsoftmax import _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._scaling import Scaling, Shifted
 
 Axes = tuple[int, ...]
-Tangents = tuple[Array | None, Array | None, Array | None]
+Tangents = tuple[Array | None, Scaling]
 
 
 def softmax(
@@ -59,8 +60,7 @@ def softmax(
     call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature)
     x = call.floats("x")
     axes = call.axes(x.shape)
-    scale = call.temperature(x, axes, rules.computing_dtype(x.dtype))
-    return _softmax(axes, x, call.mask(x.shape), scale)
+    return _softmax(axes, x, _scaling.of_call(call, x, axes))
 
 
 def log_softmax(
@@ -95,8 +95,7 @@ def log_softmax(
     call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature)
     x = call.floats("x")
     axes = call.axes(x.shape)
-    scale = call.temperature(x, axes, rules.computing_dtype(x.dtype))
-    return _log_softmax(axes, x, call.mask(x.shape), scale)
+    return _log_softmax(axes, x, _scaling.of_call(call, x, axes))
 
 
 class _Saved(NamedTuple):
@@ -107,45 +106,42 @@ class _Saved(NamedTuple):
     """
 
     kept: Array
-    where: Array | None
-    temperature: Array | None
+    scaling: Scaling
     state: online.State | None
 
-    def restore(self, probabilities: Callable[[_rows.Shifted, Array], Array]) -> tuple[Array, Array]:
+    def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
         if self.state is None:
             return self.kept, self.kept
-        shifted = _rows.shifted(self.kept, self.where, self.temperature, self.state.max)
+        shifted = _scaling.shifted(self.kept, self.scaling, self.state.max)
         return probabilities(shifted, self.state.rest), shifted.u
 
-    def pull(self, u: Array, dz: Array) -> tuple[Array, None, Array | None]:
-        """The cotangents of x, where, and temperature, from that of x/T."""
-        dx, dt = _rows.pull_scaling(u, dz, self.where, self.temperature)
-        return dx.astype(self.kept.dtype), None, dt
+    def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
+        """The cotangents of x and of its scaling, from that of z."""
+        return _scaling.pull(self.kept, u, dz, self.scaling)
 
     def push(self, u: Array, tangents: Tangents) -> Array:
-        """The tangent of x/T."""
-        dx, _, dt = tangents
-        return _rows.push_scaling(u, dx, dt, self.where, self.temperature)
+        """The tangent of z."""
+        dx, of_scaling = tangents
+        return _scaling.push(self.kept, u, dx, of_scaling, self.scaling)
 
 
-def _save(p: Array, x: Array, where: Array | None, temperature: Array | None, state: online.State) -> _Saved:
-    if p.dtype == x.dtype and temperature is None:
-        return _Saved(p, where, None, None)
-    return _Saved(x, where, temperature, state)
+def _save(p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
+    if p.dtype == x.dtype and scaling.temperature is None:
+        return _Saved(p, scaling, None)
+    return _Saved(x, scaling, state)
 
 
-def _softmax_save(
-    axes: Axes, x: Array, where: Array | None, temperature: Array | None
-) -> tuple[Array, _Saved]:
-    shifted, state = _rows.reduce(x, where, temperature, axes)
-    p = _rows.probabilities(shifted, state.rest)
-    return p.astype(x.dtype), _save(p, x, where, temperature, state)
+def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    state, _ = _rows.reduce(x, scaling, axes)
+    p = _rows.probabilities(_scaling.shifted(x, scaling, state.max), state.rest)
+    return p.astype(x.dtype), _save(p, x, scaling, state)
 
 
-def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None, Array | None]:
+def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
     p, u = saved.restore(_rows.probabilities)
-    return saved.pull(u, rules.softmax_product(p, _rows.masked(g, saved.where).astype(p.dtype), axes))
+    g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
+    return saved.pull(u, rules.softmax_product(p, g, axes))
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
@@ -156,18 +152,17 @@ def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
 _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
 
 
-def _log_softmax_save(
-    axes: Axes, x: Array, where: Array | None, temperature: Array | None
-) -> tuple[Array, _Saved]:
-    shifted, state = _rows.reduce(x, where, temperature, axes)
+def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    state, _ = _rows.reduce(x, scaling, axes)
+    shifted = _scaling.shifted(x, scaling, state.max)
     p = _rows.marked_probabilities(shifted, state.rest)
     out = shifted.u - _rows.log_total(state.rest)
-    return out.astype(x.dtype), _save(p, x, where, temperature, state)
+    return out.astype(x.dtype), _save(p, x, scaling, state)
 
 
-def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None, Array | None]:
+def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
     p, u = saved.restore(_rows.marked_probabilities)
-    g = _rows.masked(g, saved.where).astype(p.dtype)
+    g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
     dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes)
     return saved.pull(u, jnp.where(p < 0, 0, dz))
 
@@ -175,7 +170,7 @@ def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None,
 def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
     p, u = saved.restore(_rows.marked_probabilities)
     out = rules.log_softmax_jvp(jnp.where(p < 0, 0, p), saved.push(u, tangents), axes)
-    return _rows.masked(jnp.where(p < 0, 0, out), saved.where).astype(saved.kept.dtype)
+    return _scaling.masked(jnp.where(p < 0, 0, out), saved.scaling.where).astype(saved.kept.dtype)
 
 
 _log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

@@ -1,101 +1,100 @@
-"""A row of logits on its way to probabilities: masked, scaled, shifted by its maximum, summed.
-
-Every function of the family begins with these few lines. A *row* is what `axes` span; per-row numbers keep
-those axes with length 1. A class is *dead* where it is masked or its logit is −inf, and a row with no live
-class is *empty*.
-"""
+"""A row of shifted logits, summed, and its probabilities: every function of the family begins here."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import online, rules
+from jsoftmax import online
+from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
 
 Axes = tuple[int, ...]
 
+# On CPU, XLA's sums over longer rows are several times slower, and what they share is stored whole.
+LONGEST_WHOLE_ROW = 32768
+BLOCK_SIZE = 2**20  # elements, over all rows
 
-class Shifted(NamedTuple):
-    """``(x − max)/T``, rounded: 0 at the maximum, −inf where dead. The shift comes before the scaling.
 
-    `slip` is what the roundings took away, and exp passes on as a relative error |u| times as large. It is
-    recovered where a temperature adds a second rounding; the one of x − max alone is within the contract.
-    """
-
-    u: Array
-    slip: Array | None
+def _no_terms(z: Shifted, exponentials: Array, arrays: Any) -> tuple[Array, ...]:
+    return ()
 
 
 def reduce(
-    x: Array, where: Array | None, temperature: Array | None, axes: Axes
-) -> tuple[Shifted, online.State]:
-    """The shifted logits of every row, and the row's state: (maximum of x, rest of Σ exp(u)).
+    x: Array,
+    scaling: Scaling,
+    axes: Axes,
+    terms: Callable[[Shifted, Array, Any], tuple[Array, ...]] = _no_terms,
+    arrays: Any = (),
+    exact: bool = False,
+) -> tuple[online.State, tuple[Array, ...]]:
+    """The state of every row, (maximum of x, rest of Σ exp(u)), and the sums of any further terms.
+
+    `terms` makes them of the shifted logits, their exponentials, and `arrays` as long as the row.
 
     Where the total is below 2, one class leads and its 1 would swamp the rest: there the rest is summed by
     itself, the floor of each exponential, which is 1 at the maximum and 0 elsewhere, taken out of its term.
     A constant, it leaves the derivative alone, to every order. The terms are squares of exp(u/2), scaled by
     2⁶⁴: none of those that matter underflows. u/2 is computed anew: XLA on CPU stores what two sums share.
     """
-    top = peak(x, where, temperature, axes)
-    z = shifted(x, where, temperature, top)
-    total = jnp.sum(_slipped(jnp.exp(z.u), z), axes, keepdims=True)
-    half = jnp.exp(_shift(x, where, temperature, top, 0.5))
-    terms = _slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
-    rest = jnp.sum(terms, axes, keepdims=True) * 2.0**-64
-    return z, online.State(top, jnp.where((total >= 1) & (total < 2), rest, total - 1))
+    top = peak(x, scaling, axes)
+
+    def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
+        x, where, arrays = part
+        here = scaling._replace(where=where)
+        z = shifted(x, here, top, exact)
+        exponentials = slipped(jnp.exp(z.u), z)
+        half = jnp.exp(shift(x, here, top, 0.5))
+        scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
+        return exponentials, scaled_rest, *terms(z, exponentials, arrays)
+
+    total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
+    rest = jnp.where((total >= 1) & (total < 2), scaled_rest * 2.0**-64, total - 1)
+    return online.State(top, rest), tuple(further)
 
 
-def shifted(x: Array, where: Array | None, temperature: Array | None, top: Array) -> Shifted:
-    """The logits less the maximum of their row, over the temperature."""
-    u = _shift(x, where, temperature, top, 1)
-    if temperature is None:
-        return Shifted(u, None)
-    return Shifted(u, lax.stop_gradient(_slip(masked(x, where), temperature, top, u)))
+def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tuple[Array, ...]:
+    """The sums over a row of the terms made of it; on CPU over blocks of a long one."""
+    x = row[0]
+
+    def whole(row: Any) -> tuple[Array, ...]:
+        return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
+
+    def in_blocks(row: Any) -> tuple[Array, ...]:
+        size = min(max(BLOCK_SIZE * classes // x.size, 512), 8192)
+        steps = (classes - 1) // size
+        first = classes - steps * size
+
+        def block(start: Array | int, size: int) -> tuple[Array, ...]:
+            return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
+
+        def step(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+            return tuple(map(jnp.add, sums, block(first + i * size, size)))
+
+        return lax.fori_loop(0, steps, step, block(0, first))
+
+    axis = max(axes, key=lambda i: x.shape[i], default=0)
+    classes = x.shape[axis] if axes else 1
+    if classes <= LONGEST_WHOLE_ROW or not x.size or jax.typeof(x).sharding.spec[axis] is not None:
+        return whole(row)
+    return lax.platform_dependent(row, cpu=in_blocks, default=whole)
 
 
-def _shift(x: Array, where: Array | None, temperature: Array | None, top: Array, fraction: float) -> Array:
-    """A fraction of u; fractions are powers of 2, and exact."""
-    dtype = rules.computing_dtype(x.dtype)
-    x = masked(x, where).astype(dtype)  # NaN may lie under the mask
-    top = jnp.where(top == -jnp.inf, 0, top).astype(dtype)
-    if fraction != 1:
-        x, top = x * fraction, top * fraction
-    u = x - top if temperature is None else (x * jnp.sign(temperature) - top) / jnp.abs(temperature)
-    return u if where is None else jnp.where(where, u, -jnp.inf)
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return a if a.shape[axis] == 1 else lax.dynamic_slice_in_dim(a, start, size, axis)
 
 
-def _slipped(terms: Array, z: Shifted) -> Array:
-    """Exponentials of u, made those of the exact (x − max)/T: ``exp(u + slip) = exp(u)·(1 + slip)``."""
+def slipped(terms: Array, z: Shifted) -> Array:
+    """Exponentials of u, made those of the exact z − max: ``exp(u + slip) = exp(u)·(1 + slip)``."""
     return terms if z.slip is None else terms + terms * z.slip
-
-
-def _slip(x: Array, temperature: Array, top: Array, u: Array) -> Array:
-    """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
-    x, top, scale = x.astype(u.dtype) * jnp.sign(temperature), top.astype(u.dtype), jnp.abs(temperature)
-    difference = x - top
-    finite = jnp.isfinite(difference) & jnp.isfinite(u)
-    x, top, difference, u = (jnp.where(finite, a, 0) for a in (x, top, difference, u))
-    back = x - difference
-    of_difference = (x - (difference + back)) + (back - top)
-    u_high, scale_high = _high_half(u), _high_half(scale)
-    u_low, scale_low = u - u_high, scale - scale_high
-    of_quotient = difference - u_high * scale_high
-    of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
-    slip = (of_difference + of_quotient) / scale
-    return jnp.where(jnp.abs(slip) < 1, slip, 0)
-
-
-def _high_half(a: Array) -> Array:
-    """The leading half of the significand: products of two such halves are exact."""
-    bits, half = (jnp.uint32, 12) if a.dtype == jnp.float32 else (jnp.uint64, 27)
-    return lax.bitcast_convert_type(lax.bitcast_convert_type(a, bits) >> half << half, a.dtype)
 
 
 def probabilities(z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row."""
-    return _slipped(jnp.exp(z.u), z) / (1 + jnp.where(rest < 0, 0, rest))
+    return slipped(jnp.exp(z.u), z) / (1 + jnp.where(rest < 0, 0, rest))
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:
@@ -114,37 +113,25 @@ def log_total(rest: Array) -> Array:
     return jnp.log1p(jnp.where(rest < 0, 0, rest))
 
 
-def masked(values: Array, where: Array | None) -> Array:
-    """`values` where live, 0 under the mask."""
-    return values if where is None else jnp.where(where, values, 0)
+def hits(labels: Array, axis: int, classes: int) -> Array:
+    """Where a class is the label of its row: its index, compared. Nothing gathers or scatters."""
+    shape = [1] * labels.ndim
+    shape[axis] = classes
+    return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
 
 
-def pull_scaling(
-    u: Array, dz: Array, where: Array | None, temperature: Array | None
-) -> tuple[Array, Array | None]:
-    """The cotangents of x and of the temperature, from that of z = x/T."""
-    dz = masked(dz, where)
-    if temperature is None:
-        return dz, None
-    dx, dt = rules.temperature_vjp(u, dz, temperature)
-    spread = tuple(i for i, n in enumerate(temperature.shape) if n == 1)
-    return dx, jnp.sum(dt, spread, keepdims=True)
+def label_logit(x: Array, labels: Array, axis: int) -> Array:
+    """The logit of each row's label. A sum over the row's one hit, which any sharding of the row keeps.
 
+    On CPU, where XLA would store the summed array, it is read where it lies, unless the classes are sharded.
+    """
 
-def push_scaling(
-    u: Array, dx: Array | None, dt: Array | None, where: Array | None, temperature: Array | None
-) -> Array:
-    """The tangent of z = x/T, up to a shift of the row, from those of x and of the temperature."""
-    dz = jnp.zeros_like(u) if dx is None else masked(dx, where).astype(u.dtype)
-    if temperature is None:
-        return dz
-    return rules.temperature_jvp(u, dz, 0 if dt is None else dt, temperature)
+    def compare(x: Array, labels: Array) -> Array:
+        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0), axis, keepdims=True)
 
+    def read(x: Array, labels: Array) -> Array:
+        return jnp.take_along_axis(x, labels, axis, mode="clip")
 
-def peak(x: Array, where: Array | None, temperature: Array | None, axes: Axes) -> Array:
-    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
-    if temperature is not None:
-        x = x * jnp.sign(temperature).astype(x.dtype)
-    if where is not None:
-        x = jnp.where(where, x, -jnp.inf)
-    return lax.stop_gradient(jnp.max(x, axes, keepdims=True))
+    if jax.typeof(x).sharding.spec[axis] is not None:
+        return compare(x, labels)
+    return lax.platform_dependent(x, labels, cpu=read, default=compare)

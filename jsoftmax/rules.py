@@ -18,9 +18,12 @@ from jax.typing import ArrayLike
 __all__ = [
     "cross_entropy_hvp",
     "cross_entropy_residual",
+    "entropy_residual",
     "label_residual",
     "log_softmax_jvp",
     "log_softmax_vjp",
+    "soft_cap_jvp",
+    "soft_cap_vjp",
     "softmax_jacobian",
     "softmax_product",
     "temperature_jvp",
@@ -106,6 +109,11 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
     return jnp.where(hit, jnp.expm1(-jnp.asarray(nll)), p)
 
 
+def entropy_residual(p: ArrayLike, log_p: ArrayLike, entropy: ArrayLike) -> Array:
+    """The gradient in the logits of the entropy, ``−p·(log p + H)``; 0 where p is 0, and log p −inf."""
+    return -jnp.asarray(p) * (_finite(jnp.asarray(log_p)) + entropy)
+
+
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`.
 
@@ -129,6 +137,32 @@ def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Arr
     """
     dx = dz / temperature
     return dx, -dx * _finite(u)
+
+
+def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike) -> Array:
+    """The derivative of ``cap·tanh(x/cap)`` along (dx, dcap)."""
+    in_x, in_cap = _soft_cap_slopes(x / cap)
+    return in_x * dx + in_cap * dcap
+
+
+def soft_cap_vjp(x: Array, cap: Array, dy: Array) -> tuple[Array, Array]:
+    """The cotangent `dy` pulled back through ``cap·tanh(x/cap)``, to x and, entry by entry, to cap."""
+    in_x, in_cap = _soft_cap_slopes(x / cap)
+    return in_x * dy, in_cap * dy
+
+
+def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
+    """``sech² a``, and ``tanh a − a·sech² a = (sinh 2a − 2a)/(2·cosh² a)``, which cancels at a small a."""
+    decay = jnp.exp(-2 * jnp.abs(a))
+    in_x = 4 * decay / jnp.square(1 + decay)
+    small = jnp.abs(a) < 0.5
+    square, series = jnp.square(jnp.where(small, 2 * a, 0)), jnp.ones_like(a)
+    for n in range(18, 2, -2):  # sinh b − b = b³/6·(1 + b²/(4·5)·(1 + b²/(6·7)·(…)))
+        series = 1 + square / (n * (n + 1)) * series
+    at_small = jnp.where(small, a, 0) * square / 3 * series * in_x / 2
+    away = jnp.where(small | (decay == 0), 0, a)
+    at_large = jnp.where(decay == 0, jnp.sign(a), jnp.tanh(away) - away * in_x)
+    return in_x, jnp.where(small, at_small, at_large)
 
 
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:

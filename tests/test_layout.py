@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
     ("rules", "online", "_arguments", "_autodiff", "_reports"),
+    ("_scaling",),
     ("_rows",),
-    ("_maps", "_logsumexp", "_cross_entropy"),
-    ("_losses",),
+    ("_maps", "_logsumexp", "_statistics"),
+    ("_losses", "_information"),
     ("__init__",),
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,158 @@
+"""From logits to ``z = cap·tanh(x/cap)/T`` over the live classes, shifted by the maximum of its row.
+
+A *row* is what `axes` span; per-row numbers keep those axes with length 1. A class is *dead* where it is
+masked or its logit is −inf, and a row with no live class is *empty*.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax._arguments import Call
+
+Axes = tuple[int, ...]
+
+
+class Scaling(NamedTuple):
+    """What turns logits x into ``z = cap·tanh(x/cap)/T`` over the live classes; also its cotangents."""
+
+    where: Array | None
+    temperature: Array | None = None
+    soft_cap: Array | None = None
+
+
+class Shifted(NamedTuple):
+    """``z − max z``, rounded: 0 at the maximum, −inf where dead. The shift comes before the division by T.
+
+    `slip` is what the roundings took away, and exp passes on as a relative error |u| times as large. It is
+    recovered where a temperature adds a second rounding, and where asked; the one of x − max alone is within
+    the contract.
+    """
+
+    u: Array
+    slip: Array | None
+
+
+def of_call(call: Call, x: Array, axes: Axes) -> Scaling:
+    """The scaling that the arguments of a public function ask for."""
+    dtype = rules.computing_dtype(x.dtype)
+    where = call.mask(x.shape)
+    return Scaling(where, *(call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap")))
+
+
+def ordered_live(x: Array, scaling: Scaling) -> Array:
+    """The logits in the order of z: −x where T < 0, −inf where masked."""
+    if scaling.temperature is not None:
+        x = x * jnp.sign(scaling.temperature).astype(x.dtype)
+    return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
+
+
+def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
+    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
+    return lax.stop_gradient(jnp.max(ordered_live(x, scaling), axes, keepdims=True))
+
+
+def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shifted:
+    """The logits of a row, or of a part of it, less the row's maximum, over the temperature."""
+    u = shift(x, scaling, top, 1)
+    if scaling.temperature is None and not exact:
+        return Shifted(u, None)
+    return Shifted(u, lax.stop_gradient(_slip(x, scaling, top, u)))
+
+
+def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
+    """A fraction of u; fractions are powers of 2, and exact."""
+    x, top = _ordered(x, scaling, top)
+    if fraction != 1:
+        x, top = x * fraction, top * fraction
+    u = x - top
+    if scaling.temperature is not None:
+        u = u / jnp.abs(scaling.temperature)
+    return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
+
+
+def _ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
+    """The logits and their maximum: capped, their order turned where T < 0, 0 where masked or empty."""
+    dtype = rules.computing_dtype(x.dtype)
+    x = masked(x, scaling.where).astype(dtype)  # NaN may lie under the mask
+    top = jnp.where(top == -jnp.inf, 0, top).astype(dtype)
+    if scaling.soft_cap is not None:
+        x, top = _capped(x, scaling.soft_cap), _capped(top, scaling.soft_cap)
+    if scaling.temperature is not None:
+        x = x * jnp.sign(scaling.temperature)
+    return x, top
+
+
+def _capped(x: Array, cap: Array) -> Array:
+    """``cap·tanh(x/cap)``; ±inf stay, as overflows and dead classes."""
+    infinite = jnp.isinf(x)
+    return jnp.where(infinite, x, cap * jnp.tanh(jnp.where(infinite, 0, x) / cap))
+
+
+def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
+    """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
+    x, top = _ordered(x, scaling, top)
+    difference = x - top
+    finite = jnp.isfinite(difference) & jnp.isfinite(u)
+    x, top, difference, u = (jnp.where(finite, a, 0) for a in (x, top, difference, u))
+    back = x - difference
+    slip = (x - (difference + back)) + (back - top)
+    if scaling.temperature is not None:
+        scale = jnp.abs(scaling.temperature)
+        u_high, scale_high = _high_half(u), _high_half(scale)
+        u_low, scale_low = u - u_high, scale - scale_high
+        of_quotient = difference - u_high * scale_high
+        of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
+        slip = (slip + of_quotient) / scale
+    return jnp.where(jnp.abs(slip) < 1, slip, 0)
+
+
+def _high_half(a: Array) -> Array:
+    """The leading half of the significand: products of two such halves are exact."""
+    bits, half = (jnp.uint32, 12) if a.dtype == jnp.float32 else (jnp.uint64, 27)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(a, bits) >> half << half, a.dtype)
+
+
+def maximum(scaling: Scaling, top: Array) -> Array:
+    """The maximum of z, from that of x; 0 in an empty row."""
+    _, top = _ordered(top, scaling._replace(where=None), top)
+    return top if scaling.temperature is None else top / jnp.abs(scaling.temperature)
+
+
+def masked(values: Array, where: Array | None) -> Array:
+    """`values` where live, 0 under the mask."""
+    return values if where is None else jnp.where(where, values, 0)
+
+
+def pull(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+    """The cotangents of x and of its scaling, from that of z, which sums to 0 over a row."""
+    dz = masked(dz, scaling.where)
+    dt = dcap = None
+    if scaling.temperature is not None:
+        dz, dt = rules.temperature_vjp(u, dz, scaling.temperature)
+        dt = spread_sum(dt, scaling.temperature)
+    if scaling.soft_cap is not None:
+        dz, dcap = rules.soft_cap_vjp(masked(x, scaling.where).astype(dz.dtype), scaling.soft_cap, dz)
+        dcap = spread_sum(dcap, scaling.soft_cap)
+    return dz.astype(x.dtype), Scaling(None, dt, dcap)
+
+
+def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:
+    """The tangent of z, up to a shift of the row, from those of x and of its scaling."""
+    dz = jnp.zeros_like(u) if dx is None else masked(dx, scaling.where).astype(u.dtype)
+    if scaling.soft_cap is not None:
+        dcap = 0 if tangents.soft_cap is None else tangents.soft_cap
+        dz = rules.soft_cap_jvp(masked(x, scaling.where).astype(u.dtype), scaling.soft_cap, dz, dcap)
+    if scaling.temperature is not None:
+        dt = 0 if tangents.temperature is None else tangents.temperature
+        dz = rules.temperature_jvp(u, dz, dt, scaling.temperature)
+    return masked(dz, scaling.where)
+
+
+def spread_sum(values: Array, like: Array) -> Array:
+    """The cotangent of an array of the rank of `values`, that was broadcast to their shape."""
+    return jnp.sum(values, tuple(i for i, n in enumerate(like.shape) if n == 1), keepdims=True)

@@ -1,0 +1,228 @@
+"""The row statistics: what a row of logits and its label come to, in a few numbers with one pull-back.
+
+Losses, entropies and metrics are ordinary arithmetic on these numbers. With a, b, c, d the cotangents of the
+log-normalizer, the nll, the entropy H and the weighted sum of every −log p, the gradient in the logits is
+
+    dz = a·p + b·((Σt)·p − t) − c·p·(log p + H) + d·((Σw)·p − w)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import _rows, _scaling, online, rules
+from jsoftmax._autodiff import with_rules
+from jsoftmax._reports import report_class_ids
+from jsoftmax._scaling import Scaling, Shifted
+
+Axes = tuple[int, ...]
+Static = tuple[int, frozenset[str]]  # the class axis, and the numbers asked for
+
+
+# Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
+# "entropy"; "spread", −Σ w·log p over the live classes, with the constant "live", how many there are.
+Numbers = dict[str, Array]
+
+
+class _Problem(NamedTuple):
+    """The arguments; also their tangents and cotangents. The class axis is `axis`, alone."""
+
+    x: Array
+    labels: Any  # class ids [B, 1], targets [B, V], or None
+    weights: Array | None  # [1, V]
+    scaling: Scaling
+    counted: Array | None  # [B, 1]: False in a row whose every number is 0
+
+
+class _Saved(NamedTuple):
+    problem: _Problem
+    state: online.State
+    numbers: Numbers
+    sum_weights: Any  # [B, 1], or None
+
+
+def numbers(
+    axes: Axes,
+    wanted: frozenset[str],
+    x: Array,
+    labels: Any,
+    scaling: Scaling,
+    weights: Array | None = None,
+    counted: Array | None = None,
+) -> Numbers:
+    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last."""
+    if len(axes) != 1:
+        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
+        arrays = (x, labels, scaling._replace(where=where), counted)
+        x, labels, scaling, counted = jax.tree.map(lambda a: one_axis(a, axes), arrays)
+        axes = (x.ndim - 1,)
+    if weights is not None:
+        weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
+    if _are_ids(labels):
+        if labels.dtype.itemsize < 4:
+            labels = labels.astype(jnp.int32)  # that holds the number of classes too
+        report_class_ids(labels, x.shape[axes[0]])
+    found = _numbers((axes[0], wanted), _Problem(x, labels, weights, scaling, counted))
+    return {name: jnp.squeeze(number, axes) for name, number in found.items()}
+
+
+def one_axis(array: Array, axes: Axes) -> Array:
+    """The class axes made one, the last."""
+    rows = tuple(i for i in range(array.ndim) if i not in axes)
+    size = math.prod(array.shape[i] for i in axes)
+    return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
+
+
+def _are_ids(labels: Any) -> bool:
+    return labels is not None and bool(jnp.issubdtype(labels.dtype, jnp.integer))
+
+
+def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
+    return labels.astype(dtype) if weights is None else labels.astype(dtype) * weights
+
+
+def _save(static: Static, problem: _Problem) -> tuple[Numbers, _Saved]:
+    axis, wanted = static
+    x, labels, weights, scaling, counted = problem
+    ids = _are_ids(labels)
+    targets = None if ids or "nll" not in wanted else labels
+
+    def terms(z: Shifted, exponentials: Array, arrays: Any) -> tuple[Array, ...]:
+        targets, weights = arrays
+        dead = z.u == -jnp.inf
+        u = jnp.where(dead, 0, z.u if z.slip is None else z.u + z.slip)
+        out: list[Array] = []
+        if "entropy" in wanted:
+            out += [exponentials * u]
+        if "spread" in wanted:
+            w = jnp.where(dead, 0, jnp.ones_like(u) if weights is None else weights)
+            out += [w * u, w, jnp.where(dead, 0, jnp.ones_like(u))]
+        if targets is not None:
+            t = _weighted_targets(targets, weights, u.dtype)
+            out += [t * jnp.where(dead & (t != 0), -jnp.inf, u), t]
+        return tuple(out)
+
+    state, sums = _rows.reduce(x, scaling, (axis,), terms, (targets, weights), exact="entropy" in wanted)
+    empty, log_total = state.rest < 0, _rows.log_total(state.rest)
+    found: Numbers = {}
+    sum_weights = None
+    if "log_normalizer" in wanted:
+        found["log_normalizer"] = jnp.where(empty, -jnp.inf, _scaling.maximum(scaling, state.max) + log_total)
+    if "entropy" in wanted:
+        moment, sums = sums[0], sums[1:]
+        found["entropy"] = log_total - moment / jnp.where(empty, 1, 1 + state.rest)
+    if "spread" in wanted:
+        (moment, sum_weights, live), sums = sums[:3], sums[3:]
+        found["spread"], found["live"] = sum_weights * log_total - moment, lax.stop_gradient(live)
+    if targets is not None:
+        moment, sum_targets = sums
+        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment)
+    elif "nll" in wanted:
+        valid = (labels >= 0) & (labels < x.shape[axis])
+        labels = jnp.where(valid, labels, -1).astype(jnp.int32)
+        live_x = x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
+        logit = _rows.label_logit(live_x, labels, axis)
+        u = _scaling.shifted(logit, scaling._replace(where=None), state.max).u
+        found["nll"] = jnp.where(empty, 0, jnp.where(valid, log_total - u, jnp.nan))
+        problem = problem._replace(labels=labels)
+    found = {name: _of_counted(number, counted) for name, number in found.items()}
+    return found, _Saved(problem, state, found, sum_weights)
+
+
+class _Row(NamedTuple):
+    """What a derivative needs again of the logits."""
+
+    u: Array
+    cost: Array  # −log p, but 0 for a dead class without a target and in an empty row
+    residuals: Numbers  # the gradient in z of every number asked for
+
+
+def _restore(axis: int, saved: _Saved, asked: Iterable[str]) -> _Row:
+    (x, labels, weights, scaling, _), state, found, sum_weights = saved
+    z = _scaling.shifted(x, scaling, state.max, exact="entropy" in found)
+    p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
+    soft = "nll" in asked and not _are_ids(labels)
+    nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
+    cost = jnp.where(nothing, 0, _rows.log_total(state.rest) - z.u)
+    residuals: Numbers = {}
+    if "log_normalizer" in asked:
+        residuals["log_normalizer"] = p
+    if soft:
+        t, others = _weighted_targets(labels, weights, p.dtype), _rows.complement(z, state.rest)
+        in_z = rules.cross_entropy_residual(p, t, axis, others=others)
+        residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
+    elif "nll" in asked:
+        in_z = rules.label_residual(p, found["nll"], _rows.hits(labels, axis, x.shape[axis]))
+        residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), jnp.nan, in_z)
+    if "entropy" in asked:
+        residuals["entropy"] = rules.entropy_residual(p, -cost, found["entropy"])
+    if "spread" in asked:
+        w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
+        residuals["spread"] = sum_weights * p - w
+    return _Row(z.u, cost, residuals)
+
+
+def _pull(static: Static, saved: _Saved, cotangents: dict[str, Array | None]) -> tuple[_Problem]:
+    x, labels, weights, scaling, counted = saved.problem
+    given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
+    u, cost, residuals = _restore(static[0], saved, given)
+    dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
+    for name, g in given.items():
+        dz = dz + g * residuals[name]
+    if "spread" in given:
+        dweights = given["spread"] * jnp.where(u == -jnp.inf, 0, cost)
+    if "nll" in given and not _are_ids(labels):
+        dt = _of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
+        dweights = dweights + dt * labels.astype(u.dtype)
+        dlabels = (dt if weights is None else dt * weights).astype(labels.dtype)
+    dx, dscaling = _scaling.pull(x, u, _of_counted(dz, counted), scaling)
+    if scaling.temperature is not None and dscaling.temperature is not None and "log_normalizer" in given:
+        # z is u + max, and the row of dz sums to this cotangent.
+        dt = _of_counted(given["log_normalizer"] * _max_slope(saved, scaling.temperature), counted)
+        dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
+        dscaling = dscaling._replace(temperature=dt)
+    of_weights = None if weights is None else _scaling.spread_sum(_of_counted(dweights, counted), weights)
+    return (_Problem(dx, dlabels, of_weights, dscaling, None),)
+
+
+def _push(static: Static, saved: _Saved, tangents: tuple[_Problem]) -> Numbers:
+    axis, wanted = static
+    x, labels, weights, scaling, counted = saved.problem
+    dx, dlabels, dweights, dscaling, _ = tangents[0]
+    u, cost, residuals = _restore(axis, saved, wanted)
+    dz = _scaling.push(x, u, dx, dscaling, scaling)
+    out = {name: _sum(residual * dz, axis) for name, residual in residuals.items()}
+    if scaling.temperature is not None and dscaling.temperature is not None and "log_normalizer" in wanted:
+        out["log_normalizer"] += _max_slope(saved, scaling.temperature) * dscaling.temperature
+    if "nll" in wanted and not _are_ids(labels):
+        dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
+        dt = dt if weights is None else dt * weights
+        dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
+        out["nll"] += _sum(_scaling.masked(dt, scaling.where) * cost, axis)
+    if "spread" in wanted:
+        if dweights is not None:
+            out["spread"] += _sum(dweights * jnp.where(u == -jnp.inf, 0, cost), axis)
+        out["live"] = jnp.zeros_like(out["spread"])
+    return {name: _of_counted(number, counted) for name, number in out.items()}
+
+
+def _max_slope(saved: _Saved, temperature: Array) -> Array:
+    """The derivative in the temperature of the maximum of z = x/T."""
+    return -_scaling.maximum(saved.problem.scaling, saved.state.max) / temperature
+
+
+def _sum(values: Array, axis: int) -> Array:
+    return jnp.sum(values, axis, keepdims=True)
+
+
+def _of_counted(values: Array, counted: Array | None) -> Array:
+    return values if counted is None else jnp.where(counted, values, 0)
+
+
+_numbers = with_rules(_save, _pull, _push)
