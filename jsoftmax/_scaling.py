@@ -66,10 +66,15 @@ def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shif
 
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
     """A fraction of u; fractions are powers of 2, and exact."""
-    x, top = _ordered(x, scaling, top)
+    z, z_top = _ordered(x, scaling, top)
     if fraction != 1:
-        x, top = x * fraction, top * fraction
-    u = x - top
+        z, z_top = z * fraction, z_top * fraction
+    u = z - z_top
+    if scaling.soft_cap is not None:
+        # Compiled twice, tanh may round in two ways: 0 at the maximum, and nowhere above, is restored.
+        is_top = ordered_live(x, scaling) == top
+        excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
+        u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
         u = u / jnp.abs(scaling.temperature)
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)

@@ -91,8 +91,15 @@ def live_targets(rng, shape, axis):
     return *targets(rng, shape, axis), *mask(rng, shape, axis)
 
 
-def with_temperature(arrays):
-    return lambda rng, shape, axis: (*arrays(rng, shape, axis), *temperature(rng, shape, axis))
+def together(*kinds):
+    """The arrays of several kinds, one after the other."""
+    return lambda rng, shape, axis: tuple(a for kind in kinds for a in kind(rng, shape, axis))
+
+
+def options(rng, shape, axis):
+    """A label smoothing, a z-loss, a soft cap and a temperature for each row."""
+    rows = np.delete(shape, axis)
+    return tuple(rng.uniform(low, high, rows) for low, high in ((0.05, 0.3), (0.01, 0.1), (5, 50), (0.3, 3)))
 
 
 def _expanded(per_row, axis):
@@ -103,35 +110,69 @@ def _live(where, values):
     return (np if values.dtype == object else jnp).where(where, values, 0)
 
 
+def _weighted(x, axis):
+    """Class weights for logits x, the same in any dtype."""
+    return 0.5 + 0.25 * (np.arange(x.shape[axis]) % 7)
+
+
+def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
+    return jsoftmax.cross_entropy(
+        x,
+        t if jnp.issubdtype(t.dtype, jnp.integer) else _live(m, t),
+        axis=axis,
+        where=m,
+        class_weights=jnp.asarray(_weighted(x, axis), x.dtype),
+        label_smoothing=alpha,
+        z_loss=z,
+        soft_cap=cap,
+        temperature=temperature,
+    )
+
+
+def _plain_with_options(x, t, m, alpha, z, cap, temperature, axis):
+    weights = _weighted(x, axis)
+    return definitions.cross_entropy(
+        x,
+        t,
+        axis,
+        m,
+        _expanded(temperature, axis),
+        _expanded(cap, axis),
+        definitions.exactly(weights) if x.dtype == object else jnp.asarray(weights, x.dtype),
+        alpha,
+        z,
+    )
+
+
+def _ours_of_statistics(x, y, m, temperature, axis):
+    found = jsoftmax.row_statistics(x, y, axis=axis, where=m, temperature=temperature, soft_cap=20.0)
+    return 2 * found.log_normalizer + 3 * found.nll + 5 * found.entropy
+
+
+def _plain_of_statistics(x, y, m, temperature, axis):
+    options = {"where": m, "temperature": _expanded(temperature, axis), "soft_cap": 20}
+    return (
+        2 * definitions.logsumexp(x, axis, **options)
+        + 3 * definitions.cross_entropy(x, y, axis, **options)
+        + 5 * definitions.entropy(x, axis, **options)
+    )
+
+
 FUNCTIONS = (
     Function("softmax", jsoftmax.softmax, definitions.softmax, nothing, reduces=False),
     Function(
-        "softmax, masked",
-        lambda x, m, axis: jsoftmax.softmax(x, axis, m),
-        lambda x, m, axis: definitions.softmax(x, axis, m),
-        mask,
-        reduces=False,
-    ),
-    Function(
-        "softmax, temperature",
-        lambda x, t, axis: jsoftmax.softmax(x, axis, temperature=t),
-        lambda x, t, axis: definitions.softmax(x, axis, temperature=_expanded(t, axis)),
-        temperature,
+        "softmax, masked, temperature",
+        lambda x, m, t, axis: jsoftmax.softmax(x, axis, m, temperature=t),
+        lambda x, m, t, axis: definitions.softmax(x, axis, m, _expanded(t, axis)),
+        together(mask, temperature),
         reduces=False,
     ),
     Function("log_softmax", jsoftmax.log_softmax, definitions.log_softmax, nothing, reduces=False),
     Function(
-        "log_softmax, masked",
-        lambda x, m, axis: jnp.where(m, jsoftmax.log_softmax(x, axis, m), 0),
-        lambda x, m, axis: _live(m, definitions.log_softmax(x, axis, m)),
-        mask,
-        reduces=False,
-    ),
-    Function(
-        "log_softmax, temperature",
-        lambda x, t, axis: jsoftmax.log_softmax(x, axis, temperature=t),
-        lambda x, t, axis: definitions.log_softmax(x, axis, temperature=_expanded(t, axis)),
-        temperature,
+        "log_softmax, masked, temperature",
+        lambda x, m, t, axis: jnp.where(m, jsoftmax.log_softmax(x, axis, m, temperature=t), 0),
+        lambda x, m, t, axis: _live(m, definitions.log_softmax(x, axis, m, _expanded(t, axis))),
+        together(mask, temperature),
         reduces=False,
     ),
     Function("logsumexp", jsoftmax.logsumexp, definitions.logsumexp, nothing),
@@ -149,29 +190,17 @@ FUNCTIONS = (
     ),
     Function("cross_entropy, ids", jsoftmax.cross_entropy, definitions.cross_entropy, ids),
     Function(
-        "cross_entropy, ids, masked",
-        lambda x, y, m, axis: jsoftmax.cross_entropy(x, y, axis=axis, where=m),
-        lambda x, y, m, axis: definitions.cross_entropy(x, y, axis, m),
-        live_ids,
-    ),
-    Function(
-        "cross_entropy, ids, temperature",
-        lambda x, y, t, axis: jsoftmax.cross_entropy(x, y, axis=axis, temperature=t),
-        lambda x, y, t, axis: definitions.cross_entropy(x, y, axis, temperature=_expanded(t, axis)),
-        with_temperature(ids),
+        "cross_entropy, ids, masked, options",
+        _ours_with_options,
+        _plain_with_options,
+        together(live_ids, options),
     ),
     Function("cross_entropy, targets", jsoftmax.cross_entropy, definitions.cross_entropy, targets),
     Function(
-        "cross_entropy, targets, masked",
-        lambda x, t, m, axis: jsoftmax.cross_entropy(x, _live(m, t), axis=axis, where=m),
-        lambda x, t, m, axis: definitions.cross_entropy(x, t, axis, m),
-        live_targets,
-    ),
-    Function(
-        "cross_entropy, targets, temperature",
-        lambda x, t, s, axis: jsoftmax.cross_entropy(x, t, axis=axis, temperature=s),
-        lambda x, t, s, axis: definitions.cross_entropy(x, t, axis, temperature=_expanded(s, axis)),
-        with_temperature(targets),
+        "cross_entropy, targets, masked, options",
+        _ours_with_options,
+        _plain_with_options,
+        together(live_targets, options),
     ),
     Function("softmax_cross_entropy", jsoftmax.softmax_cross_entropy, definitions.cross_entropy, targets),
     Function(
@@ -179,6 +208,19 @@ FUNCTIONS = (
         jsoftmax.softmax_cross_entropy_with_integer_labels,
         definitions.cross_entropy,
         ids,
+    ),
+    Function(
+        "log_prob",
+        jsoftmax.log_prob,
+        lambda x, y, axis: -definitions.cross_entropy(x, y, axis),
+        ids,
+    ),
+    Function("entropy", jsoftmax.entropy, definitions.entropy, nothing),
+    Function(
+        "row_statistics, masked, temperature",
+        _ours_of_statistics,
+        _plain_of_statistics,
+        together(live_ids, temperature),
     ),
 )
 

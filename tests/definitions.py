@@ -16,12 +16,14 @@ mp.prec = 400
 EXACT = SimpleNamespace(
     exp=np.frompyfunc(mp.exp, 1, 1),
     log=np.frompyfunc(mp.log, 1, 1),
+    tanh=np.frompyfunc(mp.tanh, 1, 1),
     where=np.where,
     top=lambda x, axis: mpf(0),  # nothing overflows
 )
 FLOAT = SimpleNamespace(
     exp=jnp.exp,
     log=jnp.log,
+    tanh=jnp.tanh,
     where=jnp.where,
     top=lambda x, axis: jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True)),
 )
@@ -36,9 +38,11 @@ def _namespace(x):
     return EXACT if x.dtype == object else FLOAT
 
 
-def _scaled(x, where, temperature):
-    z = x if temperature is None else x / temperature
-    return z if where is None else _namespace(x).where(where, z, -mp.inf if x.dtype == object else -jnp.inf)
+def _scaled(x, where, temperature, soft_cap=None):
+    xp = _namespace(x)
+    z = x if soft_cap is None else soft_cap * xp.tanh(x / soft_cap)
+    z = z if temperature is None else z / temperature
+    return z if where is None else xp.where(where, z, -mp.inf if x.dtype == object else -jnp.inf)
 
 
 def softmax(x, axis=-1, where=None, temperature=None):
@@ -48,29 +52,54 @@ def softmax(x, axis=-1, where=None, temperature=None):
     return e / e.sum(axis, keepdims=True)
 
 
-def log_softmax(x, axis=-1, where=None, temperature=None):
-    z = _scaled(x, where, temperature)
+def log_softmax(x, axis=-1, where=None, temperature=None, soft_cap=None):
+    z = _scaled(x, where, temperature, soft_cap)
     return z - logsumexp(z, axis, keepdims=True)
 
 
-def logsumexp(a, axis=None, b=None, keepdims=False, where=None):
+def logsumexp(a, axis=None, b=None, keepdims=False, where=None, temperature=None, soft_cap=None):
     xp = _namespace(a)
-    a = _scaled(a, where, None)
+    a = _scaled(a, where, temperature, soft_cap)
     top = xp.top(a, axis)
     terms = xp.exp(a - top) if b is None else b * xp.exp(a - top)
     out = top + xp.log(abs(terms.sum(axis, keepdims=True)))
     return out if keepdims else out.squeeze(axis)
 
 
-def cross_entropy(x, t, axis=-1, where=None, temperature=None):
+def entropy(x, axis=-1, where=None, temperature=None, soft_cap=None):
+    log_p = log_softmax(x, axis, where, temperature, soft_cap)
+    p = _namespace(x).exp(log_p)
+    return -(p * _where_live(where, log_p)).sum(axis)
+
+
+def cross_entropy(
+    x,
+    t,
+    axis=-1,
+    where=None,
+    temperature=None,
+    soft_cap=None,
+    weights=None,
+    label_smoothing=None,
+    z_loss=None,
+):
     xp = _namespace(x)
+    along = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
     if t.dtype != object and np.issubdtype(t.dtype, np.integer):
-        index = np.arange(x.shape[axis], dtype=t.dtype).reshape(
-            [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-        )
         rows = [1 if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
-        t = xp.where(index == t.reshape(rows), 1.0, 0.0)
-    log_p = log_softmax(x, axis, where, temperature)
-    if where is not None:
-        log_p = xp.where(where, log_p, mpf(0) if x.dtype == object else 0)
-    return -(t * log_p).sum(axis)
+        t = xp.where(np.arange(x.shape[axis], dtype=t.dtype).reshape(along) == t.reshape(rows), 1.0, 0.0)
+    w = 1 if weights is None else weights.reshape(along)
+    log_p = _where_live(where, log_softmax(x, axis, where, temperature, soft_cap))
+    live = x.shape[axis] if where is None else where.sum(axis).astype(x.dtype)
+    loss = -(t * w * log_p).sum(axis)
+    if label_smoothing is not None:
+        loss = (1 - label_smoothing) * loss - label_smoothing / live * (w * log_p).sum(axis)
+    if z_loss is not None:
+        loss = loss + z_loss * logsumexp(x, axis, None, False, where, temperature, soft_cap) ** 2
+    return loss
+
+
+def _where_live(where, values):
+    if where is None:
+        return values
+    return _namespace(values).where(where, values, mpf(0) if values.dtype == object else 0)

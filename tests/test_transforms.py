@@ -300,8 +300,10 @@ def test_the_closed_forms_are_each_other_transposed(axis, x64):
 
 # Where the table says which outputs or targets count, which keeps arrays of its own.
 BARE = {
-    "log_softmax, masked": lambda x, m: jsoftmax.log_softmax(x, where=m),
-    "cross_entropy, targets, masked": lambda x, t, m: jsoftmax.cross_entropy(x, t, where=m),
+    "log_softmax, masked, temperature": lambda x, m, t: jsoftmax.log_softmax(x, where=m, temperature=t),
+    "cross_entropy, targets, masked, options": lambda x, t, m, alpha, z, cap, s: jsoftmax.cross_entropy(
+        x, t, where=m, label_smoothing=alpha, z_loss=z, soft_cap=cap, temperature=s
+    ),
 }
 
 
@@ -309,14 +311,14 @@ BARE = {
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_what_is_kept_for_the_derivative(function, dtype, mode):
-    """No more than the arguments take, the output in place of the logits; the rest is numbers of a row."""
+    """No more than the arguments take, the output in place of the logits; the rest is of a row or a class."""
     arguments = float32_arguments(function, dtype=dtype)
     f = BARE.get(function.name, on(function))
     with MODES[mode]():
         pull = jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], *arguments)
     leaves = jax.tree.leaves(pull)
-    size, rows = arguments[0].size, arguments[0].size // arguments[0].shape[-1]
-    assert {leaf.size for leaf in leaves} <= {size, rows}
+    size, (rows, classes) = arguments[0].size, arguments[0].shape
+    assert {leaf.size for leaf in leaves} <= {size, rows, classes, 1}
 
     def taken(arrays):
         return sum(a.size * a.dtype.itemsize for a in arrays if a.size == size)
