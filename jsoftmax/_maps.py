@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax import _rows, _scaling, online, rules
@@ -109,12 +109,26 @@ class _Saved(NamedTuple):
     scaling: Scaling
     state: online.State | None
 
+    def again(self, state: online.State) -> Shifted:
+        """The shifted logits, computed once more.
+
+        The barrier keeps XLA on GPU from seeing that the value has the same exponentials: it would store
+        them, as float32 and in the shape of the logits.
+        """
+        return _scaling.shifted(self.kept, self.scaling, lax.optimization_barrier(state.max))
+
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
         if self.state is None:
             return self.kept, self.kept
-        shifted = _scaling.shifted(self.kept, self.scaling, self.state.max)
+        shifted = self.again(self.state)
         return probabilities(shifted, self.state.rest), shifted.u
+
+    def sums(self, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums | None:
+        """What the rules need to know of whole rows, where the state of every row tells a part of it."""
+        if self.state is None:
+            return None
+        return _rows.lead_sums(self.again(self.state), self.state.rest, g, axes, weighted=weighted)
 
     def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
         """The cotangents of x and of its scaling, from that of z."""
@@ -141,7 +155,7 @@ def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
     p, u = saved.restore(_rows.probabilities)
     g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
-    return saved.pull(u, rules.softmax_product(p, g, axes))
+    return saved.pull(u, rules.softmax_product(p, g, axes, sums=saved.sums(g, axes, weighted=True)))
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
@@ -163,7 +177,7 @@ def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _S
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
     p, u = saved.restore(_rows.marked_probabilities)
     g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
-    dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes)
+    dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes, sums=saved.sums(g, axes))
     return saved.pull(u, jnp.where(p < 0, 0, dz))
 
 

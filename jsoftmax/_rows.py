@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import online
+from jsoftmax import online, rules
 from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
 
 Axes = tuple[int, ...]
@@ -102,10 +102,20 @@ def marked_probabilities(z: Shifted, rest: Array) -> Array:
     return jnp.where(rest < 0, -1, probabilities(z, rest))
 
 
-def complement(z: Shifted, rest: Array) -> Array:
-    """``1 − p`` at the maximal class, with all its digits: the other exponentials over the total."""
+def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums:
+    """The `rules.RowSums` of p and g; weighted, of p and p·g.
+
+    The leading class is seen by its u, which is 0, and at most one sum takes exponentials: what several sums
+    need, XLA on GPU stores, as float32 and in the shape of the logits.
+    """
     rest = jnp.where(rest < 0, 0, rest)
-    return (rest + (1 - jnp.exp(z.u))) / (1 + rest)
+    leads = (z.u == 0) & (rest < 1)
+    of_lead = jnp.exp(jnp.sum(jnp.where(leads, z.u, 0), axes, keepdims=True))  # 1, but has a derivative
+    g_lead = jnp.sum(jnp.where(leads, g, 0), axes, keepdims=True)
+    if weighted:
+        g, g_lead = g * slipped(jnp.exp(z.u), z) / (1 + rest), g_lead * of_lead / (1 + rest)
+    g_others = jnp.sum(jnp.where(leads, 0, g), axes, keepdims=True)
+    return rules.RowSums((rest + (1 - of_lead)) / (1 + rest), g_lead + g_others, g_others)
 
 
 def log_total(rest: Array) -> Array:

@@ -154,8 +154,9 @@ def _restore(axis: int, saved: _Saved, asked: Iterable[str]) -> _Row:
     if "log_normalizer" in asked:
         residuals["log_normalizer"] = p
     if soft:
-        t, others = _weighted_targets(labels, weights, p.dtype), _rows.complement(z, state.rest)
-        in_z = rules.cross_entropy_residual(p, t, axis, others=others)
+        t = _weighted_targets(labels, weights, p.dtype)
+        sums = _rows.lead_sums(z, state.rest, t, (axis,))
+        in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
         in_z = rules.label_residual(p, found["nll"], _rows.hits(labels, axis, x.shape[axis]))

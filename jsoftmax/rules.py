@@ -5,11 +5,13 @@ own functions. `p` is a probability distribution along `axis` (an int or a tuple
 Sums are taken in at least float32; results have the promoted dtype of the arguments.
 
 All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
-probabilities, which are small and exact. At most one class of a row has p > 1/2: there, and only there,
-the formulas are evaluated through the others.
+probabilities, which are small and exact. At most one class of a row has p > 1/2, and leads it: there the
+formulas are evaluated through the others.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -50,8 +52,10 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
     return softmax_product(p, jnp.broadcast_to(basis, (*p.shape[:-2], *basis.shape)))
 
 
-def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
     """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``; symmetric, so both J v and Jᵀ v.
+
+    `sums`, if known, are the `RowSums` of p and p·v.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -60,7 +64,7 @@ def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     """
     p, v, dtype = _operands(p, v)
     # The softmax is exp of the log-softmax: pull p·v back through the latter.
-    return log_softmax_vjp(p, p * v, axis).astype(dtype)
+    return log_softmax_vjp(p, p * v, axis, sums=sums).astype(dtype)
 
 
 def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
@@ -73,32 +77,42 @@ def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     return jnp.where(leads, at_lead, v - _sum(product, axis)).astype(dtype)
 
 
-def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, others: Array | None = None) -> Array:
+class RowSums(NamedTuple):
+    """Of every row: the sum of p but for the leading class, of all g, and of g but for that class."""
+
+    p_others: Array
+    g_all: Array
+    g_others: Array
+
+
+def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
-    `others`, if known, is 1 − p at the largest class: the sum of the other probabilities of the row.
+    `sums`, if known, are the `RowSums` of p and g.
     """
     p, g, dtype = _operands(p, g)
-    leads, p_others = _leads(p, axis) if others is None else (p > 0.5, others)
+    if sums is None:
+        leads, p_others = _leads(p, axis)
+        sums = RowSums(p_others, _sum(g, axis), _sum(jnp.where(leads, 0, g), axis))
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
-    at_lead = g * p_others - p * _sum(jnp.where(leads, 0, g), axis)
-    return jnp.where(leads, at_lead, g - p * _sum(g, axis)).astype(dtype)
+    at_lead = g * sums.p_others - p * sums.g_others
+    return jnp.where(_leading(p), at_lead, g - p * sums.g_all).astype(dtype)
 
 
 def cross_entropy_residual(
-    p: ArrayLike, t: ArrayLike, axis: Axes = -1, *, others: Array | None = None
+    p: ArrayLike, t: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
     The fused rule, right also where `t` does not sum to 1. It keeps its digits where p is near t = 1.
-    `others` is as in `log_softmax_vjp`.
+    `sums`, if known, are the `RowSums` of p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
     >>> rules.cross_entropy_residual(jnp.array([0.5, 0.25, 0.25]), jnp.array([1.0, 0.0, 0.0]))
     Array([-0.5 ,  0.25,  0.25], dtype=float32)
     """
-    return -log_softmax_vjp(p, t, axis, others=others)
+    return -log_softmax_vjp(p, t, axis, sums=sums)
 
 
 def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
@@ -177,9 +191,14 @@ def _operands(p: ArrayLike, v: ArrayLike) -> tuple[Array, Array, jnp.dtype]:
     return p.astype(computed), v.astype(computed), dtype
 
 
+def _leading(p: Array) -> Array:
+    """Where p > 1/2, by more than any rounding of p: elsewhere 1 − p keeps its digits."""
+    return p > 0.5625
+
+
 def _leads(p: Array, axis: Axes) -> tuple[Array, Array]:
-    """Where p > 1/2, and the sum of the other probabilities of the row."""
-    leads = p > 0.5
+    """Where the leading class is, and the sum of the other probabilities of the row."""
+    leads = _leading(p)
     return leads, _sum(jnp.where(leads, 0, p), axis)
 
 
