@@ -182,7 +182,10 @@ def _pull(static: Static, saved: _Saved, cotangents: dict[str, Array | None]) ->
         dt = _of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * weights).astype(labels.dtype)
-    dx, dscaling = _scaling.pull(x, u, _of_counted(dz, counted), scaling)
+    if counted is not None:
+        where = counted if scaling.where is None else scaling.where & counted
+        scaling, u, dz = scaling._replace(where=where), _of_counted(u, counted), _of_counted(dz, counted)
+    dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if scaling.temperature is not None and dscaling.temperature is not None and "log_normalizer" in given:
         # z is u + max, and the row of dz sums to this cotangent.
         dt = _of_counted(given["log_normalizer"] * _max_slope(saved, scaling.temperature), counted)

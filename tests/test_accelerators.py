@@ -25,7 +25,7 @@ ROWS = 8192
 CLASSES = (8192, 131072)
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 # The most that temporaries may take, over what the logits do.
-TEMPORARIES = {"h200": 0.012, "v5e": 0.002, "v6e": 0.002, "v7x": 0.002}
+TEMPORARIES = {"h200": 0.016, "v5e": 0.002, "v6e": 0.002, "v7x": 0.002}
 
 
 def backward(function):
@@ -85,8 +85,8 @@ CASES = {
     "logsumexp": Case(lambda x: (functools.partial(jsoftmax.logsumexp, axis=-1), (x,)), 2, 0, (4, 7)),
     "class ids": Case(lambda x: (jsoftmax.cross_entropy, (x, class_ids(x))), 2, 0, (5, 9)),
     "class ids, value and gradient": Case(value_and_gradient(class_ids), 3, 1, (8, 12)),
-    "targets": Case(lambda x: (jsoftmax.cross_entropy, (x, targets(x))), 4, 0, (5, 9)),
-    "targets, value and gradient": Case(value_and_gradient(targets), 6, 1, (10, 17)),
+    "targets": Case(lambda x: (jsoftmax.cross_entropy, (x, targets(x))), 3, 0, (4, 9)),
+    "targets, value and gradient": Case(value_and_gradient(targets), 6, 1, (10, 18)),
 }
 
 

@@ -1,0 +1,347 @@
+"""Every option of the cross-entropy, alone and with all the others, against its formula and its peers."""
+
+import functools
+import itertools
+import json
+import operator
+from pathlib import Path
+
+import definitions
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+import scipy.stats
+from cases import jit_quickly, logits
+from definitions import mp
+from mpmath import mpf
+
+import jsoftmax
+
+EPS = float(jnp.finfo(jnp.float32).eps)
+ROWS, CLASSES = 6, 7
+IGNORED = 3
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def inputs(soft, dtype):
+    """Logits, labels, and a value for every option, of the contract's computing dtype but for the logits."""
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(3 * rng.normal(size=(ROWS, CLASSES)), dtype)
+    labels = jnp.array([0, IGNORED, 2, IGNORED, 6, 1])
+    if soft:
+        labels = jnp.asarray(rng.dirichlet(np.ones(CLASSES), ROWS), dtype)
+    where = np.ones((ROWS, CLASSES), bool)
+    where[np.arange(ROWS), [5, 5, 0, 1, 2, 4]] = False
+    return {
+        "x": x,
+        "labels": labels,
+        "where": jnp.asarray(where),
+        "class_weights": jnp.asarray(rng.uniform(0.5, 2, CLASSES), jnp.float32),
+        "label_smoothing": jnp.asarray(rng.uniform(0.05, 0.3, ROWS), jnp.float32),
+        "z_loss": jnp.asarray(rng.uniform(0.01, 0.1, ROWS), jnp.float32),
+        "soft_cap": jnp.asarray(rng.uniform(4, 9, ROWS), jnp.float32),
+        "temperature": jnp.asarray(rng.uniform(0.4, 2, ROWS), jnp.float32),
+    }
+
+
+# What an option that is switched off is, as an array.
+NEUTRAL = {
+    "where": lambda a: jnp.ones_like(a),
+    "class_weights": jnp.ones_like,
+    "label_smoothing": jnp.zeros_like,
+    "z_loss": jnp.zeros_like,
+    "temperature": jnp.ones_like,
+}
+
+
+def ours(given, axis, ignore_index, reduction):
+    given = dict(given)
+    x, labels = given.pop("x"), given.pop("labels")
+    soft = not jnp.issubdtype(labels.dtype, jnp.integer)
+    if soft:
+        labels = jnp.where(given["where"], labels, 0) if "where" in given else labels
+    else:
+        given["ignore_index"] = ignore_index
+    if axis == 0:
+        x, labels = x.T, labels.T if soft else labels
+        given["where"] = given["where"].T if "where" in given else None
+    return jsoftmax.cross_entropy(x, labels, axis=axis, reduction=reduction, **given)
+
+
+def plain(given, ignore_index, reduction):
+    """The formulas, of arrays in float64."""
+    x, labels, where = given["x"], given["labels"], given.get("where")
+    rows = (labels != ignore_index) if labels.ndim == 1 else jnp.ones(ROWS, bool)
+    ids = labels.ndim == 1
+    expand = {k: given[k][:, None] for k in ("temperature", "soft_cap") if k in given}
+    options = {k: given[k] for k in ("label_smoothing", "z_loss") if k in given}
+    weights = given.get("class_weights")
+    labels = jnp.where(rows, labels, 0) if ids else labels
+    loss = definitions.cross_entropy(x, labels, -1, where, weights=weights, **expand, **options)
+    loss = jnp.where(rows, loss, 0)
+    count = jnp.ones(ROWS) if weights is None or not ids else weights[labels]
+    count = jnp.where(rows, count, 0).sum()
+    return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / count}[reduction]
+
+
+def value_and_gradients(loss, given):
+    """Of every float argument; a loss for each row is weighted, so that the rows differ."""
+    floats = {k: v for k, v in given.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    rest = {k: v for k, v in given.items() if k not in floats}
+
+    def total(floats):
+        value = loss({**floats, **rest})
+        return jnp.sum(value * jnp.arange(1.0, value.size + 1, dtype=value.dtype).reshape(value.shape)), value
+
+    (_, value), gradients = jax.value_and_grad(total, has_aux=True)(floats)
+    return value, gradients
+
+
+def by_reduction(loss, given):
+    return {r: value_and_gradients(functools.partial(loss, reduction=r), given) for r in REDUCTIONS}
+
+
+def assert_near(got, want, eps, name):
+    (value, gradients), (plain_value, plain_gradients) = got, want
+    np.testing.assert_allclose(value, plain_value, rtol=200 * EPS, atol=50 * EPS, err_msg=name)
+    for key, gradient in gradients.items():
+        rounding = max(eps, 400 * EPS) * np.abs(plain_gradients[key]).max(initial=1e-3)
+        off = np.abs(np.asarray(gradient, np.float64) - plain_gradients[key])
+        assert off.max() <= rounding, f"{name}: gradient of {key} is off by {off.max()}"
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("capped", [False, True], ids=["uncapped", "capped"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_every_combination_of_options(soft, capped, dtype, axis):
+    """Values and gradients of all float arguments; 192 combinations a test for ids, 96 for targets: 3456."""
+    given = inputs(soft, dtype)
+    if not capped:
+        del given["soft_cap"]
+    switches = list(itertools.product([False, True], repeat=len(NEUTRAL) + (not soft)))
+
+    def choose(switch):
+        chosen = dict(given)
+        for on, (name, neutral) in zip(switch, NEUTRAL.items(), strict=False):
+            chosen[name] = jnp.where(on, given[name], neutral(given[name]))
+        ignore_index = -1 if soft else jnp.where(switch[-1], IGNORED, -100)
+        return chosen, ignore_index
+
+    @jit_quickly
+    def all_of_ours(switches):
+        def one(switch):
+            chosen, ignored = choose(switch)
+            return by_reduction(functools.partial(ours, axis=axis, ignore_index=ignored), chosen)
+
+        return jax.vmap(one)(switches)
+
+    got = jax.device_get(all_of_ours(jnp.array(switches)))
+    with jax.enable_x64(True):
+        exact = {
+            k: np.asarray(v, np.float64) if k == "x" or v.dtype.kind != "i" else v for k, v in given.items()
+        }
+        exact["where"] = given["where"]
+        exact = {k: jnp.asarray(v) for k, v in exact.items()}
+
+        @jit_quickly
+        def all_of_plain(switches):
+            def one(switch):
+                chosen = dict(exact)
+                for i, (name, neutral) in enumerate(NEUTRAL.items()):
+                    chosen[name] = jnp.where(switch[i], exact[name], neutral(exact[name]))
+                if soft:
+                    chosen["labels"] = jnp.where(chosen["where"], chosen["labels"], 0)
+                ignored = -1 if soft else jnp.where(switch[-1], IGNORED, -100)
+                return by_reduction(functools.partial(plain, ignore_index=ignored), chosen)
+
+            return jax.vmap(one)(switches)
+
+        want = jax.device_get(all_of_plain(jnp.array(switches)))
+    eps = float(jnp.finfo(dtype).eps)
+    for i, switch in enumerate(switches):
+        for reduction in REDUCTIONS:
+            pair = (jax.tree.map(operator.itemgetter(i), tree[reduction]) for tree in (got, want))
+            assert_near(*pair, eps, f"{reduction}, {dict(zip(NEUTRAL, switch, strict=False))}, {switch[-1]}")
+    assert got["none"][0].dtype == np.float32
+
+
+STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
+SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+@pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
+def test_options_alone_and_in_pairs(names, soft):
+    """Given or left out altogether, which are different programs."""
+    given = {k: v for k, v in inputs(soft, jnp.float32).items() if k in ("x", "labels", *names)}
+    loss = functools.partial(ours, axis=-1, ignore_index=None, reduction="mean")
+    got = jit_quickly(lambda given: value_and_gradients(loss, given))(given)
+    with jax.enable_x64(True):
+        exact = {k: v if v.dtype in (bool, np.int32) else v.astype(np.float64) for k, v in given.items()}
+        if soft and "where" in exact:
+            exact["labels"] = jnp.where(exact["where"], exact["labels"], 0)
+        want = jit_quickly(lambda e: value_and_gradients(lambda g: plain(g, -100, "mean"), e))(exact)
+        want = jax.device_get(want)
+    assert_near(got, want, EPS, str(names))
+
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
+
+
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_torch_means_the_same(case, columns):
+    x, w = np.float32(RECORDED["logits"]), np.float32(RECORDED["weights"])
+    labels = np.float32(RECORDED["targets"]) if case["soft"] else np.int32(RECORDED["ids"])
+    if columns:
+        x, labels = x.T, labels.T
+
+    def loss(x):
+        return jsoftmax.cross_entropy(
+            x,
+            labels,
+            axis=0 if columns else -1,
+            ignore_index=2 if case["ignored"] else None,
+            class_weights=w if case["weighted"] else None,
+            label_smoothing=case["smoothing"],
+            reduction=case["reduction"],
+        )
+
+    gradient = jax.grad(lambda x: loss(x).sum())(x)
+    np.testing.assert_allclose(loss(x), case["loss"], rtol=20 * EPS, atol=10 * EPS)
+    np.testing.assert_allclose(gradient.T if columns else gradient, case["gradient"], atol=10 * EPS)
+
+
+def test_optax_agrees_where_it_is_right():
+    x, y = jnp.asarray(logits("unit", (5, 9), dtype=np.float32)), jnp.arange(5)
+    t = jax.nn.softmax(x[::-1])
+    live = jnp.arange(9) != 8
+    pairs = (
+        (jsoftmax.cross_entropy(x, t), optax.softmax_cross_entropy(x, t)),
+        (jsoftmax.cross_entropy(x, y), optax.softmax_cross_entropy_with_integer_labels(x, y)),
+        (
+            jsoftmax.cross_entropy(x, t, label_smoothing=0.1),
+            optax.softmax_cross_entropy(x, optax.smooth_labels(t, 0.1)),
+        ),
+        (
+            jsoftmax.cross_entropy(jnp.where(live, x, -jnp.inf), jnp.where(live, t, 0)),
+            optax.safe_softmax_cross_entropy(jnp.where(live, x, -jnp.inf), jnp.where(live, t, 0)),
+        ),
+    )
+    for got, want in pairs:
+        np.testing.assert_allclose(got, want, rtol=20 * EPS)
+
+
+def test_optax_is_wrong_beside_a_class_of_logit_minus_infinity():
+    """NaN there; here what mpmath gives without that class."""
+    x, t = jnp.array([0.5, 1.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])
+    assert np.isnan(optax.softmax_cross_entropy(x, t))
+    normalizer = mp.log(mp.exp(mpf(0.5)) + mp.exp(mpf(1)))
+    exact = float(normalizer - mpf(0.25) * mpf(0.5) - mpf(0.75))
+    np.testing.assert_allclose(jsoftmax.cross_entropy(x, t), exact, rtol=2 * EPS)
+
+
+@pytest.mark.parametrize("label", [-100, -1, 9])
+def test_optax_gives_a_finite_gradient_to_a_label_that_is_no_class(label):
+    """Or takes it for another class; here the row is NaN, or nothing if the label is ignored."""
+    x = jnp.asarray(logits("unit", (9,), 0, np.float32))
+    gradient = jax.grad(optax.softmax_cross_entropy_with_integer_labels)(x, label)
+    assert np.isfinite(gradient).all()
+    assert np.isnan(jax.grad(jsoftmax.cross_entropy)(x, label)).all()
+    ignored = functools.partial(jsoftmax.cross_entropy, ignore_index=label)
+    assert ignored(x, label) == 0
+    assert not jax.grad(ignored)(x, label).any()
+
+
+def test_the_z_loss_is_that_of_t5x():
+    """z·log_normalizer² beside the loss, with its gradient 2·z·log_normalizer·p."""
+    x, y, z = jnp.asarray(logits("unit", (5, 9), dtype=np.float32)), jnp.arange(5), 0.1
+    log_z = jax.nn.logsumexp(x, axis=-1)
+    p, one_hot = jax.nn.softmax(x), jax.nn.one_hot(y, 9)
+    loss = -jnp.sum(one_hot * (x - log_z[:, None]), axis=-1) + z * log_z**2
+    gradient = (1 + 2 * z * log_z)[:, None] * p - one_hot
+    value, pull = jax.vjp(lambda x: jsoftmax.cross_entropy(x, y, z_loss=z), x)
+    np.testing.assert_allclose(value, loss, rtol=20 * EPS)
+    np.testing.assert_allclose(pull(jnp.ones(5))[0], gradient, atol=20 * EPS)
+
+
+@pytest.mark.parametrize("regime", ["unit", "spread", "peaked by 30"])
+def test_the_entropy_is_exact_where_scipy_is_not(regime, x64):
+    x = jnp.asarray(logits(regime, (20, 9)))
+    exact = definitions.entropy(definitions.exactly(x)).astype(float)
+    of_scipy = scipy.stats.entropy(scipy.special.softmax(x, -1), axis=-1)
+    np.testing.assert_allclose(of_scipy, exact, rtol=1e-12 if regime == "unit" else 1e-2)
+    for ours in (jsoftmax.entropy(x), jsoftmax.row_statistics(x, jnp.zeros(20, int)).entropy):
+        np.testing.assert_allclose(ours, exact, rtol=1e-14)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_what_is_ignored_may_hold_anything(reduction):
+    x = jnp.array([[1.0, 2.0, 0.5], [jnp.nan, jnp.inf, 1e38], [0.0, 1.0, 0.0]])
+    y = jnp.array([0, -100, 1])
+    options = {
+        "ignore_index": -100,
+        "label_smoothing": 0.1,
+        "z_loss": 1e-2,
+        "class_weights": jnp.array([1.0, 2.0, 0.5]),
+        "temperature": 2.0,
+        "soft_cap": 30.0,
+    }
+
+    def loss(x, y, o):
+        return jsoftmax.cross_entropy(x, y, reduction=reduction, **o)
+
+    def gradient(x, y):
+        floats = {k: v for k, v in options.items() if k != "ignore_index"}
+        return jax.grad(lambda x, o: loss(x, y, {**o, "ignore_index": -100}).sum(), (0, 1))(x, floats)
+
+    got = loss(x, y, options)
+    want = loss(x[::2], y[::2], options)
+    np.testing.assert_allclose(got[::2] if reduction == "none" else got, want, rtol=4 * EPS)
+    (dx, do), (dx_kept, do_kept) = gradient(x, y), gradient(x[::2], y[::2])
+    np.testing.assert_allclose(dx[::2], dx_kept, rtol=10 * EPS)
+    assert not dx[1].any()
+    for name, want in do_kept.items():
+        np.testing.assert_allclose(do[name], want, rtol=10 * EPS, err_msg=name)
+
+
+def test_the_mean_over_nothing_is_0():
+    x, y = jnp.ones((3, 4)), jnp.full(3, -1)
+    loss = functools.partial(jsoftmax.cross_entropy, labels=y, ignore_index=-1, reduction="mean")
+    value, gradient = jax.value_and_grad(loss)(x)
+    assert value == 0
+    assert not gradient.any()
+
+
+def step_memory(**options):
+    """Bytes of temporaries of value and gradient at the size of a language model's head."""
+    x = jax.ShapeDtypeStruct((8192, 131072), jnp.float32)
+    y = jax.ShapeDtypeStruct((8192,), jnp.int32)
+
+    def loss(x, y):
+        return jsoftmax.cross_entropy(x, y, reduction="mean", **options)
+
+    return jax.jit(jax.value_and_grad(loss)).lower(x, y).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_every_option_at_once_stores_no_second_array_of_logits():
+    weights = np.linspace(0.5, 2, 131072, dtype=np.float32)
+    options = {"class_weights": weights, "label_smoothing": 0.1, "z_loss": 1e-4, "soft_cap": 30.0}
+    assert step_memory(**options, ignore_index=-100) < 8192 * 131072 * 4 / 50
+
+
+def test_statistics_that_are_not_used_cost_nothing():
+    """The program of the nll alone is as large as that of the loss."""
+    x, y = jax.ShapeDtypeStruct((8, 1000), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+
+    def transcendentals(loss):
+        compiled = jax.jit(jax.value_and_grad(lambda x, y: loss(x, y).sum())).lower(x, y).compile()
+        return compiled.cost_analysis()["transcendentals"]
+
+    alone = transcendentals(lambda x, y: jsoftmax.row_statistics(x, y).nll)
+    assert alone <= 1.05 * transcendentals(jsoftmax.cross_entropy)
+    assert transcendentals(lambda x, y: jsoftmax.row_statistics(x, y).entropy) < 1.5 * alone
