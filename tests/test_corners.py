@@ -24,8 +24,19 @@ LOGITS_ONLY = {
     "cross_entropy, targets": lambda x, **o: jsoftmax.cross_entropy(
         x, jnp.zeros_like(x).at[..., 0].set(0.75).at[..., 1].set(0.25), **o
     ),
+    "cross_entropy, options": lambda x, **o: jsoftmax.cross_entropy(
+        x,
+        jnp.zeros(x.shape[:-1], jnp.int32),
+        class_weights=jnp.full(x.shape[-1], 2.0),
+        label_smoothing=0.1,
+        soft_cap=20.0,
+        **o,
+    ),
+    "log_prob": lambda x, **o: jsoftmax.log_prob(x, jnp.zeros(x.shape[:-1], jnp.int32), **o),
+    "entropy": jsoftmax.entropy,
 }
 TAKES_TEMPERATURE = [name for name in LOGITS_ONLY if name != "logsumexp"]
+SHIFTS = [name for name in LOGITS_ONLY if "options" not in name]  # a soft cap feels an offset
 each = pytest.mark.parametrize("name", LOGITS_ONLY)
 
 
@@ -129,7 +140,7 @@ def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
         assert not rows[[0, 2]].any()
 
 
-@each
+@pytest.mark.parametrize("name", SHIFTS)
 def test_huge_logits_and_offsets(name):
     """The shift comes first: adding what float32 can add exactly changes no digit."""
     x = jnp.array([[0.0, -1.0, -2.5, -8.0]])
@@ -147,6 +158,15 @@ def test_huge_logits_and_offsets(name):
             if name == "logsumexp":
                 np.testing.assert_allclose(function(x), [huge], rtol=1e-6)
             assert_finite(derivatives(function, x))
+
+
+def test_the_z_loss_of_a_row_with_no_live_class_is_0():
+    loss = partial(jsoftmax.cross_entropy, labels=jnp.array([0, 0]), z_loss=0.1, reduction="sum")
+    with jax.debug_nans(True):
+        x = jnp.array([[-INF, -INF], [0.0, 0.0]])
+        value, gradient = jax.value_and_grad(loss)(x)
+    np.testing.assert_allclose(value, np.log(2) + 0.1 * np.log(2) ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[0], [0, 0])
 
 
 def test_float16_rows_longer_than_its_range():
