@@ -2,7 +2,7 @@
 
 from jsoftmax import online, rules
 from jsoftmax._autodiff import forward_mode
-from jsoftmax._information import RowStatistics, entropy, log_prob, row_statistics
+from jsoftmax._information import entropy, js_divergence, kl_divergence, log_prob
 from jsoftmax._logsumexp import logsumexp
 from jsoftmax._losses import (
     cross_entropy,
@@ -11,12 +11,15 @@ from jsoftmax._losses import (
 )
 from jsoftmax._maps import log_softmax, softmax
 from jsoftmax._reports import without_reports
+from jsoftmax._row_statistics import RowStatistics, row_statistics
 
 __all__ = [
     "RowStatistics",
     "cross_entropy",
     "entropy",
     "forward_mode",
+    "js_divergence",
+    "kl_divergence",
     "log_prob",
     "log_softmax",
     "logsumexp",

@@ -58,6 +58,15 @@ class Call:
         a, b = (jnp.broadcast_to(array.astype(dtype), shape) for array in (a, b))
         return a, b
 
+    def alike(self, first: str, second: str) -> tuple[Array, Array]:
+        """Two float arguments of one shape."""
+        a, b = self.floats(first), self.floats(second)
+        if a.shape != b.shape:
+            problem = f"{first} of shape {a.shape} beside {second} of shape {b.shape}"
+            remedy = f"give both one shape, as jnp.broadcast_to({second}, {a.shape}) may"
+            raise self.error(ValueError, problem, remedy)
+        return a, b
+
     def axes(self, shape: tuple[int, ...]) -> Axes:
         """The axes a row spans, from 0 up, in the order given."""
         axis, ndim = self.arguments["axis"], len(shape)

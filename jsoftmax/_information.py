@@ -1,102 +1,17 @@
-"""What a row of logits tells: its statistics beside a label, its entropy, the log-probability of a class."""
+"""Information from logits: entropy, the log-probability of a class, the divergences of two distributions."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _scaling
+from jsoftmax import _scaling, rules
 from jsoftmax._arguments import Axis, Call
-from jsoftmax._scaling import Scaling
-from jsoftmax._statistics import numbers, one_axis
-
-
-class RowStatistics(NamedTuple):
-    """What `row_statistics` finds, each in the shape of the logits without the class axis.
-
-    >>> import jax.numpy as jnp, jsoftmax
-    >>> print(jsoftmax.row_statistics(jnp.array([0.0, 3.0]), 1).prediction)
-    1
-    """
-
-    log_normalizer: Array
-    nll: Array
-    entropy: Array
-    prediction: Array
-
-
-def row_statistics(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    axis: Axis = -1,
-    where: ArrayLike | None = None,
-    soft_cap: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
-) -> RowStatistics:
-    """The log-normalizer, negative log-likelihood, entropy and prediction of every row, in one pass.
-
-        log_normalizer = max + log1p(rest)          nll = −log p_y, or −Σ t·log p
-        entropy = −Σ p·log p                        prediction = argmax z
-
-    with z = cap·tanh(logits/cap)/T. Computed in at least float32, and returned so; the prediction is int32,
-    the first of the largest. What is not used costs nothing in a compiled program. Corners as for
-    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0.
-
-    Derivative: ``a·p + b·((Σt)·p − t) − c·p·(log p + entropy)`` in z, for cotangents a, b, c: one pass back
-    for all. The prediction has none. Kept for it: the arguments and a few numbers a row.
-
-    Args, Raises: as for `cross_entropy`.
-
-    Returns:
-      `RowStatistics`, each in the shape of `logits` without `axis`.
-
-    A policy-gradient loss (PPO) with an entropy bonus, the log-probabilities and entropies from one pass:
-
-    >>> import jax, jax.numpy as jnp, jsoftmax
-    >>> def ppo_loss(logits, actions, old_log_prob, advantage, clip=0.2, bonus=0.01):
-    ...     policy = jsoftmax.row_statistics(logits, actions)
-    ...     ratio = jnp.exp(-policy.nll - old_log_prob)
-    ...     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-    ...     return -jnp.mean(gain + bonus * policy.entropy)
-    >>> logits, actions = jnp.array([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
-    >>> old, advantage = jnp.array([-0.5, -1.0]), jnp.array([1.0, -1.0])
-    >>> print(f"{ppo_loss(logits, actions, old, advantage):.4f}")
-    -0.1091
-
-    Loss and accuracy in one pass:
-
-    >>> found = jsoftmax.row_statistics(logits, actions)
-    >>> print(f"{found.nll.mean():.4f} {(found.prediction == actions).mean():.1f}")
-    0.7578 0.5
-
-    Source: Blanchard, Higham & Higham (2021); −p·(log p + H) is the softmax Jacobian applied to −log p.
-    """
-    call = Call(
-        "row_statistics",
-        logits=logits,
-        labels=labels,
-        axis=axis,
-        where=where,
-        soft_cap=soft_cap,
-        temperature=temperature,
-    )
-    x = call.floats("logits")
-    axes = call.axes(x.shape)
-    t = call.labels(x.shape, axes)
-    scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, frozenset({"log_normalizer", "nll", "entropy"}), x, t, scaling)
-    return RowStatistics(**found, prediction=_prediction(x, axes, scaling))
-
-
-def _prediction(x: Array, axes: tuple[int, ...], scaling: Scaling) -> Array:
-    ordered = lax.stop_gradient(_scaling.ordered_live(x, scaling))
-    if len(axes) == 1:
-        return jnp.argmax(ordered, axes[0]).astype(jnp.int32)
-    return jnp.argmax(one_axis(ordered, axes), -1).astype(jnp.int32)
+from jsoftmax._divergences import jensen_shannon, kullback_leibler
+from jsoftmax._statistics import numbers
 
 
 def entropy(
@@ -123,8 +38,8 @@ def entropy(
       Entropies in the shape of `logits` without `axis`.
 
     >>> import jax.numpy as jnp, jsoftmax
-    >>> print(f"{jsoftmax.entropy(jnp.zeros(8)):.5f} {jsoftmax.entropy(jnp.array([50.0, 0.0])):.5e}")
-    2.07944 9.83662e-21
+    >>> print(f"{jsoftmax.entropy(jnp.zeros(8)):.5f} {jsoftmax.entropy(jnp.array([50.0, 0.0])):.4e}")
+    2.07944 9.8366e-21
 
     Source: as for `softmax`.
     """
@@ -168,3 +83,113 @@ def log_prob(
     axes = call.axes(x.shape)
     y = call.class_ids(x.shape, axes)
     return -numbers(axes, frozenset({"nll"}), x, y, _scaling.of_call(call, x, axes))["nll"]
+
+
+def kl_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> Array:
+    """The Kullback-Leibler divergence KL(p‖q) of two softmaxes, in nats.
+
+        KL(p‖q) = Σ p·(log p − log q) = Σ (q − p − p·d),   d = log q − log p
+
+    p is the softmax of ``p_logits/T``, q that of ``q_logits/T``. Computed in at least float32, and returned
+    so. No term of the second sum is negative, and d comes from differences of the logits: the divergence is
+    never negative, 0 where p and q are equal, and as accurate where they are close as anywhere: within 4 ulp,
+    and what the rounding of d, which the terms pass on times q − p, adds, ``Σ |q − p|·|d| / KL`` ulp: about 2
+    where p and q are close or far apart. Gradients carry the roundings of the two terms they subtract.
+
+    A class that is masked, or −inf in both, counts for nothing; one that is −inf in `p_logits` alone has
+    0·log 0 = 0. Where a class is −inf in `q_logits` alone, KL is +inf. A row where p or q has no live class
+    gives 0. +inf or NaN in a live class, of either, makes that row NaN, and no other.
+
+    Derivative: ``−p·(d + KL)/T`` in `p_logits`, ``(q − p)/T`` in `q_logits` (`rules.kl_gradient_in_p`,
+    `rules.kl_gradient_in_q`), and in T what follows from them; 0 for a class that is dead. Where KL is +inf
+    the gradient in `p_logits` is 0. Kept for it: the arguments and six numbers a row.
+
+    Args:
+      p_logits: logits of p, any shape.
+      q_logits: logits of q, in the same shape.
+      axis: the class axis, of any sign, a tuple of axes, or None for all.
+      where: True for the classes that count, in both; broadcasts to the shape of the logits.
+      temperature: T of both, a number, or an array with one entry a row.
+
+    Returns:
+      The divergences, in the shape of the logits without `axis`.
+
+    Raises:
+      TypeError, ValueError: for complex logits, two shapes, no classes, or an axis, mask, or temperature
+        that does not fit.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> p, q = jnp.array([2.0, 1.0, 0.1]), jnp.array([1.0, 2.0, 3.0])
+    >>> print(f"{jsoftmax.kl_divergence(p, q):.5f}")
+    1.12130
+    >>> print(f"{jsoftmax.kl_divergence(p, p + jnp.array([1e-6, 0.0, 0.0])):.3e}")
+    1.022e-13
+    >>> print(jnp.round(1000 * jax.grad(jsoftmax.kl_divergence, 1)(p, q)))
+    [-569.    2.  567.]
+
+    Source: Kullback & Leibler, *On information and sufficiency*, Ann. Math. Stat. 22 (1951).
+    """
+    call = Call(
+        "kl_divergence",
+        p_logits=p_logits,
+        q_logits=q_logits,
+        axis=axis,
+        where=where,
+        temperature=temperature,
+    )
+    return _rowwise(kullback_leibler, call)
+
+
+def js_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> Array:
+    """The Jensen-Shannon divergence of two softmaxes, in nats: at most log 2.
+
+        JS = ½·KL(p‖m) + ½·KL(q‖m),   m = (p + q)/2
+
+    Symmetric in p and q, and finite whatever they are; its numerical contract is otherwise that of
+    `kl_divergence`.
+
+    Derivative: ``−p·(log(m/p) + KL(p‖m))/2T`` in `p_logits`, the same of q in `q_logits`
+    (`rules.log_to_mean`), and in T what follows from them; 0 for a class that is dead. Kept for it: the
+    arguments and seven numbers a row.
+
+    Args, Returns, Raises: as for `kl_divergence`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> p, q = jnp.array([2.0, 1.0, 0.1]), jnp.array([1.0, 2.0, 3.0])
+    >>> print(f"{jsoftmax.js_divergence(p, q):.5f}, {jsoftmax.js_divergence(100 * p, 100 * q):.5f}")
+    0.23988, 0.69315
+
+    Source: Lin, *Divergence measures based on the Shannon entropy*, IEEE Trans. Inf. Theory 37 (1991).
+    """
+    call = Call(
+        "js_divergence",
+        p_logits=p_logits,
+        q_logits=q_logits,
+        axis=axis,
+        where=where,
+        temperature=temperature,
+    )
+    return _rowwise(jensen_shannon, call)
+
+
+def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
+    p, q = call.alike("p_logits", "q_logits")
+    axes = call.axes(p.shape)
+    dtype = max((rules.computing_dtype(x.dtype) for x in (p, q)), key=lambda dtype: dtype.itemsize)
+    # Short logits stay short where they are kept: only what is computed from them is wider.
+    p, q = (x if rules.computing_dtype(x.dtype) == dtype else x.astype(dtype) for x in (p, q))
+    return jnp.squeeze(divergence(axes, p, q, _scaling.of_call(call, p, axes)), axes)

@@ -19,7 +19,7 @@ LONGEST_WHOLE_ROW = 32768
 BLOCK_SIZE = 2**20  # elements, over all rows
 
 
-def _no_terms(z: Shifted, exponentials: Array, arrays: Any) -> tuple[Array, ...]:
+def _no_terms(z: Shifted, e: Array, arrays: Any) -> tuple[Array, ...]:
     return ()
 
 
@@ -46,10 +46,10 @@ def reduce(
         x, where, arrays = part
         here = scaling._replace(where=where)
         z = shifted(x, here, top, exact)
-        exponentials = slipped(jnp.exp(z.u), z)
+        e = exponentials(z)
         half = jnp.exp(shift(x, here, top, 0.5))
         scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
-        return exponentials, scaled_rest, *terms(z, exponentials, arrays)
+        return e, scaled_rest, *terms(z, e, arrays)
 
     total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
     rest = jnp.where((total >= 1) & (total < 2), scaled_rest * 2.0**-64, total - 1)
@@ -92,9 +92,14 @@ def slipped(terms: Array, z: Shifted) -> Array:
     return terms if z.slip is None else terms + terms * z.slip
 
 
+def exponentials(z: Shifted) -> Array:
+    """``exp(u)``, 0 where dead."""
+    return slipped(jnp.exp(z.u), z)
+
+
 def probabilities(z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row."""
-    return slipped(jnp.exp(z.u), z) / (1 + jnp.where(rest < 0, 0, rest))
+    return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:
@@ -113,7 +118,7 @@ def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool =
     of_lead = jnp.exp(jnp.sum(jnp.where(leads, z.u, 0), axes, keepdims=True))  # 1, but has a derivative
     g_lead = jnp.sum(jnp.where(leads, g, 0), axes, keepdims=True)
     if weighted:
-        g, g_lead = g * slipped(jnp.exp(z.u), z) / (1 + rest), g_lead * of_lead / (1 + rest)
+        g, g_lead = g * exponentials(z) / (1 + rest), g_lead * of_lead / (1 + rest)
     g_others = jnp.sum(jnp.where(leads, 0, g), axes, keepdims=True)
     return rules.RowSums((rest + (1 - of_lead)) / (1 + rest), g_lead + g_others, g_others)
 

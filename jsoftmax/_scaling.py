@@ -76,7 +76,8 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
-        u = u / jnp.abs(scaling.temperature)
+        dead = u == -jnp.inf  # whose derivative in the temperature would be infinite
+        u = jnp.where(dead, u, jnp.where(dead, 0, u) / jnp.abs(scaling.temperature))
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
 
 

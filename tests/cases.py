@@ -91,6 +91,11 @@ def live_targets(rng, shape, axis):
     return *targets(rng, shape, axis), *mask(rng, shape, axis)
 
 
+def other(rng, shape, axis):
+    """The logits of a second distribution."""
+    return (rng.normal(size=shape),)
+
+
 def together(*kinds):
     """The arrays of several kinds, one after the other."""
     return lambda rng, shape, axis: tuple(a for kind in kinds for a in kind(rng, shape, axis))
@@ -221,6 +226,19 @@ FUNCTIONS = (
         _ours_of_statistics,
         _plain_of_statistics,
         together(live_ids, temperature),
+    ),
+    Function("kl_divergence", jsoftmax.kl_divergence, definitions.kl_divergence, other),
+    Function(
+        "kl_divergence, masked, temperature",
+        lambda x, q, m, t, axis: jsoftmax.kl_divergence(x, q, axis=axis, where=m, temperature=t),
+        lambda x, q, m, t, axis: definitions.kl_divergence(x, q, axis, m, _expanded(t, axis)),
+        together(other, mask, temperature),
+    ),
+    Function(
+        "js_divergence, masked, temperature",
+        lambda x, q, m, t, axis: jsoftmax.js_divergence(x, q, axis=axis, where=m, temperature=t),
+        lambda x, q, m, t, axis: definitions.js_divergence(x, q, axis, m, _expanded(t, axis)),
+        together(other, mask, temperature),
     ),
 )
 

@@ -16,6 +16,13 @@ from jax.experimental import checkify
 import jsoftmax
 
 INF, NAN = np.inf, np.nan
+
+
+def halved(x, where=None):
+    """Logits of a second distribution, dead where the first ones are; not NaN under the mask."""
+    return (x if where is None else jnp.where(where, x, 0)) / 2
+
+
 LOGITS_ONLY = {
     "softmax": jsoftmax.softmax,
     "log_softmax": jsoftmax.log_softmax,
@@ -34,6 +41,8 @@ LOGITS_ONLY = {
     ),
     "log_prob": lambda x, **o: jsoftmax.log_prob(x, jnp.zeros(x.shape[:-1], jnp.int32), **o),
     "entropy": jsoftmax.entropy,
+    "kl_divergence": lambda x, **o: jsoftmax.kl_divergence(x, halved(x, o.get("where")), **o),
+    "js_divergence": lambda x, **o: jsoftmax.js_divergence(halved(x, o.get("where")), x, **o),
 }
 TAKES_TEMPERATURE = [name for name in LOGITS_ONLY if name != "logsumexp"]
 SHIFTS = [name for name in LOGITS_ONLY if "options" not in name]  # a soft cap feels an offset

@@ -72,10 +72,58 @@ ERRORS = {
         ValueError,
         r"no reduction 'avg'; write one of 'none', 'mean', 'sum'",
     ),
+    "ignore_index with targets": (
+        lambda: jsoftmax.cross_entropy(X, T, ignore_index=-1),
+        ValueError,
+        "ignore_index is for class ids.*leave it out",
+    ),
+    "ignore_index of a wrong type": (
+        lambda: jsoftmax.cross_entropy(X, Y, ignore_index=0.5),
+        TypeError,
+        "write one integer",
+    ),
+    "class weights of another shape": (
+        lambda: jsoftmax.cross_entropy(X, Y, class_weights=jnp.ones(4)),
+        ValueError,
+        r"give one weight for each class, shape \(3,\)",
+    ),
+    "smoothing above 1": (
+        lambda: jsoftmax.cross_entropy(X, Y, label_smoothing=1.5),
+        ValueError,
+        "label_smoothing is 1.5; write a number from 0 to 1",
+    ),
+    "negative z-loss": (lambda: jsoftmax.cross_entropy(X, Y, z_loss=-1.0), ValueError, "from 0 up"),
+    "soft cap below 0": (
+        lambda: jsoftmax.row_statistics(X, Y, soft_cap=-30.0),
+        ValueError,
+        r"row_statistics\(.*soft_cap is -30.0; write a number above 0",
+    ),
+    "soft cap of another shape": (
+        lambda: jsoftmax.cross_entropy(X, Y, soft_cap=jnp.ones(3)),
+        ValueError,
+        "neither one number nor one a row",
+    ),
+    "targets for log_prob": (lambda: jsoftmax.log_prob(X, T), TypeError, "class ids as integers"),
     "targets that do not broadcast": (
         lambda: jsoftmax.softmax_cross_entropy(X, jnp.zeros((4, 2))),
         ValueError,
         r"softmax_cross_entropy\(.*target probabilities of shape \(4, 2\)",
+    ),
+    "two shapes": (
+        lambda: jsoftmax.kl_divergence(X, X[0]),
+        ValueError,
+        r"kl_divergence\(p_logits=float32\[4,3\], q_logits=float32\[3\], axis=-1\): "
+        r"p_logits of shape \(4, 3\) beside q_logits of shape \(3,\); give both one shape",
+    ),
+    "no classes in two rows": (
+        lambda: jsoftmax.js_divergence(jnp.zeros((4, 0)), jnp.zeros((4, 0))),
+        ValueError,
+        "no classes",
+    ),
+    "complex logits of the second": (
+        lambda: jsoftmax.js_divergence(X, X.astype(jnp.complex64)),
+        TypeError,
+        r"q_logits is complex",
     ),
     "float ids": (
         lambda: jsoftmax.softmax_cross_entropy_with_integer_labels(X, T),

@@ -12,8 +12,8 @@ LAYERS = (
     ("rules", "online", "_arguments", "_autodiff", "_reports"),
     ("_scaling",),
     ("_rows",),
-    ("_maps", "_logsumexp", "_statistics"),
-    ("_losses", "_information"),
+    ("_maps", "_logsumexp", "_statistics", "_divergences"),
+    ("_losses", "_information", "_row_statistics"),
     ("__init__",),
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -45,6 +45,12 @@ def test_arrows_go_down_only(path):
         else:
             standard = {"__future__", "collections", "contextlib", "functools", "math", "operator", "typing"}
             assert top in {"jax", *standard}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "rules").glob("*.py")), ids=lambda p: p.stem)
+def test_rules_know_only_each_other(path):
+    for name in imports(path):
+        assert name.startswith(("jsoftmax.rules.", "jax.", "__future__", "math", "typing")), name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

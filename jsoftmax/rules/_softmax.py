@@ -1,13 +1,4 @@
-"""The closed forms: every derivative of the softmax family, each written once.
-
-Plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to its
-own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
-Sums are taken in at least float32; results have the promoted dtype of the arguments.
-
-All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
-probabilities, which are small and exact. At most one class of a row has p > 1/2, and leads it: there the
-formulas are evaluated through the others.
-"""
+"""The closed forms of the softmax and of what is made of it."""
 
 from __future__ import annotations
 
@@ -16,21 +7,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-
-__all__ = [
-    "cross_entropy_hvp",
-    "cross_entropy_residual",
-    "entropy_residual",
-    "label_residual",
-    "log_softmax_jvp",
-    "log_softmax_vjp",
-    "soft_cap_jvp",
-    "soft_cap_vjp",
-    "softmax_jacobian",
-    "softmax_product",
-    "temperature_jvp",
-    "temperature_vjp",
-]
 
 Axes = int | tuple[int, ...]
 
@@ -70,11 +46,11 @@ def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1, *, sums: RowSum
 def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``."""
     p, v, dtype = _operands(p, v)
-    leads, p_others = _leads(p, axis)
+    leads, p_others = leads_of(p, axis)
     product = p * v
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
-    at_lead = v * p_others - _sum(jnp.where(leads, 0, product), axis)
-    return jnp.where(leads, at_lead, v - _sum(product, axis)).astype(dtype)
+    at_lead = v * p_others - row_sum(jnp.where(leads, 0, product), axis)
+    return jnp.where(leads, at_lead, v - row_sum(product, axis)).astype(dtype)
 
 
 class RowSums(NamedTuple):
@@ -92,8 +68,8 @@ def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSum
     """
     p, g, dtype = _operands(p, g)
     if sums is None:
-        leads, p_others = _leads(p, axis)
-        sums = RowSums(p_others, _sum(g, axis), _sum(jnp.where(leads, 0, g), axis))
+        leads, p_others = leads_of(p, axis)
+        sums = RowSums(p_others, row_sum(g, axis), row_sum(jnp.where(leads, 0, g), axis))
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
     at_lead = g * sums.p_others - p * sums.g_others
     return jnp.where(_leading(p), at_lead, g - p * sums.g_all).astype(dtype)
@@ -125,7 +101,7 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
 
 def entropy_residual(p: ArrayLike, log_p: ArrayLike, entropy: ArrayLike) -> Array:
     """The gradient in the logits of the entropy, ``−p·(log p + H)``; 0 where p is 0, and log p −inf."""
-    return -jnp.asarray(p) * (_finite(jnp.asarray(log_p)) + entropy)
+    return -jnp.asarray(p) * (finite(jnp.asarray(log_p)) + entropy)
 
 
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
@@ -134,49 +110,6 @@ def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     The gradient is p − t, so its derivative is the softmax's own: `softmax_product`.
     """
     return softmax_product(p, v, axis)
-
-
-def temperature_jvp(u: Array, dx: Array, dt: ArrayLike, temperature: Array) -> Array:
-    """The derivative of ``z = x/T`` along (dx, dT), up to a shift of the row: ``(dx − u·dT)/T``.
-
-    `u` is z less the row's maximum. For functions of z that a shift of the row does not change.
-    """
-    return (dx - _finite(u) * dt) / temperature
-
-
-def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Array]:
-    """The cotangent `dz` pulled back through ``z = x/T``: ``dz/T`` and, class by class, ``−dz·u/T``.
-
-    `u` is z less the row's maximum: where the row of `dz` sums to 0, a shift of u changes nothing.
-    """
-    dx = dz / temperature
-    return dx, -dx * _finite(u)
-
-
-def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike) -> Array:
-    """The derivative of ``cap·tanh(x/cap)`` along (dx, dcap)."""
-    in_x, in_cap = _soft_cap_slopes(x / cap)
-    return in_x * dx + in_cap * dcap
-
-
-def soft_cap_vjp(x: Array, cap: Array, dy: Array) -> tuple[Array, Array]:
-    """The cotangent `dy` pulled back through ``cap·tanh(x/cap)``, to x and, entry by entry, to cap."""
-    in_x, in_cap = _soft_cap_slopes(x / cap)
-    return in_x * dy, in_cap * dy
-
-
-def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
-    """``sech² a``, and ``tanh a − a·sech² a = (sinh 2a − 2a)/(2·cosh² a)``, which cancels at a small a."""
-    decay = jnp.exp(-2 * jnp.abs(a))
-    in_x = 4 * decay / jnp.square(1 + decay)
-    small = jnp.abs(a) < 0.5
-    square, series = jnp.square(jnp.where(small, 2 * a, 0)), jnp.ones_like(a)
-    for n in range(18, 2, -2):  # sinh b − b = b³/6·(1 + b²/(4·5)·(1 + b²/(6·7)·(…)))
-        series = 1 + square / (n * (n + 1)) * series
-    at_small = jnp.where(small, a, 0) * square / 3 * series * in_x / 2
-    away = jnp.where(small | (decay == 0), 0, a)
-    at_large = jnp.where(decay == 0, jnp.sign(a), jnp.tanh(away) - away * in_x)
-    return in_x, jnp.where(small, at_small, at_large)
 
 
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -196,16 +129,16 @@ def _leading(p: Array) -> Array:
     return p > 0.5625
 
 
-def _leads(p: Array, axis: Axes) -> tuple[Array, Array]:
+def leads_of(p: Array, axis: Axes) -> tuple[Array, Array]:
     """Where the leading class is, and the sum of the other probabilities of the row."""
     leads = _leading(p)
-    return leads, _sum(jnp.where(leads, 0, p), axis)
+    return leads, row_sum(jnp.where(leads, 0, p), axis)
 
 
-def _sum(values: Array, axis: Axes) -> Array:
+def row_sum(values: Array, axis: Axes) -> Array:
     return jnp.sum(values, axis=axis, keepdims=True)
 
 
-def _finite(u: Array) -> Array:
+def finite(u: Array) -> Array:
     """Replace −inf by 0: a dead class has dz = 0, and 0·log 0 is 0."""
     return jnp.where(u == -jnp.inf, 0, u)

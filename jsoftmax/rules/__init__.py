@@ -1,0 +1,53 @@
+"""The closed forms: every derivative of the softmax family, each written once.
+
+Plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to its
+own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
+Sums are taken in at least float32; results have the promoted dtype of the arguments.
+
+All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
+probabilities, which are small and exact. At most one class of a row has p > 1/2, and leads it: there the
+formulas are evaluated through the others.
+"""
+
+from jsoftmax.rules._divergences import (
+    difference,
+    divergence_terms,
+    kl_gradient_in_p,
+    kl_gradient_in_q,
+    log_to_mean,
+)
+from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
+from jsoftmax.rules._softmax import (
+    RowSums,
+    computing_dtype,
+    cross_entropy_hvp,
+    cross_entropy_residual,
+    entropy_residual,
+    label_residual,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    softmax_jacobian,
+    softmax_product,
+)
+
+__all__ = [
+    "RowSums",
+    "computing_dtype",
+    "cross_entropy_hvp",
+    "cross_entropy_residual",
+    "difference",
+    "divergence_terms",
+    "entropy_residual",
+    "kl_gradient_in_p",
+    "kl_gradient_in_q",
+    "label_residual",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "log_to_mean",
+    "soft_cap_jvp",
+    "soft_cap_vjp",
+    "softmax_jacobian",
+    "softmax_product",
+    "temperature_jvp",
+    "temperature_vjp",
+]

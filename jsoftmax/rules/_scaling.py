@@ -1,0 +1,52 @@
+"""The closed forms of z = cap·tanh(x/cap)/T, in the logits and in both numbers."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax.rules._softmax import finite
+
+
+def temperature_jvp(u: Array, dx: Array, dt: ArrayLike, temperature: Array) -> Array:
+    """The derivative of ``z = x/T`` along (dx, dT), up to a shift of the row: ``(dx − u·dT)/T``.
+
+    `u` is z less the row's maximum. For functions of z that a shift of the row does not change.
+    """
+    return (dx - finite(u) * dt) / temperature
+
+
+def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Array]:
+    """The cotangent `dz` pulled back through ``z = x/T``: ``dz/T`` and, class by class, ``−dz·u/T``.
+
+    `u` is z less the row's maximum: where the row of `dz` sums to 0, a shift of u changes nothing.
+    """
+    dx = dz / temperature
+    return dx, -dx * finite(u)
+
+
+def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike) -> Array:
+    """The derivative of ``cap·tanh(x/cap)`` along (dx, dcap)."""
+    in_x, in_cap = _soft_cap_slopes(x / cap)
+    return in_x * dx + in_cap * dcap
+
+
+def soft_cap_vjp(x: Array, cap: Array, dy: Array) -> tuple[Array, Array]:
+    """The cotangent `dy` pulled back through ``cap·tanh(x/cap)``, to x and, entry by entry, to cap."""
+    in_x, in_cap = _soft_cap_slopes(x / cap)
+    return in_x * dy, in_cap * dy
+
+
+def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
+    """``sech² a``, and ``tanh a − a·sech² a = (sinh 2a − 2a)/(2·cosh² a)``, which cancels at a small a."""
+    decay = jnp.exp(-2 * jnp.abs(a))
+    in_x = 4 * decay / jnp.square(1 + decay)
+    small = jnp.abs(a) < 0.5
+    square, series = jnp.square(jnp.where(small, 2 * a, 0)), jnp.ones_like(a)
+    for n in range(18, 2, -2):  # sinh b − b = b³/6·(1 + b²/(4·5)·(1 + b²/(6·7)·(…)))
+        series = 1 + square / (n * (n + 1)) * series
+    at_small = jnp.where(small, a, 0) * square / 3 * series * in_x / 2
+    away = jnp.where(small | (decay == 0), 0, a)
+    at_large = jnp.where(decay == 0, jnp.sign(a), jnp.tanh(away) - away * in_x)
+    return in_x, jnp.where(small, at_small, at_large)

@@ -1,0 +1,376 @@
+"""The divergences: their accuracy beside mpmath, their laws, and corners that take two rows."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import jit_quickly
+from definitions import exactly, mp
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from mpmath import mpf
+from scipy import special
+
+import jsoftmax
+
+INF, NAN = np.inf, np.nan
+LOG, EXP = np.frompyfunc(mp.log, 1, 1), np.frompyfunc(mp.exp, 1, 1)
+DIVERGENCES = {"kl": jsoftmax.kl_divergence, "js": jsoftmax.js_divergence}
+each = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+modes = pytest.mark.parametrize("mode", [nullcontext, jsoftmax.forward_mode], ids=["reverse", "forward"])
+laws = hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+
+
+def normal(scale=1, offset=0):
+    return lambda rng, shape: offset + scale * rng.normal(size=shape)
+
+
+def ahead(by):
+    def rows(rng, shape):
+        x = rng.normal(size=shape)
+        x[:, shape[1] // 2] = x.max(1) + by
+        return x
+
+    return rows
+
+
+class Regime(NamedTuple):
+    p: object
+    q: object = None  # rows of their own, or those of p
+    apart: float = 0  # and so much noise
+    shape: tuple[int, int] = (8, 100)
+    temperature: float | None = None
+
+    def logits(self, dtype):
+        rng = np.random.default_rng(0)
+        p = self.p(rng, self.shape)
+        q = p if self.q is None else self.q(rng, self.shape)
+        return p.astype(dtype), (q + self.apart * rng.normal(size=self.shape)).astype(dtype)
+
+
+REGIMES = {
+    "unit": Regime(normal(), normal()),
+    "spread 30": Regime(normal(30), normal(30)),
+    **{f"p ahead by {by}": Regime(ahead(by), normal()) for by in (15, 30, 80)},
+    **{f"q ahead by {by}": Regime(normal(), ahead(by)) for by in (15, 30, 80)},
+    **{f"both ahead by {by}": Regime(ahead(by), ahead(by + 0.5)) for by in (15, 30, 80)},
+    **{f"{apart} apart": Regime(normal(), apart=apart) for apart in (0.1, 1e-3, 1e-6)},
+    **{f"spread 30, {apart} apart": Regime(normal(30), apart=apart) for apart in (0.1, 1e-3)},
+    "ahead by 15, 1e-3 apart": Regime(ahead(15), apart=1e-3),
+    "offsets ±1e4": Regime(normal(1, 1e4), normal(1, -1e4)),
+    "offset 1e4, 0.01 apart": Regime(normal(1, 1e4), apart=0.01),
+    **{f"temperature {t}": Regime(normal(), normal(), temperature=t) for t in (0.01, 0.7, 100.0)},
+    "temperature 0.7, 1e-3 apart": Regime(normal(), apart=1e-3, temperature=0.7),
+    "two classes": Regime(normal(3), normal(3), shape=(100, 2)),
+    "1000 classes": Regime(normal(), normal(), shape=(2, 1000)),
+    "50257 classes": Regime(normal(), normal(3), shape=(1, 50257)),
+    "50257 classes, 1e-3 apart": Regime(normal(), apart=1e-3, shape=(1, 50257)),
+}
+
+
+def total(values):
+    return np.asarray(values.sum(1, keepdims=True))
+
+
+class Exact:
+    """By mpmath: the divergences and gradients of every row, and the roundings that each may carry."""
+
+    def __init__(self, p_logits, q_logits, temperature):
+        scale = 1 if temperature is None else mpf(float(p_logits.dtype.type(temperature)))
+        u_p, u_q = (exactly(x) / scale for x in (p_logits, q_logits))
+        u_p, u_q = (u - np.asarray(u.max(1, keepdims=True)) for u in (u_p, u_q))
+        e_p, e_q = EXP(u_p), EXP(u_q)
+        s_p, s_q = total(e_p), total(e_q)
+        p, q, d = e_p / s_p, e_q / s_q, (u_q - u_p) - LOG(s_q / s_p)
+        m = (p + q) / 2
+        # d is a difference of logits, rounded, less a logarithm, whose argument sums differences of 4 ulp.
+        # Its error reaches the terms of a sum times their derivative in d, which is a difference of p and q.
+        of_d = abs(u_q - u_p) / 2 + abs(d) / 2 + 4 * total(abs(e_q - e_p)) / np.maximum(s_p, s_q)
+        kl = total(-p * d)
+        from_p, from_q = LOG(m / p), LOG(m / q)
+        kl_p, kl_q = total(-p * from_p), total(-q * from_q)
+        # Of the logarithm's error, which all of d share, the sums feel nothing.
+        of_sum = total(abs(q - p) * (abs(u_q - u_p) + abs(d)) / 2)
+        self.values = {"kl": (kl, of_sum), "js": ((kl_p + kl_q) / 2, of_sum / 4)}
+        self.gradients = {
+            # Of q − p the larger is a probability, of 4 + |x − max|/T ulp.
+            "kl": (
+                self.in_first(p, d, kl, of_d),
+                (q - p, np.minimum(p, q) * of_d - abs(q - p) * np.where(q > p, u_q, u_p)),
+            ),
+            "js": (
+                self.halved(self.in_first(p, from_p, kl_p, of_d * q / (p + q))),
+                self.halved(self.in_first(q, from_q, kl_q, of_d * p / (p + q))),
+            ),
+        }
+
+    @staticmethod
+    def in_first(p, d, kl, of_d):
+        """−p·(d + KL), and the roundings of both; of a leading class, of what it is summed from."""
+        apart = of_d + 4 * abs(d)
+        others = np.where(p > 0.5, 0, p)
+        of_lead = apart * total(others) + total(others * apart)
+        return -p * (d + kl), p * np.where(p > 0.5, of_lead, apart + 4 * kl)
+
+    @staticmethod
+    def halved(pair):
+        return pair[0] / 2, pair[1] / 2
+
+
+def divergences_and_gradients(p, q, temperature):
+    options = {} if temperature is None else {"temperature": temperature}
+
+    def of(divergence):
+        value, pull = jax.vjp(lambda p, q: divergence(p, q, **options), p, q)
+        return value, pull(jnp.full_like(value, 1 if temperature is None else temperature))
+
+    return {name: of(divergence) for name, divergence in DIVERGENCES.items()}
+
+
+def worst(ours, exact, roundings, slack):
+    """The largest error over 4 ulp and the roundings, of the entries that are normal numbers."""
+    ours, dtype = np.asarray(ours).reshape(exact.shape), ours.dtype
+    size = abs(exact).astype(dtype)
+    tiny = np.finfo(dtype).tiny
+    ulp = exactly(np.spacing(np.maximum(size, tiny)))
+    # A term below the normal numbers may be lost.
+    bound = 4 * ulp + mpf(float(np.finfo(dtype).eps)) * roundings + slack * mpf(float(tiny))
+    error = abs(exactly(ours) - exact)
+    normal = size >= tiny
+    assert normal.any()
+    return (
+        np.where(normal, (error / bound).astype(float), 0).max(),
+        np.where(normal, (error / ulp).astype(float), 0).max(),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_accuracy(regime, dtype):
+    """4 ulp and the roundings of d. `pytest -rP -k accuracy` prints the table."""
+    p, q = REGIMES[regime].logits(dtype)
+    if dtype == np.float64 and p.shape[1] > 2000:
+        pytest.skip("float32 shows what many classes do")
+    temperature = REGIMES[regime].temperature
+    exact = Exact(p, q, temperature)
+    with jax.enable_x64(dtype == np.float64):
+        ours = jax.jit(lambda p, q: divergences_and_gradients(p, q, temperature))(p, q)
+    failures = []
+    for name, (value, gradients) in ours.items():
+        table = {name: (value, *exact.values[name])}
+        for of, gradient, want in zip("pq", gradients, exact.gradients[name], strict=True):
+            table[f"{name} in {of}"] = (gradient, *want)
+        for row, entry in table.items():
+            ratio, ulps = worst(*entry, slack=p.shape[1])
+            print(f"{regime:28}{np.dtype(dtype).name:9}{row:9}{ulps:10.3g} ulp{ratio:8.2f} of the bound")
+            if ratio > 1:
+                failures.append(f"{row}: {ratio:.2f} of the bound")
+    assert not failures, failures
+
+
+def test_scipy_agrees_in_float64(x64):
+    for name in ("unit", "0.1 apart", "p ahead by 15"):
+        x, y = REGIMES[name].logits(np.float64)
+        p, q = special.softmax(x, -1), special.softmax(y, -1)
+        m = (p + q) / 2
+        kl = special.rel_entr(p, q).sum(-1)
+        js = (special.rel_entr(p, m) + special.rel_entr(q, m)).sum(-1) / 2
+        np.testing.assert_allclose(jsoftmax.kl_divergence(x, y), kl, rtol=1e-11)
+        np.testing.assert_allclose(jsoftmax.js_divergence(x, y), js, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_equal_distributions_do_not_diverge(dtype):
+    """Exactly, and their gradients are exactly 0; a shift that the logits can hold changes nothing."""
+    x = jnp.asarray(np.random.default_rng(0).integers(-64, 64, (5, 40)) / 8, dtype)
+    ours = jax.jit(divergences_and_gradients, static_argnums=2)
+    for q in (x, x + 16):
+        for temperature in (None, 0.7):
+            for leaf in jax.tree.leaves(ours(x, q, temperature)):
+                np.testing.assert_array_equal(leaf, jnp.zeros(leaf.shape, leaf.dtype))
+
+
+@st.composite
+def pairs(draw):
+    shape = draw(st.sampled_from([(3, 1), (2, 33)]))
+    elements = st.floats(-40, 40, width=32) | st.sampled_from([0.0, 1.0, 15.0, -INF])
+    p, q = (draw(hnp.arrays(np.float32, shape, elements=elements)) for _ in "pq")
+    near = draw(st.sampled_from([0, 1e-6, 1e-3, None]))
+    if near is not None:
+        q = p + np.float32(near) * np.random.default_rng(draw(st.integers(0, 99))).normal(size=shape)
+    return p, q.astype(np.float32)
+
+
+@jit_quickly
+def _both_ways(p, q):
+    return divergences_and_gradients(p, q, None), divergences_and_gradients(q, p, None)
+
+
+@laws
+@given(pairs())
+def test_laws(pair):
+    """Never negative; JS at most log 2, symmetric, and below both KL/2; gradients sum to 0."""
+    here, there = jax.tree.map(np.asarray, _both_ways(*pair))
+    (kl, kl_gradients), (js, js_gradients) = here["kl"], here["js"]
+    back = there["kl"][0]
+    eps = np.finfo(np.float32).eps
+    assert np.all(kl >= 0)
+    assert np.all(js >= 0)
+    assert np.all(js <= np.float32(np.log(2)))
+    np.testing.assert_array_equal(js, there["js"][0])
+    jax.tree.map(np.testing.assert_array_equal, js_gradients, there["js"][1][::-1])
+    # JS ≤ (KL(p‖q) + KL(q‖p))/4.
+    assert np.all(js <= (kl + back) / 4 * (1 + 32 * eps) + np.finfo(np.float32).tiny)
+    for gradients, divergence in ((kl_gradients, kl), (js_gradients, js)):
+        for gradient in gradients:
+            assert np.all(np.isfinite(gradient))
+            off = np.abs(gradient.astype(np.float64).sum(-1))
+            terms = np.abs(gradient).sum(-1) + 1
+            finite = np.isfinite(divergence)
+            assert np.all(off[finite] <= 64 * eps * ((1 + divergence) * terms)[finite])
+
+
+@jit_quickly
+def _first_and_second(p, q, where, temperature):
+    def of(divergence):
+        def summed(p, q, temperature):
+            return jnp.sum(divergence(p, q, where=where, temperature=temperature))
+
+        arguments = (0, 1) if temperature is None else (0, 1, 2)
+        gradient = jax.grad(summed, arguments)
+        value = divergence(p, q, where=where, temperature=temperature)
+        return value, gradient(p, q, temperature), jax.jacrev(gradient, arguments)(p, q, temperature)
+
+    return {name: of(divergence) for name, divergence in DIVERGENCES.items()}
+
+
+def first_and_second(p, q, where=None, temperature=None, forward=False):
+    """By divergence: values, gradients in both logits and the temperature, and the second derivatives."""
+    with jsoftmax.forward_mode() if forward else nullcontext():
+        return jax.tree.map(np.asarray, _first_and_second(p, q, where, temperature))
+
+
+corners = pytest.mark.parametrize(
+    ("temperature", "forward"), [(None, False), (None, True), (0.5, False)], ids=str
+)
+
+
+def assert_derivatives_are(predicate, results):
+    for _, *derivatives in results.values():
+        assert all(predicate(leaf).all() for leaf in jax.tree.leaves(derivatives))
+
+
+def by_scipy(p_logits, q_logits):
+    p, q = (special.softmax(np.asarray(x, np.float64), -1) for x in (p_logits, q_logits))
+    m = (p + q) / 2
+    js = (special.rel_entr(p, m) + special.rel_entr(q, m)).sum(-1) / 2
+    return p, q, special.rel_entr(p, q).sum(-1), js
+
+
+@corners
+def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward):
+    """In both rows, or in p alone: finite to the second order, and a dead logit has gradient 0."""
+    p, q = jnp.array([[-INF, -1.0, -INF, 2.0]]), jnp.array([[1.0, 0.0, -INF, -0.5]])
+    with jax.debug_nans(True):
+        results = first_and_second(p, q, temperature=temperature, forward=forward)
+    *_, kl, js = by_scipy(p / (temperature or 1), q / (temperature or 1))
+    np.testing.assert_allclose(results["kl"][0], kl, rtol=1e-6)
+    np.testing.assert_allclose(results["js"][0], js, rtol=1e-6)
+    assert_derivatives_are(np.isfinite, results)
+    for _, (in_p, in_q, *_), _ in results.values():
+        np.testing.assert_array_equal(in_p[0, [0, 2]], np.zeros(2))
+        assert in_q[0, 2] == 0
+        assert in_q[0, 0] != 0
+
+
+@corners
+@pytest.mark.parametrize("logit", [0.5, -200.0], ids=["normal", "underflowing"])
+def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forward):
+    """Its gradient is q − p in q, 0 at the dead class, and 0 in p; JS is finite."""
+    p, q = jnp.array([[logit, -1.0, 2.0]]), jnp.array([[-INF, 0.0, -0.5]])
+    with jax.debug_nans(True):
+        results = first_and_second(p, q, temperature=temperature, forward=forward)
+    p, q, _, js = by_scipy(p / (temperature or 1), q / (temperature or 1))
+    kl, (in_p, in_q, *_), _ = results["kl"]
+    assert kl == INF
+    np.testing.assert_array_equal(in_p, np.zeros((1, 3)))
+    assert in_q[0, 0] == 0
+    np.testing.assert_allclose(in_q[:, 1:], (q - p)[:, 1:] / (temperature or 1), rtol=1e-5)
+    np.testing.assert_allclose(results["js"][0], js, rtol=1e-6)
+    assert results["js"][1][1][0, 0] == 0
+    assert_derivatives_are(np.isfinite, results)
+
+
+@corners
+@pytest.mark.parametrize("empty", ["p", "q", "both"])
+def test_a_row_that_is_empty_in_either(empty, temperature, forward):
+    live, dead = jnp.array([[1.0, 0.0, -2.0]]), jnp.full((1, 3), -INF)
+    p, q = dead if empty != "q" else live, dead if empty != "p" else live
+    with jax.debug_nans(True):
+        results = first_and_second(p, q, temperature=temperature, forward=forward)
+    assert results["kl"][0] == results["js"][0] == 0
+    assert_derivatives_are(lambda a: a == 0, results)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("side", [0, 1], ids="pq")
+def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
+    """Also beside dead classes, and beside a row with no live class."""
+    pair = [jnp.array([[0.0, 1.0, 2.0], [3.0, -INF, 1.0], [-INF] * 3]), jnp.array([[0.5, -INF, 1.0]] * 3)]
+    good = first_and_second(*pair)
+    for row in range(3):
+        ill = list(pair)
+        ill[side] = pair[side].at[row, 0].set(bad)
+        results = first_and_second(*ill)
+        for name in DIVERGENCES:
+            for ours, want in zip(results[name][:2], good[name][:2], strict=True):
+                for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
+                    np.testing.assert_array_equal(np.delete(a, row, 0), np.delete(b, row, 0))
+            value, gradients, _ = results[name]
+            # Where one row of a pair has a live class and the other has none, there was nothing to compare.
+            assert np.isnan(value[row])
+            assert all(np.isnan(gradient[row, [0, 2]]).all() for gradient in gradients)
+
+
+def test_what_lies_under_the_mask_does_not_matter():
+    rng = np.random.default_rng(0)
+    p, q = (rng.normal(size=(3, 6)).astype(np.float32) for _ in "pq")
+    where = np.arange(6) != rng.integers(0, 6, (3, 1))
+    want = first_and_second(p, q, where)
+    with jax.debug_nans(True):
+        for junk in ((NAN, NAN), (INF, 1e38), (-INF, NAN), (0, -INF)):
+            filled = (np.where(where, a, np.float32(b)) for a, b in zip((p, q), junk, strict=True))
+            jax.tree.map(np.testing.assert_array_equal, first_and_second(*filled, where), want)
+
+
+@modes
+def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
+    """The Hessian at p = q is that of the softmax, diag(p) − p pᵀ, in either; a quarter for JS."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=7))
+    jacobian = jsoftmax.rules.softmax_jacobian(jsoftmax.softmax(x))
+    for divergence, share in ((jsoftmax.kl_divergence, 1), (jsoftmax.js_divergence, 0.25)):
+        with mode():
+            gradient = jax.grad(divergence, (0, 1))
+            (pp, pq), (qp, qq) = jit_quickly(jax.jacrev(gradient, (0, 1)))(x, x)
+        for hessian, sign in ((pp, 1), (qq, 1), (pq, -1), (qp, -1)):
+            np.testing.assert_allclose(hessian, sign * share * jacobian, rtol=1e-12, atol=1e-15)
+
+
+@each
+def test_short_logits_beside_full_ones_stay_short(divergence):
+    """Where they are kept, and in their gradient; the values are those of the same numbers, widened."""
+    rng = np.random.default_rng(0)
+    p, q = (
+        jnp.asarray(rng.normal(size=(4, 9)), jnp.bfloat16),
+        jnp.asarray(rng.normal(size=(4, 9)), jnp.float32),
+    )
+    value, pull = jax.vjp(divergence, p, q)
+    np.testing.assert_allclose(value, divergence(p.astype(jnp.float32), q), rtol=5e-7)  # 4 ulp
+    assert [gradient.dtype for gradient in pull(value)] == [jnp.bfloat16, jnp.float32]
+    kept = [leaf.dtype for leaf in jax.tree.leaves(pull) if leaf.size == p.size]
+    assert sorted(kept, key=str) == [jnp.bfloat16, jnp.float32]
