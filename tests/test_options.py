@@ -74,7 +74,7 @@ def ours(given, axis, ignore_index, reduction):
 def plain(given, ignore_index, reduction):
     """The formulas, of arrays in float64."""
     x, labels, where = given["x"], given["labels"], given.get("where")
-    rows = (labels != ignore_index) if labels.ndim == 1 else jnp.ones(ROWS, bool)
+    rows = (labels != ignore_index) if labels.ndim == 1 else jnp.ones(len(x), bool)
     ids = labels.ndim == 1
     expand = {k: given[k][:, None] for k in ("temperature", "soft_cap") if k in given}
     options = {k: given[k] for k in ("label_smoothing", "z_loss") if k in given}
@@ -82,7 +82,7 @@ def plain(given, ignore_index, reduction):
     labels = jnp.where(rows, labels, 0) if ids else labels
     loss = definitions.cross_entropy(x, labels, -1, where, weights=weights, **expand, **options)
     loss = jnp.where(rows, loss, 0)
-    count = jnp.ones(ROWS) if weights is None or not ids else weights[labels]
+    count = jnp.ones(len(x)) if weights is None or not ids else weights[labels]
     count = jnp.where(rows, count, 0).sum()
     return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / count}[reduction]
 
@@ -315,6 +315,46 @@ def test_the_mean_over_nothing_is_0():
     value, gradient = jax.value_and_grad(loss)(x)
     assert value == 0
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_rows_too_long_for_one_sum(soft, axis):
+    """On CPU these are summed in blocks: value, gradients, and a second derivative, by every option."""
+    rng = np.random.default_rng(0)
+    rows, classes = 2, 33_333
+    given = {
+        "x": 3 * rng.normal(size=(rows, classes)),
+        "labels": rng.dirichlet(np.ones(classes), rows) if soft else np.array([5, classes - 1]),
+        "where": rng.random((rows, classes)) < 0.9,
+        "class_weights": rng.uniform(0.5, 2, classes),
+        "label_smoothing": np.full(rows, 0.1),
+        "z_loss": np.full(rows, 0.01),
+        "soft_cap": np.full(rows, 8.0),
+        "temperature": np.array([0.7, 1.3]),
+    }
+    given["where"][:, [5, -1]] = True
+    given = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in given.items()}
+    if soft:
+        given["labels"] = np.where(given["where"], given["labels"], 0)
+    v = rng.normal(size=(rows, classes)).astype(np.float32)
+
+    def all_of(loss, given, v):
+        def gradient(x):
+            return value_and_gradients(loss, {**given, "x": x})
+
+        (value, gradients), (_, second) = jax.jvp(gradient, (given["x"],), (v,))
+        return value, {**gradients, "second derivative": second["x"]}
+
+    loss = functools.partial(ours, axis=axis, ignore_index=None, reduction="none")
+    got = jax.jit(functools.partial(all_of, loss))({k: jnp.asarray(a) for k, a in given.items()}, v)
+    with jax.enable_x64(True):
+        exact = {
+            k: jnp.asarray(a.astype(np.float64) if a.dtype == np.float32 else a) for k, a in given.items()
+        }
+        loss = functools.partial(plain, ignore_index=-100, reduction="none")
+        want = jax.device_get(jit_quickly(functools.partial(all_of, loss))(exact, v.astype(np.float64)))
+    assert_near(got, want, EPS, "in blocks")
 
 
 def step_memory(**options):

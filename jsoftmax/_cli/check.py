@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import jsoftmax
 from jsoftmax._cli import accuracy, definitions
-from jsoftmax._cli.functions import FUNCTIONS, Function, Rows
+from jsoftmax._cli.functions import DIVERGENCES, FUNCTIONS, Function, Rows
 
 Reals = NDArray[np.floating[Any]]
 
@@ -31,7 +31,8 @@ ULPS = 4
 CANCELLING_ULPS = 8  # a difference of sums: some more roundings
 STEP = 1e-30  # of the complex step: its square vanishes beside any float64
 TINY = np.finfo(np.float32).tiny
-UNDERFLOW = 8 * TINY  # a device may flush to zero: so much may get lost in a few terms
+# A device may flush to zero: so much may get lost, of a few terms, or of a p that a logarithm multiplies.
+UNDERFLOW = 256 * TINY
 
 
 class Regime(NamedTuple):
@@ -103,7 +104,7 @@ def regimes() -> tuple[Regime, ...]:
 
 def lines() -> Iterator[Line]:
     """Compare every function, in value and gradient, over all regimes and transformations."""
-    for function in FUNCTIONS:
+    for function in (*FUNCTIONS, *DIVERGENCES):
         modes = _modes(function)
         values, gradients = [], []
         for regime in regimes():
@@ -147,8 +148,11 @@ def _compare(
         temperature = np.float64(np.float32(regime.temperature))
         options, roundings = {"temperature": regime.temperature}, 2
 
+    # Of a divergence the targets are logits too: for it, NumPy must not take their exponentials in float32.
+    fine = rows._replace(targets=rows.targets.astype(np.float64))
+
     def exact(logits: Any) -> Any:
-        return function.definition(np, rows._replace(logits=logits / temperature))
+        return function.definition(np, fine._replace(logits=logits / temperature))
 
     logits = rows.logits.astype(np.float64)
     value = exact(logits)
@@ -159,7 +163,7 @@ def _compare(
     if function.cancels:
         ulps = CANCELLING_ULPS
         p = definitions.softmax(np, logits / temperature, rows.entries)
-        terms = function.terms(np, rows, p, g.astype(np.float64)) / temperature
+        terms = function.terms(np, fine, p, g.astype(np.float64)) / temperature
     value_bound = ULPS + function.amplified(rows, gap, lead)
     for mode, outcome in modes.items():
         place = f"{regime.name}, {mode}"

@@ -51,3 +51,23 @@ def cross_entropy_with_integer_labels(xp: ModuleType, x: Any, labels: Any, where
     """-log p_label."""
     log_p = log_softmax(xp, x, where)
     return -xp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+
+
+def entropy(xp: ModuleType, x: Any, where: Any = True) -> Any:
+    """-sum_i p_i log p_i."""
+    log_p = xp.where(where, log_softmax(xp, x, where), 0)
+    return -xp.sum(softmax(xp, x, where) * log_p, axis=-1)
+
+
+def kl_divergence(xp: ModuleType, x: Any, y: Any, where: Any = True) -> Any:
+    """sum_i p_i (log p_i - log q_i)."""
+    log_p, log_q = (xp.where(where, log_softmax(xp, z, where), 0) for z in (x, y))
+    return xp.sum(softmax(xp, x, where) * (log_p - log_q), axis=-1)
+
+
+def js_divergence(xp: ModuleType, x: Any, y: Any, where: Any = True) -> Any:
+    """The mean of the divergences of p and q from m = (p + q) / 2."""
+    p, q = softmax(xp, x, where), softmax(xp, y, where)
+    log_m = xp.log(xp.where(where, (p + q) / 2, 1))
+    log_p, log_q = (xp.where(where, log_softmax(xp, z, where), 0) for z in (x, y))
+    return xp.sum(p * (log_p - log_m) + q * (log_q - log_m), axis=-1) / 2

@@ -72,6 +72,19 @@ def _target_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
     return (p * _sum(xp, rows.targets) + rows.targets) * abs(g)[..., None]
 
 
+def _entropy_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g p_i (log p_i + H)."""
+    surprisal = -xp.log(xp.where(p > 0, p, 1))
+    return p * (surprisal + _sum(xp, p * surprisal)) * abs(g)[..., None]
+
+
+def _divergence_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """Of g p_i (log p_i - log q_i - KL), and of no less than g (p_i - m_i) log(p_i / m_i) for JS."""
+    log_q = definitions.log_softmax(xp, rows.targets, rows.entries)
+    apart = abs(xp.log(xp.where(p > 0, p, 1)) - xp.where(p > 0, log_q, 0))
+    return p * (1 + apart + _sum(xp, p * apart)) * abs(g)[..., None]
+
+
 def _of_label(rows: Rows, gap: Any, lead: Any) -> Any:
     """The loss -log p_label is tiny where the label leads."""
     return np.take_along_axis(lead, rows.labels[..., None], axis=-1)[..., 0]
@@ -145,5 +158,44 @@ FUNCTIONS = (
         _label_terms,
         cancels=False,
         amplified=_of_label,
+    ),
+    Function(
+        "log_prob",
+        lambda r, **t: jsoftmax.log_prob(r.logits, r.labels, where=r.where, **t),
+        lambda xp, r: -_define_label_loss(xp, r),
+        _label_terms,
+        cancels=False,
+        amplified=_of_label,
+        has_temperature=True,
+    ),
+    Function(
+        "entropy",
+        lambda r, **t: jsoftmax.entropy(r.logits, where=r.where, **t),
+        lambda xp, r: definitions.entropy(xp, r.logits, r.entries),
+        _entropy_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: lead.max(axis=-1),
+        has_temperature=True,
+    ),
+)
+
+# Of the logits and, as the logits of a second distribution, the targets. In float32 the textbook sums cancel:
+# there is nothing to learn from them but in float64.
+DIVERGENCES = (
+    Function(
+        "kl_divergence",
+        lambda r: jsoftmax.kl_divergence(r.logits, r.targets, where=r.where),
+        lambda xp, r: definitions.kl_divergence(xp, r.logits, r.targets, r.entries),
+        _divergence_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: 4,
+    ),
+    Function(
+        "js_divergence",
+        lambda r: jsoftmax.js_divergence(r.logits, r.targets, where=r.where),
+        lambda xp, r: definitions.js_divergence(xp, r.logits, r.targets, r.entries),
+        _divergence_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: 4,
     ),
 )
