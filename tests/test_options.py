@@ -317,6 +317,28 @@ def test_the_mean_over_nothing_is_0():
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("axis", [(1, 2), (2, 0), (-1, -3), None], ids=str)
+def test_several_class_axes_are_one(axis):
+    rng = np.random.default_rng(0)
+    axes = tuple(i % 3 for i in (range(3) if axis is None else axis))
+    x, t = rng.normal(size=(3, 4, 5)), rng.dirichlet(np.ones(60)).reshape(3, 4, 5)
+    w, live = rng.uniform(0.5, 2, [x.shape[i] for i in axes]), rng.random((1, 4, 5)) < 0.8
+    x, t, w = (jnp.asarray(a, jnp.float32) for a in (x, np.where(live, t, 0), w))
+    options = {"label_smoothing": 0.1, "z_loss": 0.01, "soft_cap": 5.0}
+
+    def flat(a):
+        rows = [i for i in range(3) if i not in axes]
+        return jnp.transpose(a, (*rows, *axes)).reshape(*(a.shape[i] for i in rows), -1)
+
+    got = jsoftmax.cross_entropy(x, t, axis=axis, where=live, class_weights=w, **options)
+    live = flat(jnp.broadcast_to(live, x.shape))
+    want = jsoftmax.cross_entropy(flat(x), flat(t), where=live, class_weights=w.ravel(), **options)
+    np.testing.assert_allclose(got, want, rtol=4 * EPS)
+    statistics = jsoftmax.row_statistics(x, t, axis=axis)
+    for ours, same in zip(statistics, jsoftmax.row_statistics(flat(x), flat(t)), strict=True):
+        np.testing.assert_allclose(ours, same, rtol=4 * EPS)
+
+
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_rows_too_long_for_one_sum(soft, axis):

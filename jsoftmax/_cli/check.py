@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import jsoftmax
 from jsoftmax._cli import accuracy, definitions
-from jsoftmax._cli.functions import DIVERGENCES, FUNCTIONS, Function, Rows
+from jsoftmax._cli.functions import FUNCTIONS, INFORMATION, Function, Rows
 
 Reals = NDArray[np.floating[Any]]
 
@@ -104,7 +104,7 @@ def regimes() -> tuple[Regime, ...]:
 
 def lines() -> Iterator[Line]:
     """Compare every function, in value and gradient, over all regimes and transformations."""
-    for function in (*FUNCTIONS, *DIVERGENCES):
+    for function in (*FUNCTIONS, *INFORMATION):
         modes = _modes(function)
         values, gradients = [], []
         for regime in regimes():

@@ -168,6 +168,11 @@ FUNCTIONS = (
         amplified=_of_label,
         has_temperature=True,
     ),
+)
+
+# In float32 the textbook's own gradients of these cancel: they are compared in float64 alone. A divergence is
+# that of the logits and, as the logits of a second distribution, the targets.
+INFORMATION = (
     Function(
         "entropy",
         lambda r, **t: jsoftmax.entropy(r.logits, where=r.where, **t),
@@ -177,11 +182,6 @@ FUNCTIONS = (
         amplified=lambda r, gap, lead: lead.max(axis=-1),
         has_temperature=True,
     ),
-)
-
-# Of the logits and, as the logits of a second distribution, the targets. In float32 the textbook sums cancel:
-# there is nothing to learn from them but in float64.
-DIVERGENCES = (
     Function(
         "kl_divergence",
         lambda r: jsoftmax.kl_divergence(r.logits, r.targets, where=r.where),
