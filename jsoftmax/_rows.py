@@ -64,17 +64,25 @@ def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tu
         return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
 
     def in_blocks(row: Any) -> tuple[Array, ...]:
-        size = min(max(BLOCK_SIZE * classes // x.size, 512), 8192)
+        size = min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
         steps = (classes - 1) // size
         first = classes - steps * size
 
         def block(start: Array | int, size: int) -> tuple[Array, ...]:
             return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
 
-        def step(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-            return tuple(map(jnp.add, sums, block(first + i * size, size)))
+        def add(total: Array, lost: Array, part: Array) -> tuple[Array, Array]:
+            """Compensated: what one addition loses, the next one gets."""
+            part = part - lost
+            longer = total + part
+            return longer, jnp.where(jnp.isfinite(longer), (longer - total) - part, 0)
 
-        return lax.fori_loop(0, steps, step, block(0, first))
+        def step(i: Array, sums: tuple[tuple[Array, Array], ...]) -> tuple[tuple[Array, Array], ...]:
+            parts = block(first + i * size, size)
+            return tuple(add(*total, part) for total, part in zip(sums, parts, strict=True))
+
+        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, first))
+        return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
