@@ -33,12 +33,8 @@ def reduce(
 ) -> tuple[online.State, tuple[Array, ...]]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and the sums of any further terms.
 
-    `terms` makes them of the shifted logits, their exponentials, and `arrays` as long as the row.
-
-    Where the total is below 2, one class leads and its 1 would swamp the rest: there the rest is summed by
-    itself, the floor of each exponential, which is 1 at the maximum and 0 elsewhere, taken out of its term.
-    A constant, it leaves the derivative alone, to every order. The terms are squares of exp(u/2), scaled by
-    2⁶⁴: none of those that matter underflows. u/2 is computed anew: XLA on CPU stores what two sums share.
+    `terms` makes them of the shifted logits, their exponentials, and `arrays` as long as the row. u/2 is
+    computed anew: XLA on CPU stores what two sums share.
     """
     top = peak(x, scaling, axes)
 
@@ -52,8 +48,7 @@ def reduce(
         return e, scaled_rest, *terms(z, e, arrays)
 
     total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
-    rest = jnp.where((total >= 1) & (total < 2), scaled_rest * 2.0**-64, total - 1)
-    return online.State(top, rest), tuple(further)
+    return online.from_sums(top, total, scaled_rest), tuple(further)
 
 
 def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tuple[Array, ...]:

@@ -5,16 +5,33 @@
 `rest` leaves out the maximal element's 1. So a confident row, whose sum rounds to 1, keeps its digits in
 `rest`, and the pair never rounds to one number: ``exp(z − max)/(1 + rest)`` does not feel an offset of the
 row that ``exp(z − logsumexp)`` would.
+
+States merge in any order and grouping, up to rounding, and `empty` changes none of them: the parts may be
+blocks of a scan, chunks of a file, or shards of a mesh.
+
+>>> import jax, jax.numpy as jnp
+>>> from jsoftmax import online
+>>> blocks = jnp.array([[1.0, 2.0], [3.0, 4.0], [-jnp.inf, -jnp.inf]])
+>>> state = online.empty(())
+>>> for block in blocks:
+...     state = online.absorb(state, block)
+>>> print(f"{online.finish(state):.5f} {jax.nn.logsumexp(blocks):.5f}")
+4.44019 4.44019
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
 
-__all__ = ["State", "finish"]
+from jsoftmax import rules
+from jsoftmax._arguments import Call
+
+__all__ = ["State", "absorb", "empty", "finish", "merge", "merge_across"]
 
 
 class State(NamedTuple):
@@ -24,8 +41,89 @@ class State(NamedTuple):
     rest: Array
 
 
+def empty(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> State:
+    """The state of nothing, for rows of this shape: the neutral element of `merge`."""
+    return State(jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, -1, dtype))
+
+
+def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
+    """The state with a block of logits added to every row, of any length along `axis`.
+
+    The state keeps its dtype; a block is computed in at least float32, whatever its own.
+    """
+    call = Call("online.absorb", state=state.max, block=block, axis=axis)
+    x = call.floats("block")
+    if x.ndim and x.size == 0 and state.max.size:
+        return state
+    axes = call.axes(x.shape)
+    rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    if rows != state.max.shape:
+        problem = f"a block of shape {x.shape} has rows of shape {rows}, the state {state.max.shape}"
+        raise call.error(ValueError, problem, f"begin with online.empty({rows})")
+    x = x.astype(jnp.promote_types(state.rest.dtype, rules.computing_dtype(x.dtype)))
+    top = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
+    u = x - jnp.where(top == -jnp.inf, 0, top)
+    total, scaled_rest = (jnp.sum(a, axes) for a in (jnp.exp(u), rest_terms(jnp.exp(u / 2))))
+    part = from_sums(jnp.squeeze(top, axes), total, scaled_rest)
+    return merge(state, State(*(a.astype(b.dtype) for a, b in zip(part, state, strict=True))))
+
+
+def rest_terms(half: Array) -> Array:
+    """The terms of the rest, ``exp(u)`` but 0 at the maximum, from half = exp(u/2); scaled by 2⁶⁴.
+
+    The floor is 1 at the maximum and 0 elsewhere: a constant, it leaves the derivative alone, to every order.
+    With the scale none of the terms that matter underflows.
+    """
+    return half * (half * 2.0**64) - 2.0**64 * jnp.floor(half)
+
+
+def from_sums(top: Array, total: Array, scaled_rest: Array) -> State:
+    """The state of a row from its maximum, ``Σ exp(u)`` and the sum of its `rest_terms`.
+
+    Where the total is below 2, one class leads, and its 1 would swamp the rest in the total.
+    """
+    return State(top, jnp.where((total >= 1) & (total < 2), scaled_rest * 2.0**-64, total - 1))
+
+
+def merge(a: State, b: State) -> State:
+    """The state of two parts of a row put together."""
+    return _together(
+        [a, b],
+        lambda parts: jnp.maximum(*parts),
+        lambda parts: parts[0] + parts[1],
+    )
+
+
+def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
+    """The states of all shards along a named axis put together, the same on every shard.
+
+    One max-reduce, and one sum-reduce of a stacked pair, of the size of a row's numbers.
+    """
+    return _together(
+        [state],
+        lambda parts: lax.pmax(parts[0], axis_name),
+        lambda parts: lax.psum(parts[0], axis_name),
+    )
+
+
+def _together(
+    parts: list[State], largest: Callable[[list[Array]], Array], total: Callable[[list[Array]], Array]
+) -> State:
+    """``1 + rest = Σ exp(maxₖ − max)·(1 + restₖ)``; where maxₖ is the maximum, its 1 is counted apart."""
+    top = largest([lax.stop_gradient(part.max) for part in parts])
+
+    def shares(part: State) -> Array:
+        scale = jnp.where(part.max == -jnp.inf, 0, jnp.exp(part.max - jnp.where(top == -jnp.inf, 0, top)))
+        leads = (part.max == top) & (top > -jnp.inf)
+        rest = jnp.where(leads, part.rest, 1 + part.rest) * scale
+        return jnp.stack([rest, jnp.where(leads, scale, 0)])
+
+    rest, leading = total([shares(part) for part in parts])
+    return State(top, rest + (leading - 1))
+
+
 def finish(state: State) -> Array:
     """The log-sum-exp, ``max + log1p(rest)``."""
-    empty = state.rest < 0
-    log = jnp.log1p(jnp.where(empty, 0, state.rest))
-    return jnp.where(empty, -jnp.inf, state.max.astype(log.dtype) + log)
+    is_empty = state.rest < 0
+    log = jnp.log1p(jnp.where(is_empty, 0, state.rest))
+    return jnp.where(is_empty, -jnp.inf, state.max.astype(log.dtype) + log)

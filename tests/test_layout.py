@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("rules", "online", "_arguments", "_autodiff", "_reports"),
-    ("_scaling",),
+    ("rules", "_arguments", "_autodiff", "_reports"),
+    ("online", "_scaling"),
     ("_rows",),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
     ("_losses", "_information", "_row_statistics"),
