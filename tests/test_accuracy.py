@@ -147,6 +147,12 @@ def measure(dtype, regime):
             e.log_softmax,
             tiny_loss,
         ),
+        "entropy": (
+            lambda x: jsoftmax.entropy(x, **option),
+            lambda x: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), -1),
+            -(e.softmax * e.log_softmax).sum(1),
+            4 + e.lead[:, 0],
+        ),
         "cross_entropy, ids": (label_loss, optax_loss, e.label_loss, tiny_loss[rows, labels]),
         "  gradient": (gradient(label_loss), gradient(divided(optax_loss)), e.label_gradient, gradient_bound),
     }

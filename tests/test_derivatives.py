@@ -52,40 +52,51 @@ def test_finite_differences_agree(function, mode, x64):
         check_grads(jax.jit(ours), floats, order=2, modes=["rev"])
 
 
-def in_float64(function, regime):
-    """Both functions, their float arguments, where these stand, and a tolerance for the plain one."""
-    arguments = function.arguments(logits(regime, (3, 6)))
+def in_float64(function):
+    """Both functions, compiled once for all regimes, and the positions of their float arguments."""
+    arguments = function.arguments(logits("unit", (3, 6)))
     which = function.floats(arguments)
-    ours, plain = scalar(function, arguments, which)
-    floats = tuple(arguments[i] for i in which)
-    return ours, plain, floats, tuple(range(len(which))), 1e-12 * (10 + float(np.abs(arguments[0]).max()))
+    return *scalar(function, arguments, which), tuple(range(len(which)))
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+def inputs(function, regimes):
+    """Their float arguments in every regime, with a tolerance for the plain one."""
+    for regime in regimes:
+        arguments = function.arguments(logits(regime, (3, 6)))
+        floats = tuple(arguments[i] for i in function.floats(arguments))
+        yield floats, 1e-12 * (10 + float(np.abs(arguments[0]).max()))
+
+
 @pytest.mark.parametrize("function", **named())
-def test_gradient_is_that_of_the_definition(function, regime, x64):
-    ours, plain, floats, positions, rtol = in_float64(function, regime)
-    want = jit_quickly(jax.grad(plain, positions))(*floats)
-    assert_close(jit_quickly(jax.grad(ours, positions))(*floats), want, rtol)
-    with jsoftmax.forward_mode():
-        assert_close(jit_quickly(jax.jacfwd(ours, positions))(*floats), want, rtol)
-        assert_close(jit_quickly(jax.jacrev(ours, positions))(*floats), want, rtol)
+def test_gradient_is_that_of_the_definition(function, x64):
+    ours, plain, positions = in_float64(function)
+    want, got = (jit_quickly(jax.grad(f, positions)) for f in (plain, ours))
+    forward, reverse = (jit_quickly(d(ours, positions)) for d in (jax.jacfwd, jax.jacrev))
+    for floats, rtol in inputs(function, REGIMES):
+        assert_close(got(*floats), want(*floats), rtol)
+        with jsoftmax.forward_mode():
+            assert_close(forward(*floats), want(*floats), rtol)
+            assert_close(reverse(*floats), want(*floats), rtol)
 
 
-@pytest.mark.parametrize("regime", ["unit", "tied", "peaked by 15"])
 @pytest.mark.parametrize("function", **named())
-def test_hessian_is_that_of_the_definition(function, regime, x64):
+def test_hessian_is_that_of_the_definition(function, x64):
     """Reverse over reverse, forward over reverse (which needs no switch), and forward over forward."""
-    ours, plain, floats, positions, rtol = in_float64(function, regime)
-    want = jit_quickly(jax.hessian(plain, positions))(*floats)
+    ours, plain, positions = in_float64(function)
     gradient = jax.grad(ours, positions)
-    assert_close(jit_quickly(jax.jacrev(gradient, positions))(*floats), want, 10 * rtol)
-    assert_close(jit_quickly(jax.jacfwd(gradient, positions))(*floats), want, 10 * rtol)
-    with jsoftmax.forward_mode():
-        assert_close(
-            jit_quickly(jax.jacfwd(jax.jacfwd(ours, positions), positions))(*floats), want, 10 * rtol
-        )
-        assert_close(jit_quickly(jax.hessian(ours, positions))(*floats), want, 10 * rtol)
+    want = jit_quickly(jax.hessian(plain, positions))
+    got = [jit_quickly(d(gradient, positions)) for d in (jax.jacrev, jax.jacfwd)]
+    forward = [
+        jit_quickly(jax.jacfwd(jax.jacfwd(ours, positions), positions)),
+        jit_quickly(jax.hessian(ours, positions)),
+    ]
+    for floats, rtol in inputs(function, ("unit", "tied", "peaked by 15")):
+        exact = want(*floats)
+        for hessian in got:
+            assert_close(hessian(*floats), exact, 10 * rtol)
+        with jsoftmax.forward_mode():
+            for hessian in forward:
+                assert_close(hessian(*floats), exact, 10 * rtol)
 
 
 @pytest.mark.parametrize("function", **named())

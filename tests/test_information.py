@@ -69,7 +69,6 @@ REGIMES = {
     "two classes": Regime(normal(3), normal(3), shape=(100, 2)),
     "1000 classes": Regime(normal(), normal(), shape=(2, 1000)),
     "50257 classes": Regime(normal(), normal(3), shape=(1, 50257)),
-    "50257 classes, 1e-3 apart": Regime(normal(), apart=1e-3, shape=(1, 50257)),
 }
 
 
@@ -307,14 +306,13 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
 
 
 @corners
-@pytest.mark.parametrize("empty", ["p", "q", "both"])
-def test_a_row_that_is_empty_in_either(empty, temperature, forward):
+def test_a_row_that_is_empty_in_either(temperature, forward):
     live, dead = jnp.array([[1.0, 0.0, -2.0]]), jnp.full((1, 3), -INF)
-    p, q = dead if empty != "q" else live, dead if empty != "p" else live
-    with jax.debug_nans(True):
-        results = first_and_second(p, q, temperature=temperature, forward=forward)
-    assert results["kl"][0] == results["js"][0] == 0
-    assert_derivatives_are(lambda a: a == 0, results)
+    for p, q in ((dead, live), (live, dead), (dead, dead)):
+        with jax.debug_nans(True):
+            results = first_and_second(p, q, temperature=temperature, forward=forward)
+        assert results["kl"][0] == results["js"][0] == 0
+        assert_derivatives_are(lambda a: a == 0, results)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])

@@ -30,21 +30,23 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("function", **named())
-def test_value_in_any_regime(function, regime, dtype):
+def test_value_in_any_regime(function, dtype):
     """An exponential of u carries |u| roundings: no more than that, and relative to the value itself."""
     with jax.enable_x64(dtype == np.float64):
-        x = logits(regime, (6, 30), dtype=dtype)
-        arguments = function.arguments(x)
-        ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
-        assert ours.dtype == dtype
-        off, exact = error(ours, function.exact(arguments))
-    scale = np.abs(exact)
-    if "logsumexp" in function.name:
-        scale = scale + np.abs(x).max(-1)  # the maximum and the logarithm may cancel
-    reach = 8 + 4 * np.ptp(x, axis=-1, keepdims=not function.reduces)
-    assert np.all(off <= np.finfo(dtype).eps * reach * scale + np.finfo(dtype).tiny)
+        call = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))
+        for regime in REGIMES:
+            x = logits(regime, (6, 30), dtype=dtype)
+            arguments = function.arguments(x)
+            ours = call(*arguments)
+            assert ours.dtype == dtype
+            off, exact = error(ours, function.exact(arguments))
+            scale = np.abs(exact)
+            if "logsumexp" in function.name:
+                scale = scale + np.abs(x).max(-1)  # the maximum and the logarithm may cancel
+            reach = 8 + 4 * np.ptp(x, axis=-1, keepdims=not function.reduces)
+            bound = np.finfo(dtype).eps * reach * scale + np.finfo(dtype).tiny
+            assert np.all(off <= bound), regime
 
 
 def test_softmax_in_round_numbers():
