@@ -165,7 +165,7 @@ def _restore(axis: int, saved: _Saved, asked: Iterable[str]) -> _Row:
         residuals["entropy"] = rules.entropy_residual(p, -cost, found["entropy"])
     if "spread" in asked:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
-        residuals["spread"] = sum_weights * p - w
+        residuals["spread"] = rules.weighted_residual(p, w, sum_weights)
     return _Row(z.u, cost, residuals)
 
 

@@ -236,6 +236,12 @@ def test_optax_agrees_where_it_is_right():
         np.testing.assert_allclose(got, want, rtol=20 * EPS)
 
 
+def test_the_divergence_is_that_of_optax():
+    x, q = (jnp.asarray(logits("unit", (5, 9), dtype=np.float32, seed=seed)) for seed in (0, 1))
+    want = optax.kl_divergence(jax.nn.log_softmax(q), jax.nn.softmax(x))
+    np.testing.assert_allclose(jsoftmax.kl_divergence(x, q), want, rtol=20 * EPS)
+
+
 def test_optax_is_wrong_beside_a_class_of_logit_minus_infinity():
     """NaN there; here what mpmath gives without that class."""
     x, t = jnp.array([0.5, 1.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])

@@ -30,6 +30,8 @@ INVARIANT = {  # under a shift of the row
     "log_softmax": lambda x, y, t, axis, **o: jsoftmax.log_softmax(x, axis, **o),
     "cross_entropy, ids": lambda x, y, t, axis, **o: jsoftmax.cross_entropy(x, y, axis=axis, **o),
     "cross_entropy, targets": lambda x, y, t, axis, **o: jsoftmax.cross_entropy(x, t, axis=axis, **o),
+    "log_prob": lambda x, y, t, axis, **o: jsoftmax.log_prob(x, y, axis=axis, **o),
+    "entropy": lambda x, y, t, axis, **o: jsoftmax.entropy(x, axis=axis, **o),
 }
 FAMILY = {**INVARIANT, "logsumexp": lambda x, y, t, axis, **o: jsoftmax.logsumexp(x, axis, **o)}
 
@@ -157,6 +159,8 @@ def test_gradients_of_shift_invariant_functions_sum_to_zero(rows):
         "log_softmax": 2 * rows.sum(np.abs(rows.g)),
         "cross_entropy, ids": 2 * np.abs(rows.h),
         "cross_entropy, targets": 2 * np.abs(rows.h) * rows.sum(rows.t),
+        "log_prob": 2 * np.abs(rows.h),
+        "entropy": 2 * np.abs(rows.h) * np.log(max(rows.classes, 3)),
     }
     for name in INVARIANT:
         assert np.all(np.abs(rows.sum(results[name][1])) <= (rows.classes + 8) * EPS * terms[name]), name
@@ -281,6 +285,6 @@ def test_short_logits_are_computed_with_as_float32(rows, dtype):
     full = values_and_gradients(rows._replace(x=short.x.astype(np.float32)))
     for name in FAMILY:
         value, gradient = ours[name]
-        assert value.dtype == (np.float32 if "cross_entropy" in name else dtype)
+        assert value.dtype == (dtype if name in ("softmax", "log_softmax", "logsumexp") else np.float32)
         assert gradient.dtype == dtype
         np.testing.assert_array_equal(value, full[name][0].astype(value.dtype))

@@ -28,6 +28,7 @@ from jsoftmax.rules._softmax import (
     log_softmax_vjp,
     softmax_jacobian,
     softmax_product,
+    weighted_residual,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "softmax_product",
     "temperature_jvp",
     "temperature_vjp",
+    "weighted_residual",
 ]

@@ -91,6 +91,11 @@ def cross_entropy_residual(
     return -log_softmax_vjp(p, t, axis, sums=sums)
 
 
+def weighted_residual(p: ArrayLike, w: ArrayLike, total: ArrayLike) -> Array:
+    """`cross_entropy_residual` for the weights `w` of all classes, whose sum is known: nothing is summed."""
+    return jnp.asarray(total) * p - jnp.asarray(w)
+
+
 def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
     """`cross_entropy_residual` for the one-hot target that is 1 where `hit`, from its loss `nll`.
 
