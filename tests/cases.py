@@ -243,6 +243,17 @@ FUNCTIONS = (
 )
 
 
+def ahead(by):
+    """Rows of normal logits, the middle class ahead of the others."""
+
+    def rows(rng, shape):
+        x = rng.normal(size=shape)
+        x[:, shape[1] // 2] = x.max(1) + by
+        return x
+
+    return rows
+
+
 def _led(by):
     def rows(rng, shape, axis):
         x = rng.normal(size=shape)

@@ -106,24 +106,12 @@ def _where_live(where, values):
 
 
 def kl_divergence(x, y, axis=-1, where=None, temperature=None):
-    log_p, log_q = (log_softmax(z, axis, where, temperature) for z in (x, y))
-    return _weighted_sum(log_p, log_p, log_q, axis, where)
+    log_p, log_q = (_where_live(where, log_softmax(z, axis, where, temperature)) for z in (x, y))
+    return (_namespace(x).exp(log_p) * (log_p - log_q)).sum(axis)
 
 
 def js_divergence(x, y, axis=-1, where=None, temperature=None):
     xp = _namespace(x)
-    log_p, log_q = (log_softmax(z, axis, where, temperature) for z in (x, y))
-    if where is not None:
-        log_p, log_q = (xp.where(where, z, mpf(0) if x.dtype == object else 0) for z in (log_p, log_q))
+    log_p, log_q = (_where_live(where, log_softmax(z, axis, where, temperature)) for z in (x, y))
     log_m = xp.log((xp.exp(log_p) + xp.exp(log_q)) / 2)
-    return sum(_weighted_sum(z, z, log_m, axis, where) for z in (log_p, log_q)) / 2
-
-
-def _weighted_sum(log_weight, a, b, axis, where):
-    """``Σ exp(log_weight)·(a − b)`` over the live classes."""
-    terms = _namespace(a)
-    if where is None:
-        return (terms.exp(log_weight) * (a - b)).sum(axis)
-    zero = mpf(0) if a.dtype == object else 0
-    log_weight, a, b = (terms.where(where, z, zero) for z in (log_weight, a, b))
-    return terms.where(where, terms.exp(log_weight) * (a - b), zero).sum(axis)
+    return sum((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q)) / 2

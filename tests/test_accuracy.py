@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import ahead
 from definitions import mp
 from mpmath import mpf
 
@@ -18,15 +19,6 @@ import jsoftmax
 
 FINE = np.frompyfunc(lambda a: mpf(float(a)), 1, 1)
 LOG1P, EXP = np.frompyfunc(mp.log1p, 1, 1), np.frompyfunc(mp.exp, 1, 1)
-
-
-def ahead(by):
-    def rows(rng, shape):
-        x = rng.normal(size=shape)
-        x[:, shape[1] // 2] = x.max(1) + by
-        return x
-
-    return rows
 
 
 def tied(rng, shape):

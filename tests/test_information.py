@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import jit_quickly
+from cases import ahead, jit_quickly
 from definitions import exactly, mp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,15 +28,6 @@ laws = hypothesis.settings(max_examples=50, deadline=None, derandomize=True, dat
 
 def normal(scale=1, offset=0):
     return lambda rng, shape: offset + scale * rng.normal(size=shape)
-
-
-def ahead(by):
-    def rows(rng, shape):
-        x = rng.normal(size=shape)
-        x[:, shape[1] // 2] = x.max(1) + by
-        return x
-
-    return rows
 
 
 class Regime(NamedTuple):

@@ -31,8 +31,7 @@ ULPS = 4
 CANCELLING_ULPS = 8  # a difference of sums: some more roundings
 STEP = 1e-30  # of the complex step: its square vanishes beside any float64
 TINY = np.finfo(np.float32).tiny
-# A device may flush to zero: so much may get lost, of a few terms, or of a p that a logarithm multiplies.
-UNDERFLOW = 256 * TINY
+UNDERFLOW = 8 * float(TINY)  # a device may flush to zero: so much may get lost in a few terms
 
 
 class Regime(NamedTuple):
@@ -165,12 +164,13 @@ def _compare(
         p = definitions.softmax(np, logits / temperature, rows.entries)
         terms = function.terms(np, fine, p, g.astype(np.float64)) / temperature
     value_bound = ULPS + function.amplified(rows, gap, lead)
+    underflow = UNDERFLOW * function.lost_logarithms
     for mode, outcome in modes.items():
         place = f"{regime.name}, {mode}"
         our_value, our_gradient = outcome(rows, g, **options)
         yield (
-            _line(function.name, place, our_value, value, np.abs(value), value_bound),
-            _line("  gradient", place, our_gradient, gradient, terms, ulps + gap + lead),
+            _line(function.name, place, our_value, value, np.abs(value), value_bound, UNDERFLOW),
+            _line("  gradient", place, our_gradient, gradient, terms, ulps + gap + lead, underflow),
         )
 
 
@@ -192,7 +192,9 @@ def _gap_and_lead(rows: Rows, x: Reals) -> tuple[Reals, Reals]:
     return np.where(rows.entries, first - x, 0), np.where(live == first, first - second, 0)
 
 
-def _line(quantity: str, place: str, ours: Any, exact: Reals, scale: Reals, bound: Reals) -> Line:
+def _line(
+    quantity: str, place: str, ours: Any, exact: Reals, scale: Reals, bound: Reals, underflow: float
+) -> Line:
     """The entry nearest its bound, by its error in ulp of `scale`."""
     ours, bound = np.asarray(ours, np.float64), np.broadcast_to(bound, exact.shape)
     if ours.shape != exact.shape:
@@ -200,6 +202,6 @@ def _line(quantity: str, place: str, ours: Any, exact: Reals, scale: Reals, boun
     ulp = np.spacing(np.where(np.isfinite(scale), np.maximum(scale, TINY), 1).astype(np.float32))
     equal = ours == exact  # infinities are equal or wrong
     error = np.abs(np.where(equal, 0, ours) - np.where(equal, 0, exact))
-    error = np.maximum(error - UNDERFLOW, 0) / ulp
+    error = np.maximum(error - underflow, 0) / ulp
     worst = np.unravel_index(np.argmax(error / bound), error.shape)  # NaN counts as largest
     return Line(quantity, float(error[worst]), float(bound[worst]), place)

@@ -40,6 +40,8 @@ class Function:
     # max - x_i, and `lead`, by which x_i exceeds every other entry (0 but at the maximum).
     amplified: Callable[[Rows, Any, Any], Any]
     has_temperature: bool = False
+    # How many times over a p that is flushed to zero is missed: a logarithm may multiply it.
+    lost_logarithms: int = 1
 
 
 def _sum(xp: ModuleType, values: Any) -> Any:
@@ -181,6 +183,7 @@ INFORMATION = (
         cancels=True,
         amplified=lambda r, gap, lead: lead.max(axis=-1),
         has_temperature=True,
+        lost_logarithms=32,
     ),
     Function(
         "kl_divergence",
@@ -189,6 +192,7 @@ INFORMATION = (
         _divergence_terms,
         cancels=True,
         amplified=lambda r, gap, lead: 4,
+        lost_logarithms=32,
     ),
     Function(
         "js_divergence",
@@ -197,5 +201,6 @@ INFORMATION = (
         _divergence_terms,
         cancels=True,
         amplified=lambda r, gap, lead: 4,
+        lost_logarithms=32,
     ),
 )
