@@ -2,7 +2,13 @@
 
 from jsoftmax import online, rules
 from jsoftmax._autodiff import forward_mode
+from jsoftmax._blocks import BlockPlan
 from jsoftmax._information import entropy, js_divergence, kl_divergence, log_prob
+from jsoftmax._linear_head import (
+    linear_cross_entropy,
+    linear_plan,
+    linear_row_statistics,
+)
 from jsoftmax._logsumexp import logsumexp
 from jsoftmax._losses import (
     cross_entropy,
@@ -14,12 +20,16 @@ from jsoftmax._reports import without_reports
 from jsoftmax._row_statistics import RowStatistics, row_statistics
 
 __all__ = [
+    "BlockPlan",
     "RowStatistics",
     "cross_entropy",
     "entropy",
     "forward_mode",
     "js_divergence",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_plan",
+    "linear_row_statistics",
     "log_prob",
     "log_softmax",
     "logsumexp",

@@ -10,11 +10,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 Axis = int | Sequence[int] | None
 Axes = tuple[int, ...]
+Logits = Array | jax.ShapeDtypeStruct  # of which only shape and dtype are read
 
 
 class Call:
@@ -91,7 +93,7 @@ class Call:
 
     def mask(self, shape: tuple[int, ...], axes: Axes | None = None) -> Array | None:
         """`where` as booleans that broadcast to `shape`; with `axes`, also one for each row."""
-        if self.arguments["where"] is None:
+        if self.arguments.get("where") is None:
             return None
         where = self.array("where")
         if jnp.issubdtype(where.dtype, jnp.floating):
@@ -105,7 +107,7 @@ class Call:
             raise self.error(ValueError, problem, f"give it the shape {shape}, or 1 for a length")
         return _with_rank(where, len(shape))
 
-    def per_row(self, name: str, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
+    def per_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
         """A number, or one a row, in `dtype` and with length 1 along the row; None if not given."""
         given = self.arguments.get(name)
         if given is None:
@@ -125,7 +127,7 @@ class Call:
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
         return _with_rank(number, x.ndim).astype(dtype)
 
-    def coefficient(self, name: str, x: Array, axes: Axes, dtype: jnp.dtype) -> Array | None:
+    def coefficient(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
         """A number that may be 0, or one a row; None if it is a 0 that needs no computing."""
         given = self.arguments[name]
         if isinstance(given, (int, float)):
@@ -159,6 +161,17 @@ class Call:
             problem = f"ignore_index is {_describe(self.arguments['ignore_index'])}"
             raise self.error(TypeError, problem, "write one integer")
         return index
+
+    def size(self, name: str) -> int:
+        """An argument that counts something."""
+        given = self.arguments[name]
+        try:
+            size = operator.index(given)
+        except TypeError:
+            size = -1
+        if size < 0:
+            raise self.error(ValueError, f"{name} is {given!r}", "write a whole number from 0 up")
+        return size
 
     def one_of(self, name: str, choices: Sequence[str]) -> None:
         """Check an argument that is a word."""

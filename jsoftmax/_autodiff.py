@@ -20,6 +20,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
@@ -42,10 +44,19 @@ def forward_mode() -> AbstractContextManager[None]:
     return _forward_mode(True)
 
 
+def in_forward_mode() -> bool:
+    """Whether functions are traced with forward-mode rules."""
+    return _forward_mode.value
+
+
 def with_rules(
-    save: Callable[..., Any], pull: Callable[..., Any], push: Callable[..., Any]
+    save: Callable[..., Any], pull: Callable[..., Any], push: Callable[..., Any], *, selective: bool = False
 ) -> Callable[..., Any]:
-    """The function whose value `save` computes, with its rules for reverse and for forward mode."""
+    """The function whose value `save` computes, with its rules for reverse and for forward mode.
+
+    A selective `pull` is also told which arguments are asked for, ``pull(static, asked, residuals,
+    cotangent)``: a tree like theirs, of booleans.
+    """
     save = jax.jit(save, static_argnums=0)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -53,17 +64,20 @@ def with_rules(
     def reverse(static: Any, *arguments: Any) -> Any:
         return save(static, *arguments)[0]
 
-    pull = jax.jit(pull, static_argnums=0)
+    pull = jax.jit(pull, static_argnums=(0, 1) if selective else 0)
 
     def save_values(static: Any, *primals: Any) -> tuple[Any, Any]:
-        values = jax.tree.map(lambda p: p.value, primals, is_leaf=lambda p: hasattr(p, "perturbed"))
+        values, asked = _values(primals)
         output, residuals = save(static, *values)
-        return output, (residuals, (None,) * len(primals))
+        return output, (residuals, _Static(asked))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, no_cotangents = saved
+        residuals, asked = saved
         cotangent = _without_zeros(cotangent)
-        return pull(static, residuals, cotangent) if jax.tree.leaves(cotangent) else no_cotangents
+        if not jax.tree.leaves(cotangent):
+            return (None,) * len(asked.value)
+        what = (asked.value,) if selective else ()
+        return pull(static, *what, residuals, cotangent)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -83,6 +97,62 @@ def with_rules(
         return (forward if _forward_mode.value else reverse)(static, *arguments)
 
     return call
+
+
+def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any]:
+    """A function to a scalar, that finds its gradients along with its value.
+
+    ``value_and_gradients(static, asked, *arguments)`` gives both; `asked` is a tree of booleans like that of
+    the arguments, and a gradient is None where it is not asked for. Reverse mode only.
+    """
+    both = jax.jit(value_and_gradients, static_argnums=(0, 1))
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def function(static: Any, *arguments: Any) -> Any:
+        return both(static, jax.tree.map(lambda _: False, arguments), *arguments)[0]
+
+    def find(static: Any, *primals: Any) -> tuple[Any, Any]:
+        values, asked = _values(primals)
+        value, gradients = both(static, asked, *values)
+        dtypes = jax.tree.map(
+            lambda d, a: None if d is None else jnp.zeros(0, a.dtype),
+            gradients,
+            values,
+            is_leaf=lambda d: d is None,
+        )
+        return value, (gradients, dtypes)
+
+    def scale(static: Any, saved: Any, g: Array) -> Any:
+        return jax.tree.map(lambda d, like: (g * d).astype(like.dtype), *saved)
+
+    function.defvjp(find, scale, symbolic_zeros=True)
+    return function
+
+
+@jax.tree_util.register_static
+class _Static:
+    """A hashable value that may stand among residuals."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.value == other.value
+
+
+def _values(primals: Any) -> tuple[Any, Any]:
+    """What `custom_vjp` passes with symbolic zeros: the arguments, and which of them are differentiated."""
+
+    def is_leaf(p: Any) -> bool:
+        return hasattr(p, "perturbed")
+
+    return tuple(
+        jax.tree.map(attribute, primals, is_leaf=is_leaf)
+        for attribute in (lambda p: p.value, lambda p: p.perturbed)
+    )
 
 
 def _without_zeros(tree: Any) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _scaling, rules
+from jsoftmax import _loss_terms, _scaling
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import forward_mode
+from jsoftmax._loss_terms import Reduction
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import numbers
 
@@ -29,7 +27,7 @@ def cross_entropy(
     z_loss: ArrayLike = 0.0,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
-    reduction: Literal["none", "mean", "sum"] = "none",
+    reduction: Reduction = "none",
 ) -> Array:
     """The cross-entropy −Σ t·log softmax(z) of logits with labels, in nats, with every usual option.
 
@@ -108,53 +106,10 @@ def cross_entropy(
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    t = call.labels(x.shape, axes)
-    dtype = rules.computing_dtype(x.dtype)
+    loss = _loss_terms.of_call(call, x, axes)
     scaling = _scaling.of_call(call, x, axes)
-    weights = call.class_weights(x.shape, axes, dtype)
-    smoothing, z_coefficient = (
-        call.coefficient(name, x, axes, dtype) for name in ("label_smoothing", "z_loss")
-    )
-    ignored = call.ignore_index(t)
-    call.one_of("reduction", ("none", "mean", "sum"))
-    counted = None
-    if ignored is not None:
-        counted = t != ignored
-        t = jnp.where(counted, t, 0)
-    wanted = NLL | {
-        name
-        for name, option in (("spread", smoothing), ("log_normalizer", z_coefficient))
-        if option is not None
-    }
-    found = numbers(axes, wanted, x, t, scaling, weights, counted)
-
-    losses = found["nll"]
-    label_weights = None
-    if weights is not None and jnp.issubdtype(t.dtype, jnp.integer):
-        label_weights = jnp.take(weights, jnp.squeeze(t, axes), mode="clip")
-        losses = _scaled(label_weights, losses)
-    if smoothing is not None:
-        alpha = jnp.squeeze(smoothing, axes)
-        losses = _scaled(1 - alpha, losses) + alpha * found["spread"] / jnp.maximum(found["live"], 1)
-    if z_coefficient is not None:
-        normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
-        losses = losses + jnp.squeeze(z_coefficient, axes) * jnp.square(normalizer)
-    if reduction == "none":
-        return losses
-    total = jnp.sum(losses)
-    if reduction == "sum":
-        return total
-    if counted is None and label_weights is None:
-        return total / max(losses.size, 1)
-    count = jnp.ones_like(losses) if label_weights is None else label_weights
-    count = jnp.sum(count if counted is None else jnp.where(jnp.squeeze(counted, axes), count, 0))
-    return total / jnp.where(count == 0, 1, count)
-
-
-def _scaled(weight: Array, loss: Array) -> Array:
-    """``weight·loss``, where 0 times the +inf of a dead label is 0."""
-    nothing = (weight == 0) & (loss == jnp.inf)
-    return weight * jnp.where(nothing, 0, loss)
+    found = numbers(axes, loss.terms.wanted, x, loss.labels, scaling, loss.class_weights, loss.counted)
+    return loss.reduced(loss.terms.losses(found), axes)
 
 
 def softmax_cross_entropy(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call
+from jsoftmax._arguments import Call, Logits
 
 Axes = tuple[int, ...]
 
@@ -37,7 +37,7 @@ class Shifted(NamedTuple):
     slip: Array | None
 
 
-def of_call(call: Call, x: Array, axes: Axes) -> Scaling:
+def of_call(call: Call, x: Logits, axes: Axes) -> Scaling:
     """The scaling that the arguments of a public function ask for."""
     dtype = rules.computing_dtype(x.dtype)
     where = call.mask(x.shape)

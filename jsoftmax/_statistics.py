@@ -30,7 +30,7 @@ Static = tuple[int, frozenset[str]]  # the class axis, and the numbers asked for
 Numbers = dict[str, Array]
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """The arguments; also their tangents and cotangents. The class axis is `axis`, alone."""
 
     x: Array
@@ -40,8 +40,8 @@ class _Problem(NamedTuple):
     counted: Array | None  # [B, 1]: False in a row whose every number is 0
 
 
-class _Saved(NamedTuple):
-    problem: _Problem
+class Saved(NamedTuple):
+    problem: Any  # a Problem, but while it is left out because its logits are made again
     state: online.State
     numbers: Numbers
     sum_weights: Any  # [B, 1], or None
@@ -68,7 +68,7 @@ def numbers(
         if labels.dtype.itemsize < 4:
             labels = labels.astype(jnp.int32)  # that holds the number of classes too
         report_class_ids(labels, x.shape[axes[0]])
-    found = _numbers((axes[0], wanted), _Problem(x, labels, weights, scaling, counted))
+    found = of_rows((axes[0], wanted), Problem(x, labels, weights, scaling, counted))
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 
@@ -87,7 +87,7 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
     return labels.astype(dtype) if weights is None else labels.astype(dtype) * weights
 
 
-def _save(static: Static, problem: _Problem) -> tuple[Numbers, _Saved]:
+def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
     axis, wanted = static
     x, labels, weights, scaling, counted = problem
     ids = _are_ids(labels)
@@ -132,7 +132,7 @@ def _save(static: Static, problem: _Problem) -> tuple[Numbers, _Saved]:
         found["nll"] = jnp.where(empty, 0, jnp.where(valid, log_total - u, jnp.nan))
         problem = problem._replace(labels=labels)
     found = {name: _of_counted(number, counted) for name, number in found.items()}
-    return found, _Saved(problem, state, found, sum_weights)
+    return found, Saved(problem, state, found, sum_weights)
 
 
 class _Row(NamedTuple):
@@ -143,7 +143,7 @@ class _Row(NamedTuple):
     residuals: Numbers  # the gradient in z of every number asked for
 
 
-def _restore(axis: int, saved: _Saved, asked: Iterable[str]) -> _Row:
+def _restore(axis: int, saved: Saved, asked: Iterable[str]) -> _Row:
     (x, labels, weights, scaling, _), state, found, sum_weights = saved
     z = _scaling.shifted(x, scaling, state.max, exact="entropy" in found)
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
@@ -169,7 +169,7 @@ def _restore(axis: int, saved: _Saved, asked: Iterable[str]) -> _Row:
     return _Row(z.u, cost, residuals)
 
 
-def _pull(static: Static, saved: _Saved, cotangents: dict[str, Array | None]) -> tuple[_Problem]:
+def pull(static: Static, saved: Saved, cotangents: dict[str, Array | None]) -> tuple[Problem]:
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     u, cost, residuals = _restore(static[0], saved, given)
@@ -192,10 +192,10 @@ def _pull(static: Static, saved: _Saved, cotangents: dict[str, Array | None]) ->
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
     of_weights = None if weights is None else _scaling.spread_sum(_of_counted(dweights, counted), weights)
-    return (_Problem(dx, dlabels, of_weights, dscaling, None),)
+    return (Problem(dx, dlabels, of_weights, dscaling, None),)
 
 
-def _push(static: Static, saved: _Saved, tangents: tuple[_Problem]) -> Numbers:
+def push(static: Static, saved: Saved, tangents: tuple[Problem]) -> Numbers:
     axis, wanted = static
     x, labels, weights, scaling, counted = saved.problem
     dx, dlabels, dweights, dscaling, _ = tangents[0]
@@ -216,7 +216,7 @@ def _push(static: Static, saved: _Saved, tangents: tuple[_Problem]) -> Numbers:
     return {name: _of_counted(number, counted) for name, number in out.items()}
 
 
-def _max_slope(saved: _Saved, temperature: Array) -> Array:
+def _max_slope(saved: Saved, temperature: Array) -> Array:
     """The derivative in the temperature of the maximum of z = x/T."""
     return -_scaling.maximum(saved.problem.scaling, saved.state.max) / temperature
 
@@ -229,4 +229,4 @@ def _of_counted(values: Array, counted: Array | None) -> Array:
     return values if counted is None else jnp.where(counted, values, 0)
 
 
-_numbers = with_rules(_save, _pull, _push)
+of_rows = with_rules(save, pull, push)

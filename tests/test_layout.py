@@ -9,11 +9,15 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("rules", "_arguments", "_autodiff", "_reports"),
+    ("rules", "_arguments", "_autodiff", "_blocks", "_reports"),
     ("online", "_scaling"),
     ("_rows",),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
-    ("_losses", "_information", "_row_statistics"),
+    ("_loss_terms",),
+    ("_products",),
+    ("_linear",),
+    ("_losses", "_information", "_row_statistics", "_head"),
+    ("_linear_head",),
     ("__init__",),
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))

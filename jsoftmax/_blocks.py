@@ -1,0 +1,128 @@
+"""Blocks of a product of matrices too large to hold: how it is cut, and loops over its parts.
+
+The logits of a linear head, ``hidden @ weight``, have B rows and V classes. A block of them has some of the
+rows and, as a rule, all of the classes, so that its loss and its gradient are known at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+SMALL_BLOCK = 2**26  # bytes of logits that are never worth cutting
+LARGE_BLOCK = 2**30  # bytes of logits that a block never exceeds, but for one row's
+FEWEST_ROWS = 64  # of a block with all classes: below, products are slow
+ENOUGH_ROWS = 512  # of a block: its products are as fast as larger ones
+
+
+class BlockPlan(NamedTuple):
+    """How the logits of a linear head are cut into blocks.
+
+    Every block reads the weight once and, where its gradient is asked for, the sum of that gradient so far.
+    With `block_rows` rows that is 1/block_rows of a product's arithmetic; so there are at least 512 rows to a
+    block, with gradients at least half of the number of features too, and more if 64 MiB hold them. Beyond
+    1 GiB there are fewer. Where that would leave less than 64 rows, the classes are cut as well, and
+    gradients need a fourth product.
+
+    >>> import jsoftmax
+    >>> print(jsoftmax.linear_plan(8192, 512, 128256))
+    16 blocks of 512 rows × 128256 classes, 250.5 MiB of logits each
+    """
+
+    rows: int
+    classes: int
+    block_rows: int
+    block_classes: int
+    itemsize: int
+
+    @property
+    def row_blocks(self) -> int:
+        """How many blocks there are along the rows."""
+        return -(-self.rows // self.block_rows) if self.rows else 1
+
+    @property
+    def class_blocks(self) -> int:
+        """How many blocks there are along the classes."""
+        return -(-self.classes // self.block_classes)
+
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of one block of logits."""
+        return self.block_rows * self.block_classes * self.itemsize
+
+    def __str__(self) -> str:
+        count = self.row_blocks * self.class_blocks
+        block = f"{self.block_rows} rows × {self.block_classes} classes"
+        size = f"{self.block_bytes / 2**20:.1f} MiB of logits"
+        return f"1 block of {block}, {size}" if count == 1 else f"{count} blocks of {block}, {size} each"
+
+
+def plan(
+    rows: int,
+    features: int,
+    classes: int,
+    *,
+    itemsize: int = 4,
+    gradient: bool = True,
+    block_size: int | tuple[int, int] | None = None,
+) -> BlockPlan:
+    """The plan for these sizes; `block_size`, if given, is a block's rows, or its rows and classes."""
+    row_bytes = classes * itemsize
+    block_classes = classes
+    if block_size is None:
+        enough = max(ENOUGH_ROWS, features // 2 if gradient else 0, SMALL_BLOCK // row_bytes)
+        block_rows = min(enough, LARGE_BLOCK // row_bytes)
+        if block_rows < min(FEWEST_ROWS, rows):
+            block_rows = min(ENOUGH_ROWS, rows)
+            block_classes = max(LARGE_BLOCK // (itemsize * block_rows), 1)
+    elif isinstance(block_size, tuple):
+        block_rows, block_classes = block_size
+    else:
+        block_rows = block_size
+    return BlockPlan(rows, classes, _even(rows, block_rows), _even(classes, block_classes), itemsize)
+
+
+def _even(total: int, size: int) -> int:
+    """The size of as many blocks as `size` needs, made as alike as can be."""
+    size = max(min(size, total), 1)
+    return -(-total // -(-total // size)) if total else 1
+
+
+def over_rows(
+    plan: BlockPlan, body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any
+) -> tuple[Any, Any]:
+    """``carry, outputs = body(carry, rows of a block)``, over all blocks; the outputs as long as the rows.
+
+    Block k of n has the rows k, k + n, k + 2n, …: a part of every shard of the rows, if they are sharded.
+    Places left at the end are filled with the last row, whose booleans are False there.
+    """
+    count, size = plan.row_blocks, plan.block_rows
+    if count == 1:
+        return body(carry, rows)
+
+    def cut(a: Array) -> Array:
+        width = [(0, count * size - plan.rows)] + [(0, 0)] * (a.ndim - 1)
+        a = jnp.pad(a, width, mode="constant" if a.dtype == bool else "edge")
+        return jnp.swapaxes(a.reshape(size, count, *a.shape[1:]), 0, 1)
+
+    def join(a: Array) -> Array:
+        return jnp.swapaxes(a, 0, 1).reshape(size * count, *a.shape[2:])[: plan.rows]
+
+    # What a derivative of this loop keeps of a block, beyond its rows, it computes again.
+    body = jax.checkpoint(body, prevent_cse=False)
+    carry, outputs = lax.scan(body, carry, jax.tree.map(cut, rows))
+    return carry, jax.tree.map(join, outputs)
+
+
+def over_classes(classes: int, size: int, body: Callable[[Any, Array | int, int], Any], carry: Any) -> Any:
+    """``carry = body(carry, first class, number of classes)`` over blocks of `size`, after a shorter one."""
+    steps = (classes - 1) // size
+    first = classes - steps * size
+    carry = body(carry, 0, first)
+    if not steps:
+        return carry
+    return lax.fori_loop(0, steps, lambda i, carry: body(carry, first + i * size, size), carry)

@@ -1,0 +1,210 @@
+"""The losses and statistics of a linear head: of ``hidden @ weight``, without holding these logits."""
+
+from __future__ import annotations
+
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax import _blocks, _head, _linear, _loss_terms
+from jsoftmax._arguments import Call
+from jsoftmax._autodiff import in_forward_mode
+from jsoftmax._blocks import BlockPlan
+from jsoftmax._head import Backend, BlockSize
+from jsoftmax._loss_terms import LossTerms, Reduction
+from jsoftmax._row_statistics import RowStatistics
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    vocab_axis: int = -1,
+    bias: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    reduction: Reduction = "none",
+    block_size: BlockSize = None,
+    backend: Backend = None,
+) -> Array:
+    """The cross-entropy of ``hidden @ weight + bias`` with labels, without ever holding these logits.
+
+        loss = cross_entropy(hidden @ weight + bias, labels, …)
+
+    Every option, corner and unit is that of `cross_entropy`. Logits come about in blocks, accumulated in at
+    least float32 whatever comes in, and are thrown away: what is held is one block (`linear_plan` tells
+    which) and, for its gradient, one array like the weight, in at least float32. So is the loss.
+
+    Derivative: dz = (Σt)·p − t in the logits, ``dz @ weightᵀ`` in hidden, ``hiddenᵀ @ dz`` in weight. Under
+    "mean" and "sum" a block turns into its gradient while it is there: three products of matrices for the
+    loss and both gradients, and what is kept are the gradients. Under "none", in `forward_mode`, and where
+    the classes are cut, the logits are made again on the way back: four products, kept are the arguments and
+    a few numbers a row. A loss alone is one product; a gradient that is not asked for costs none.
+
+    Args:
+      hidden: features, shape [..., D].
+      weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
+      labels: class ids as integers, shape [...]; or target probabilities as floats, shape [..., V].
+      vocab_axis: the axis of the weight along which the classes lie.
+      bias: shape [V].
+      ignore_index: this and the following as in `cross_entropy`.
+      class_weights: w, shape [V].
+      label_smoothing: α from 0 to 1, a number, or one a row.
+      z_loss: λ, a number, or one a row.
+      soft_cap: cap, a number, or one a row.
+      temperature: T, a number, or one a row.
+      reduction: "none", "mean" or "sum".
+      block_size: the number of rows in a block, or a pair, its rows and its classes. None takes what
+        `linear_plan` finds.
+      backend: "blocked", or "xla" for all logits at once. None is "blocked"; of several, the first is taken.
+
+    Returns:
+      The losses, in the shape [...], or their mean or sum.
+
+    Raises:
+      TypeError, ValueError: as for `cross_entropy`, and for features, a bias, an axis of the weight, a block
+        size or a backend that does not fit.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
+    >>> loss = jsoftmax.linear_cross_entropy(hidden, table, jnp.array([0, 2]), vocab_axis=0)
+    >>> print(f"{loss[0]:.5f}, {loss[1]:.5e}")
+    0.41703, 1.87152e-13
+    >>> mean = lambda table: jsoftmax.linear_cross_entropy(
+    ...     hidden, table, jnp.array([0, 2]), vocab_axis=0, reduction="mean")
+    >>> print(jnp.round(1000 * jax.grad(mean)(table)))
+    [[-171.   -0.]
+     [ 121.    0.]
+     [  49.   -0.]]
+
+    Source: as for `cross_entropy`; the gradient formed on the way forward is Liger's and PyTorch's chunked
+    loss, the recomputed one that of Wijmans et al., arXiv 2411.09009.
+    """
+    call = Call(
+        "linear_cross_entropy",
+        hidden=hidden,
+        weight=weight,
+        labels=labels,
+        vocab_axis=vocab_axis,
+        bias=bias,
+        ignore_index=ignore_index,
+        class_weights=class_weights,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        reduction=reduction,
+        block_size=block_size,
+        backend=backend,
+    )
+    head = _head.of_call(call)
+    loss = _loss_terms.of_call(call, head.logits, head.class_axis)
+    rows, shared = head.rows(loss.labels, loss.counted), head.shared(loss.class_weights)
+    static = head.static(loss.terms.wanted)
+    terms = LossTerms(*(head.column(a) for a in loss.terms))
+    if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
+        losses = terms.losses(_linear.numbers(static, rows, shared))
+        return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
+    total = _linear.total(static, rows._replace(terms=terms), shared)
+    return loss.of_sum(total, head.row_shape, head.class_axis)
+
+
+def linear_row_statistics(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    vocab_axis: int = -1,
+    bias: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    block_size: BlockSize = None,
+    backend: Backend = None,
+) -> RowStatistics:
+    """The log-normalizer, nll, entropy and prediction of ``hidden @ weight + bias``, row by row.
+
+        linear_row_statistics(hidden, weight, labels) = row_statistics(hidden @ weight, labels)
+
+    One product of matrices, whose result is never held: it comes about in blocks. Units, corners and dtypes
+    are those of `row_statistics`.
+
+    Derivative: that of `row_statistics` in the logits, which are made again on the way back: with the
+    gradients of hidden and weight three further products. Kept for it: the arguments and a few numbers a row.
+
+    Args, Raises: as for `linear_cross_entropy`.
+
+    Returns:
+      `RowStatistics`, each in the shape of the leading axes of `hidden`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
+    >>> found = jsoftmax.linear_row_statistics(hidden, table, jnp.array([0, 0]), vocab_axis=0)
+    >>> print(found.prediction, jnp.round(1000 * found.nll))
+    [0 2] [  417. 30000.]
+
+    Source: as for `row_statistics`.
+    """
+    call = Call(
+        "linear_row_statistics",
+        hidden=hidden,
+        weight=weight,
+        labels=labels,
+        vocab_axis=vocab_axis,
+        bias=bias,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        block_size=block_size,
+        backend=backend,
+    )
+    head = _head.of_call(call)
+    t = call.labels(head.logits.shape, head.class_axis)
+    wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
+    found = _linear.numbers(head.static(wanted), head.rows(t), head.shared())
+    return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
+
+
+def linear_plan(
+    rows: int, features: int, classes: int, *, gradient: bool = True, block_size: BlockSize = None
+) -> BlockPlan:
+    """The blocks in which `linear_cross_entropy` makes the logits of a head of these sizes.
+
+    Every block reads the weight once, and reads and writes the sum of the weight's gradient so far. Next to
+    the arithmetic of its products that is little from 512 rows on. So a block has the classes all, and rows
+
+        max(512, features/2 if a gradient is formed, 64 MiB of float32 logits), at most 1 GiB of them
+
+    evened out over the blocks. Where 1 GiB holds less than 64 rows the classes are cut, 512 rows to a block.
+
+    Args:
+      rows: the number of rows, all leading axes of hidden together.
+      features: D.
+      classes: V.
+      gradient: whether a gradient is formed along with the loss.
+      block_size: as in `linear_cross_entropy`.
+
+    Returns:
+      A `BlockPlan`, which prints itself.
+
+    Raises:
+      ValueError: for sizes that are not whole numbers, or no classes.
+
+    >>> import jsoftmax
+    >>> print(jsoftmax.linear_plan(8192, 512, 128256))
+    16 blocks of 512 rows × 128256 classes, 250.5 MiB of logits each
+    """
+    call = Call(
+        "linear_plan",
+        rows=rows,
+        features=features,
+        classes=classes,
+        gradient=gradient,
+        block_size=block_size,
+    )
+    sizes = [call.size(name) for name in ("rows", "features", "classes")]
+    if not classes:
+        raise call.error(ValueError, "there are no classes", "give at least one")
+    return _blocks.plan(*sizes, gradient=gradient, block_size=_head.block_size(call))

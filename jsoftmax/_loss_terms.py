@@ -1,0 +1,101 @@
+"""What the numbers of a row come to as a loss: label weights, smoothing, z-loss; and the sum over rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import rules
+from jsoftmax._arguments import Call, Logits
+from jsoftmax._statistics import Numbers
+
+Reduction = Literal["none", "mean", "sum"]
+Axes = tuple[int, ...]
+
+
+class LossTerms(NamedTuple):
+    """The options of a loss that act on the numbers of a row: each one number, one a row, or None.
+
+    loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
+    """
+
+    label_weights: Array | None = None
+    label_smoothing: Array | None = None
+    z_loss: Array | None = None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The numbers that the loss is made of."""
+        options = (("spread", self.label_smoothing), ("log_normalizer", self.z_loss))
+        return frozenset({"nll", *(name for name, option in options if option is not None)})
+
+    def losses(self, found: Numbers) -> Array:
+        """The loss of every row."""
+        losses = found["nll"]
+        if self.label_weights is not None:
+            losses = _scaled(self.label_weights, losses)
+        if self.label_smoothing is not None:
+            alpha = self.label_smoothing
+            losses = _scaled(1 - alpha, losses) + alpha * found["spread"] / jnp.maximum(found["live"], 1)
+        if self.z_loss is not None:
+            normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
+            losses = losses + self.z_loss * jnp.square(normalizer)
+        return losses
+
+
+def _scaled(weight: Array, loss: Array) -> Array:
+    """``weight·loss``, where 0 times the +inf of a dead label is 0."""
+    nothing = (weight == 0) & (loss == jnp.inf)
+    return weight * jnp.where(nothing, 0, loss)
+
+
+class Loss(NamedTuple):
+    """A loss as a call asks for it: the numbers it takes, in which rows, and their reduction."""
+
+    labels: Array
+    class_weights: Array | None
+    counted: Array | None  # with length 1 along the row; False where the class id is to be ignored
+    terms: LossTerms  # without the class axes
+    reduction: Reduction
+
+    def reduced(self, losses: Array, axes: Axes) -> Array:
+        """The losses of all rows, their sum, or their mean."""
+        if self.reduction == "none":
+            return losses
+        return self.of_sum(jnp.sum(losses), losses.shape, axes)
+
+    def of_sum(self, total: Array, rows: tuple[int, ...], axes: Axes) -> Array:
+        """The sum, or the mean: over the rows counted, or over the sum of their labels' weights."""
+        if self.reduction == "sum":
+            return total
+        if self.counted is None and self.terms.label_weights is None:
+            return total / max(math.prod(rows), 1)
+        count = jnp.ones_like(total) if self.terms.label_weights is None else self.terms.label_weights
+        counted = True if self.counted is None else jnp.squeeze(self.counted, axes)
+        count = jnp.sum(jnp.where(counted, count, 0))
+        return total / jnp.where(count == 0, 1, count)
+
+
+def of_call(call: Call, logits: Logits, axes: Axes) -> Loss:
+    """The loss that the arguments of a public function ask for."""
+    labels = call.labels(logits.shape, axes)
+    dtype = rules.computing_dtype(logits.dtype)
+    weights = call.class_weights(logits.shape, axes, dtype)
+    smoothing, z_loss = (
+        None if given is None else jnp.squeeze(given, axes)
+        for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
+    )
+    ignored = call.ignore_index(labels)
+    call.one_of("reduction", ("none", "mean", "sum"))
+    counted = None
+    if ignored is not None:
+        counted = labels != ignored
+        labels = jnp.where(counted, labels, 0)
+    label_weights = None
+    if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
+        label_weights = jnp.take(weights, jnp.squeeze(labels, axes), mode="clip")
+    terms = LossTerms(label_weights, smoothing, z_loss)
+    return Loss(labels, weights, counted, terms, call.arguments["reduction"])
