@@ -126,3 +126,17 @@ def over_classes(classes: int, size: int, body: Callable[[Any, Array | int, int]
     if not steps:
         return carry
     return lax.fori_loop(0, steps, lambda i, carry: body(carry, first + i * size, size), carry)
+
+
+def part(array: Array | None, start: Array | int, size: int, axis: int) -> Any:
+    """A part of an array along an axis; itself, if it is no longer."""
+    if array is None or array.shape[axis] == size:
+        return array
+    return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def with_part(array: Array | None, part: Array | None, start: Array | int, axis: int) -> Any:
+    """An array with a part replaced."""
+    if array is None or part is None or array.shape == part.shape:
+        return part
+    return lax.dynamic_update_slice_in_dim(array, part, start, axis)

@@ -169,7 +169,10 @@ def _restore(axis: int, saved: Saved, asked: Iterable[str]) -> _Row:
     return _Row(z.u, cost, residuals)
 
 
-def pull(static: Static, saved: Saved, cotangents: dict[str, Array | None]) -> tuple[Problem]:
+def pull(
+    static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
+) -> tuple[Problem]:
+    """`of_maximum`: of the parts of a row, one takes along what belongs to its maximum."""
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     u, cost, residuals = _restore(static[0], saved, given)
@@ -186,24 +189,25 @@ def pull(static: Static, saved: Saved, cotangents: dict[str, Array | None]) -> t
         where = counted if scaling.where is None else scaling.where & counted
         scaling, u, dz = scaling._replace(where=where), _of_counted(u, counted), _of_counted(dz, counted)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
-    if scaling.temperature is not None and dscaling.temperature is not None and "log_normalizer" in given:
+    if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
         # z is u + max, and the row of dz sums to this cotangent.
-        dt = _of_counted(given["log_normalizer"] * _max_slope(saved, scaling.temperature), counted)
+        dt = _of_counted(given["log_normalizer"] * _max_slope(saved), counted)
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
     of_weights = None if weights is None else _scaling.spread_sum(_of_counted(dweights, counted), weights)
     return (Problem(dx, dlabels, of_weights, dscaling, None),)
 
 
-def push(static: Static, saved: Saved, tangents: tuple[Problem]) -> Numbers:
+def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
+    """As `pull`."""
     axis, wanted = static
     x, labels, weights, scaling, counted = saved.problem
     dx, dlabels, dweights, dscaling, _ = tangents[0]
     u, cost, residuals = _restore(axis, saved, wanted)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
     out = {name: _sum(residual * dz, axis) for name, residual in residuals.items()}
-    if scaling.temperature is not None and dscaling.temperature is not None and "log_normalizer" in wanted:
-        out["log_normalizer"] += _max_slope(saved, scaling.temperature) * dscaling.temperature
+    if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
+        out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "nll" in wanted and not _are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
         dt = dt if weights is None else dt * weights
@@ -216,9 +220,10 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem]) -> Numbers:
     return {name: _of_counted(number, counted) for name, number in out.items()}
 
 
-def _max_slope(saved: Saved, temperature: Array) -> Array:
+def _max_slope(saved: Saved) -> Array:
     """The derivative in the temperature of the maximum of z = x/T."""
-    return -_scaling.maximum(saved.problem.scaling, saved.state.max) / temperature
+    scaling = saved.problem.scaling
+    return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
 
 
 def _sum(values: Array, axis: int) -> Array:
