@@ -14,6 +14,7 @@ from jax import Array
 from jsoftmax import _scaling
 from jsoftmax._arguments import Axes, Call
 from jsoftmax._products import Rows, Shared, Static
+from jsoftmax._reports import report_class_ids
 from jsoftmax._scaling import Scaling
 
 BlockSize = int | tuple[int, int] | None
@@ -50,9 +51,11 @@ class Head(NamedTuple):
     def rows(self, labels: Array, counted: Array | None = None) -> Rows:
         """The arguments that are as long as the rows, flattened."""
         size = math.prod(self.row_shape)
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            if labels.dtype.itemsize < 4:
+                labels = labels.astype(jnp.int32)
+            report_class_ids(labels, self.logits.shape[-1])
         labels = labels.reshape(size, labels.shape[-1])
-        if jnp.issubdtype(labels.dtype, jnp.integer) and labels.dtype.itemsize < 4:
-            labels = labels.astype(jnp.int32)
         hidden = self.hidden.reshape(size, self.hidden.shape[-1])
         _, temperature, soft_cap = self.scaling
         return Rows(hidden, labels, self.column(counted), self.column(temperature), self.column(soft_cap))

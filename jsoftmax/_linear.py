@@ -78,12 +78,13 @@ def _pull(
             problem = _products.problem(x, rows, tile, start, whole=plan.class_blocks == 1)
             of_part = saved._replace(problem=problem)
             back = _statistics.pull((1, static.wanted), of_part, cotangents, so_far is None)[0]
-            dhidden = _products.of_hidden(static, back.x, tile.weight) if asked[0].hidden else None
+            of_tile = static.part(sums, start, size)
+            dhidden, of_tile = _products.back(
+                static, asked[0], of_tile, rows.hidden, tile.weight, back.x, back.weights
+            )
             of_rows = Rows(dhidden, back.labels, None, *back.scaling[1:])
             if so_far is not None:
                 of_rows = jax.tree.map(jnp.add, so_far, of_rows)
-            of_tile = static.part(sums, start, size)
-            of_tile = _products.add_back(static, of_tile, rows.hidden, back.x, back.weights)
             return static.with_part(sums, of_tile, start), of_rows
 
         return _blocks.over_classes(plan.classes, plan.block_classes, add, (sums, None))
@@ -167,8 +168,9 @@ def _total_and_gradients(
             return sums, (losses(x, given)[1], given[0])
         _, back, found = jax.vjp(losses, x, given, has_aux=True)
         dx, (of_rows, of_shared) = back(jnp.ones((), x.dtype))
-        dhidden = _products.of_hidden(static, dx, shared.weight) if asked[0].hidden else None
-        sums = _products.add_back(static, sums, rows.hidden, dx, of_shared.class_weights)
+        dhidden, sums = _products.back(
+            static, asked[0], sums, rows.hidden, shared.weight, dx, of_shared.class_weights
+        )
         return sums, (found, of_rows._replace(hidden=dhidden))
 
     begun = _products.none_yet(asked[1], shared)

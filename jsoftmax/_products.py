@@ -13,7 +13,10 @@ from jsoftmax._loss_terms import LossTerms
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Problem
 
-WEIGHT_TILE = 4096  # classes
+# On CPU; the tiles in classes.
+LOGITS_TILE = 1024
+GRADIENT_TILE = 4096
+FEATURES_OF_A_SUM = 128
 
 
 class Rows(NamedTuple):
@@ -75,8 +78,36 @@ class Static(NamedTuple):
 
 
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
-    """The logits of a block, in at least float32."""
-    x = _product(rows.hidden, shared.weight, 1, 1 - static.vocab_axis)
+    """The logits of a block, in at least float32.
+
+    On CPU in tiles, each the sum of products over 256 features: one sum over all of them, which is what XLA
+    makes there, has an error twice as large at 512 features; and a 16-bit weight is never copied whole.
+    """
+    hidden, weight = rows.hidden, shared.weight
+    features = hidden.shape[1]
+
+    def whole(hidden: Array, weight: Array) -> Array:
+        return _product(hidden, weight, 1, 1 - static.vocab_axis)
+
+    def in_tiles(hidden: Array, weight: Array) -> Array:
+        def fill(x: Array, start: Array | int, size: int) -> Array:
+            tile = _blocks.part(weight, start, size, static.vocab_axis)
+            total = None
+            for first in range(0, features, FEATURES_OF_A_SUM):
+                length = min(FEATURES_OF_A_SUM, features - first)
+                part = _blocks.part(tile, first, length, 1 - static.vocab_axis)
+                product = whole(_blocks.part(hidden, first, length, 1), part)
+                total = product if total is None else total + product
+            return _blocks.with_part(x, total, start, 1)
+
+        x = jnp.zeros((len(hidden), classes), rules.computing_dtype(hidden.dtype))
+        return _blocks.over_classes(classes, LOGITS_TILE, fill, x)
+
+    classes = weight.shape[static.vocab_axis]
+    if features <= FEATURES_OF_A_SUM and classes <= LOGITS_TILE:
+        x = whole(hidden, weight)
+    else:
+        x = lax.platform_dependent(hidden, weight, cpu=in_tiles, default=whole)
     return x if shared.bias is None else x + shared.bias.astype(x.dtype)
 
 
@@ -98,44 +129,48 @@ def none_yet(asked: Shared, shared: Shared) -> Shared:
     return Shared(*map(zeros, asked, shared))
 
 
-def of_hidden(static: Static, dx: Array, weight: Array) -> Array:
-    """The gradient in the hidden rows of a block, in at least float32."""
-    return _product(dx.astype(weight.dtype), weight, 1, static.vocab_axis)
+def back(
+    static: Static, asked: Rows, sums: Shared, hidden: Array, weight: Array, dx: Array, of_weights: Any
+) -> tuple[Array | None, Shared]:
+    """From the gradient of a block of logits that of its hidden rows, in at least float32, if asked for.
 
+    And the gradients of what all rows share, with the block's added. On CPU in tiles, whose products are
+    added while they are in the cache, and for which a 16-bit weight is never copied whole.
+    """
+    narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
+    begun = jnp.zeros(hidden.shape, dx.dtype) if asked.hidden else None
 
-def add_back(static: Static, sums: Shared, hidden: Array, dx: Array, of_weights: Array | None) -> Shared:
-    """The gradients in what all rows share, with those of a block added."""
-    weight, bias, class_weights = sums
-    if weight is not None:
-        weight = _add_of_weight(static, weight, hidden, dx.astype(hidden.dtype))
-    if bias is not None:
-        bias = bias + jnp.sum(dx, 0, keepdims=True)
-    if class_weights is not None and of_weights is not None:
-        class_weights = class_weights + of_weights
-    return Shared(weight, bias, class_weights)
+    def add(
+        totals: tuple[Array | None, Array | None], weight: Array, dx: Array
+    ) -> tuple[Array | None, Array | None]:
+        of_hidden, of_weight = totals
+        if of_hidden is not None:
+            of_hidden = of_hidden + _product(dx, weight, 1, axis)
+        if of_weight is not None:
+            of_weight += _product(hidden, dx, 0, 0) if axis == 1 else _product(dx, hidden, 0, 0)
+        return of_hidden, of_weight
 
+    def in_tiles(totals: Any, weight: Array, dx: Array) -> Any:
+        def tile(totals: Any, start: Array | int, size: int) -> Any:
+            of_hidden, of_weight = totals
+            so_far = _blocks.part(of_weight, start, size, axis)
+            parts = (_blocks.part(weight, start, size, axis), _blocks.part(dx, start, size, 1))
+            of_hidden, so_far = add((of_hidden, so_far), *parts)
+            return of_hidden, _blocks.with_part(of_weight, so_far, start, axis)
 
-def _add_of_weight(static: Static, total: Array, hidden: Array, dx: Array) -> Array:
-    """On CPU in tiles, whose products are added while they are in the cache."""
-    axis = static.vocab_axis
+        return _blocks.over_classes(dx.shape[1], GRADIENT_TILE, tile, totals)
 
-    def product(dx: Array) -> Array:
-        return _product(hidden, dx, 0, 0) if axis == 1 else _product(dx, hidden, 0, 0)
-
-    def whole(total: Array, dx: Array) -> Array:
-        return total + product(dx)
-
-    def in_tiles(total: Array, dx: Array) -> Array:
-        def add(total: Array, start: Array | int, size: int) -> Array:
-            so_far = _blocks.part(total, start, size, axis)
-            tile = so_far + product(_blocks.part(dx, start, size, 1))
-            return _blocks.with_part(total, tile, start, axis)
-
-        return _blocks.over_classes(dx.shape[1], WEIGHT_TILE, add, total)
-
-    if dx.shape[1] <= WEIGHT_TILE:
-        return whole(total, dx)
-    return lax.platform_dependent(total, dx, cpu=in_tiles, default=whole)
+    totals = (begun, sums.weight)
+    if dx.shape[1] <= GRADIENT_TILE:
+        of_hidden, of_weight = add(totals, weight, narrow)
+    else:
+        of_hidden, of_weight = lax.platform_dependent(totals, weight, narrow, cpu=in_tiles, default=add)
+    of_bias = None if sums.bias is None else sums.bias + jnp.sum(dx, 0, keepdims=True)
+    if sums.class_weights is None or of_weights is None:
+        of_weights = sums.class_weights
+    else:
+        of_weights = sums.class_weights + of_weights
+    return of_hidden, Shared(of_weight, of_bias, of_weights)
 
 
 def _product(a: Array, b: Array, axis: int, other_axis: int) -> Array:

@@ -1,0 +1,391 @@
+"""The linear head: everywhere the dense loss of ``hidden @ weight + bias``, whose logits it never holds."""
+
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import jit_quickly
+from jax import lax
+from jax.experimental import checkify
+
+import jsoftmax
+
+# One block; blocks of rows that do not fill up; classes cut too, evenly and not.
+BLOCKS = (None, 5, (4, 3), (13, 12))
+MODES = {"reverse": jsoftmax.without_reports, "forward": jsoftmax.forward_mode}
+
+
+def head(rows=13, features=4, classes=15, dtype=np.float64, seed=0):
+    """Everything a head is called with: its float arguments, and its labels."""
+    rng = np.random.default_rng(seed)
+    floats = {
+        "hidden": rng.normal(size=(rows, features)),
+        "weight": rng.normal(size=(features, classes)),
+        "bias": rng.normal(size=classes),
+        "class_weights": rng.uniform(0.5, 2, classes),
+        "label_smoothing": np.float64(0.1),
+        "z_loss": rng.uniform(0.01, 0.1, rows),
+        "soft_cap": np.float64(5),
+        "temperature": rng.uniform(0.5, 2, rows),
+    }
+    labels = rng.integers(0, classes, rows)
+    labels[rows // 2] = -1
+    return {name: jnp.asarray(a, dtype) for name, a in floats.items()}, jnp.asarray(labels, jnp.int32)
+
+
+def linear(floats, labels, **options):
+    floats = dict(floats)
+    arguments = [floats.pop(name) for name in ("hidden", "weight")]
+    if options.get("vocab_axis", -1) == 0:
+        arguments[1] = arguments[1].T
+    return jsoftmax.linear_cross_entropy(*arguments, labels, **floats, **options)
+
+
+def dense(floats, labels, **options):
+    floats = dict(floats)
+    logits = floats.pop("hidden") @ floats.pop("weight")
+    bias = floats.pop("bias", None)
+    return jsoftmax.cross_entropy(
+        logits if bias is None else logits + bias[None, :], labels, **floats, **options
+    )
+
+
+def agree(got, want, rtol=1e-11):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12), got, want)
+
+
+def curved(f):
+    """A scalar of the losses whose cotangents differ from row to row."""
+    return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "vocab_axis", "reduction"),
+    [(False, -1, "none"), (False, 0, "mean"), (True, 0, "none"), (True, -1, "sum")],
+    ids=str,
+)
+def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
+    floats, labels = head()
+    if targets:
+        floats["t"] = jnp.asarray(np.random.default_rng(1).gamma(0.5, size=(13, 15)))
+    options = {"reduction": reduction} | ({} if targets else {"ignore_index": -1})
+
+    def of(f, **options):
+        def loss(floats):
+            floats = dict(floats)
+            return curved(f)(floats, floats.pop("t", labels))
+
+        f = functools.partial(f, **options)
+        return jax.value_and_grad(loss)
+
+    @jit_quickly
+    def everything(floats):
+        blocks = BLOCKS[:2] if targets else BLOCKS
+        ours = [of(linear, vocab_axis=vocab_axis, block_size=size, **options)(floats) for size in blocks]
+        return of(dense, **options)(floats), ours
+
+    want, ours = everything(floats)
+    for got in ours:
+        agree(got, want)
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction"), [(None, "sum"), (5, "mean"), (4, "none"), ((4, 6), "none")], ids=str
+)
+def test_both_modes_to_second_order(size, reduction, x64):
+    floats, labels = head(rows=7, features=3, classes=8)
+    options = {"ignore_index": -1, "reduction": reduction}
+    along = jax.tree.map(jnp.cos, floats)
+
+    def derivatives(f, **options):
+        f = functools.partial(f, labels=labels, **options)
+        gradient = jax.grad(curved(f))
+        product = jax.grad(
+            lambda x: sum(
+                jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient(x), along)), strict=True)
+            )
+        )
+        with jsoftmax.forward_mode():
+            forward = jax.jvp(f, (floats,), (along,)), jax.jvp(jax.grad(curved(f)), (floats,), (along,))[1]
+        return forward, jax.jvp(gradient, (floats,), (along,))[1], product(floats)
+
+    @jit_quickly
+    def everything():
+        return derivatives(linear, block_size=size, **options), derivatives(dense, **options)
+
+    agree(*everything(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mode", "temperature"), [("reverse", None), ("reverse", -2.0), ("forward", 0.7)], ids=str
+)
+def test_row_statistics(mode, temperature, x64):
+    floats, labels = head()
+    arguments = [floats[name] for name in ("hidden", "weight", "bias")]
+    arguments[2] = arguments[2].at[3].set(-jnp.inf if temperature is None else 2)
+    labels = jnp.maximum(labels, 0).at[2].set(3)
+    options = {"temperature": temperature, "soft_cap": 5.0}
+
+    def statistics(size):
+        def ours(h, w, b):
+            found = jsoftmax.linear_row_statistics(h, w, labels, bias=b, block_size=size, **options)
+            return found[:3], found.prediction
+
+        return ours
+
+    def want(h, w, b):
+        found = jsoftmax.row_statistics(h @ w + b[None, :], labels, **options)
+        return found[:3], found.prediction
+
+    def everything(f):
+        out, pull, prediction = jax.vjp(f, *arguments, has_aux=True)
+        cotangent = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.cos(a), 0), out)
+        if mode == "reverse":
+            return out, prediction, pull(cotangent)
+        steps = [jnp.cos(a) for a in arguments[:2]] + [jnp.ones(15)]
+        return out, prediction, jax.jvp(lambda *a: f(*a)[0], tuple(arguments), tuple(steps))[1]
+
+    with MODES[mode]():
+        ours, expected = jit_quickly(
+            lambda: ([everything(statistics(size)) for size in BLOCKS], everything(want))
+        )()
+    for got in ours:
+        agree(got, expected)
+
+
+def test_through_every_wrapping(x64):
+    """Of values and gradients, with leading axes, and any of the arguments mapped."""
+    floats, labels = head(rows=6)
+    h, w, b = (floats[name] for name in ("hidden", "weight", "bias"))
+
+    def loss(h, w, b, labels=labels):
+        return jsoftmax.linear_cross_entropy(h, w, labels, bias=b, block_size=4, ignore_index=-1)
+
+    def scan(h, w, b):
+        rows = (h.reshape(3, 2, -1), labels.reshape(3, 2))
+        return lax.scan(lambda c, row: (c, loss(row[0], w, b, row[1])), None, rows)[1].ravel()
+
+    def mapped(h, w, b):
+        heads = jax.vmap(loss, in_axes=(None, 0, 0))(h, jnp.stack([w, w]), jnp.stack([b, b]))
+        return (heads[0] + heads[1]) / 2
+
+    def exported(h, w, b):
+        with jsoftmax.without_reports():
+            program = jax.export.export(jax.jit(loss))(h, w, b).serialize(vjp_order=1)
+        return jax.export.deserialize(program).call(h, w, b)
+
+    wrappings = {
+        "leading axes": lambda h, w, b: loss(h.reshape(2, 3, -1), w, b, labels.reshape(2, 3)).ravel(),
+        "one row": lambda h, w, b: jnp.stack([loss(h[i], w, b, labels[i]) for i in range(6)]),
+        "vmap over rows": lambda h, w, b: jax.vmap(loss, (0, None, None, 0))(h, w, b, labels),
+        "vmap over heads": mapped,
+        "checkpoint in scan": jax.checkpoint(scan),
+        "export": exported,
+    }
+
+    @jit_quickly
+    def everything():
+        want, pull = jax.vjp(
+            lambda h, w, b: dense({"hidden": h, "weight": w, "bias": b}, labels, ignore_index=-1), h, w, b
+        )
+        pulled = {name: jax.vjp(f, h, w, b) for name, f in wrappings.items()}
+        return (want, pull(want)), {
+            name: (out, pull(jnp.cos(0 * out) * want)) for name, (out, pull) in pulled.items()
+        }
+
+    want, found = everything()
+    for got in found.values():
+        agree(got, want)
+
+
+def products(f, *arguments):
+    """The products of matrices in the compiled program, by how often a step of a loop runs them."""
+    text = jax.jit(f).lower(*arguments).as_text()
+    return len(re.findall(r"stablehlo\.dot_general", text))
+
+
+def test_no_product_that_is_not_asked_for():
+    """One for a loss; one more for each gradient where it is formed on the way, else one more again."""
+    h, w = jnp.ones((8, 4)), jnp.ones((4, 6))
+    labels = jnp.zeros(8, jnp.int32)
+
+    def loss(reduction, size=None):
+        return lambda h, w: jsoftmax.linear_cross_entropy(
+            h, w, labels, reduction=reduction, block_size=size
+        ).sum()
+
+    for size, reduction in itertools.product((None, 2), ("mean", "none")):
+        f = loss(reduction, size)
+        again = reduction == "none"
+        assert products(f, h, w) == 1
+        assert products(jax.grad(f, 0), h, w) == products(jax.grad(f, 1), h, w) == 2 + again
+        assert products(jax.value_and_grad(f, (0, 1)), h, w) == 3 + again
+    jaxpr = str(jax.make_jaxpr(jax.value_and_grad(loss("mean")))(h, w))
+    assert jaxpr.count("dot_general[") == 2, "a frozen weight costs no product, compiled or not"
+
+
+def normal(features, classes, rows=24, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    h, w = (rng.normal(size=shape) for shape in ((rows, features), (features, classes)))
+    return h * scale, w, rng.integers(0, classes, rows)
+
+
+HEADS = {
+    "flat": lambda classes: normal(8, classes, scale=0.0),
+    "unit": lambda classes: normal(8, classes, scale=8**-0.5),
+    "peaked": lambda classes: normal(8, classes, scale=8.0),
+}
+
+
+def reference(h, w, y):
+    """The losses, and the gradients of their mean, in float64."""
+    x = h @ w
+    top = x.max(1, keepdims=True)
+    e = np.exp(x - top)
+    p = e / e.sum(1, keepdims=True)
+    others = e.copy()
+    others[np.arange(len(y)), y] = 0
+    label = x[np.arange(len(y)), y][:, None]
+    loss = np.log1p(others.sum(1, keepdims=True) / np.exp(label - top)) if np.all(top - label < 700) else None
+    dx = p.copy()
+    dx[np.arange(len(y)), y] -= 1
+    return loss[:, 0], dx @ w.T / len(y), h.T @ dx / len(y)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 2047, 2048, 2049, 4097, 50257, 128256])
+def test_any_number_of_classes(classes):
+    """Losses within the contract of logits that are rounded to float32, and gradients beside them."""
+
+    @jax.jit
+    def ours(h, w, y):
+        losses = jsoftmax.linear_cross_entropy(h, w, y, block_size=(10, 2048))
+        mean = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean", block_size=10)
+        return losses, *jax.value_and_grad(mean, (0, 1))(h, w, y)
+
+    for build in HEADS.values():
+        h, w, y = build(classes)
+        h, w = h.astype(np.float32), w.astype(np.float32)
+        losses, mean, (dh, dw) = ours(h, w, y)
+        want, want_h, want_w = reference(h.astype(np.float64), w.astype(np.float64), y)
+        rounding = 2 * np.max(np.abs(h @ w - h.astype(np.float64) @ w))  # of the logits
+        assert np.all(np.abs(losses - want) <= 2 * rounding * np.minimum(1, want) + 4 * np.spacing(losses))
+        np.testing.assert_allclose(mean, want.mean(), rtol=1e-5)
+        np.testing.assert_allclose(dh, want_h, atol=1e-5 * np.abs(want_h).max())
+        np.testing.assert_allclose(dw, want_w, atol=1e-5 * np.abs(want_w).max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "classes"), [(1024, 512, 2048), (1024, 512, 2049), (4096, 1024, 4096)]
+)
+def test_products_of_normal_numbers(rows, features, classes):
+    """Hidden and weight from N(0, 1): logits of dozens, and losses of a few hundred."""
+    h, w, y = normal(features, classes, rows)
+    h, w = h.astype(np.float32), w.astype(np.float32)
+    want, want_h, want_w = reference(h.astype(np.float64), w.astype(np.float64), y)
+    for reduction, count in (("mean", 1), ("sum", rows)):
+        loss = functools.partial(jsoftmax.linear_cross_entropy, reduction=reduction)
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(h, w, y)
+        np.testing.assert_allclose(value, want.mean() * count, rtol=1e-5)
+        for got, exact in zip(gradients, (want_h, want_w), strict=True):
+            np.testing.assert_allclose(got, exact * count, atol=1e-5 * np.abs(exact).max() * count)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_low_precision(reduction, dtype):
+    """Errors no more than twice those of float32 logits differentiated by JAX, from the same inputs."""
+    h, w, y = normal(32, 1000, rows=64, scale=32**-0.5)
+    h, w = jnp.asarray(h, dtype), jnp.asarray(w, dtype)
+
+    def ours(h, w):
+        return jsoftmax.linear_cross_entropy(h, w, y, reduction=reduction, block_size=20).mean()
+
+    def plain(h, w):
+        return dense({"hidden": h.astype(jnp.float32), "weight": w.astype(jnp.float32)}, y).mean()
+
+    loss, want_h, want_w = reference(*(np.asarray(a, np.float64) for a in (h, w)), y)
+    found = [jax.jit(jax.value_and_grad(f, (0, 1)))(h, w) for f in (ours, plain)]
+    assert found[0][0].dtype == jnp.float32
+    assert abs(found[0][0] - loss.mean()) <= 2 * abs(found[1][0] - loss.mean()) + 4 * np.spacing(found[0][0])
+    for exact, got, other in zip((want_h, want_w), found[0][1], found[1][1], strict=True):
+        assert got.dtype == dtype
+        errors = [np.max(np.abs(np.asarray(a, np.float64) - exact)) for a in (got, other)]
+        assert errors[0] <= 2 * errors[1]
+
+
+def temporaries(f, *shapes):
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 1 else jnp.float32) for shape in shapes
+    ]
+    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("rows", "classes", "megabytes"), [(8192, 128256, 801)], ids=str)
+def test_memory(rows, classes, megabytes):
+    """A tenth of what optax takes on full logits; a loss alone takes a block."""
+    shapes = (rows, 512), (512, classes), (rows,)
+    mean = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
+    assert temporaries(jax.value_and_grad(mean, (0, 1)), *shapes) <= megabytes * 2**20
+    block = jsoftmax.linear_plan(rows, 512, classes, gradient=False).block_bytes
+    assert temporaries(mean, *shapes) < block + 64 * 2**20
+
+
+def test_corners():
+    """Rows to ignore, bad labels, classes ruled out by a bias, and nothing at all."""
+    h, w = jnp.ones((5, 2)).at[1].set(jnp.nan), jnp.ones((2, 3)).at[0, 2].set(2)
+    labels, bias = jnp.asarray([0, -1, 2, 1, 7], jnp.int32), jnp.asarray([0, -jnp.inf, 0])
+
+    @jax.jit
+    def losses(h, w, bias):
+        def of(reduction, size):
+            f = functools.partial(
+                jsoftmax.linear_cross_entropy,
+                labels=labels[:4],
+                ignore_index=-1,
+                reduction=reduction,
+                block_size=size,
+            )
+            return jax.vjp(lambda h, w, b: f(h[:4], w, bias=b), h, w, bias)
+
+        pulled = {str(size): of("none", size) for size in (None, 3, (2, 2))}
+        bad = jsoftmax.linear_cross_entropy(h, w, labels, bias=bias, block_size=(2, 2))
+        return bad, {size: (out, pull(jnp.asarray([1.0, 1, 1, 0]))) for size, (out, pull) in pulled.items()}
+
+    bad, found = losses(h, w, bias)
+    np.testing.assert_array_equal(jnp.isnan(bad), [False, True, False, False, True])
+    for out, (dh, dw, db) in found.values():
+        np.testing.assert_allclose(out, [np.log1p(np.e), 0, np.log1p(1 / np.e), np.inf], rtol=1e-6)
+        assert all(jnp.isfinite(d).all() for d in (dh, dw, db))
+        assert not dh[1].any()
+        assert db[1] == 0
+
+    def of_nothing(w, reduction="none"):
+        return jsoftmax.linear_cross_entropy(h[:0], w, labels[:0], reduction=reduction)
+
+    assert of_nothing(w).shape == (0,)
+    value, dw = jax.value_and_grad(functools.partial(of_nothing, reduction="mean"))(w)
+    assert value == 0
+    assert not dw.any()
+    with pytest.raises(checkify.JaxRuntimeError, match=r"class id 7 of row 4 is outside \[0, 3\)"):
+        checkify.check_error(
+            checkify.checkify(jsoftmax.linear_cross_entropy, checkify.user_checks)(h, w, abs(labels))[0]
+        )
+
+
+def test_the_plan():
+    plan = jsoftmax.linear_plan(8192, 512, 128256)
+    assert (plan.row_blocks, plan.class_blocks, plan.block_bytes) == (16, 1, 512 * 128256 * 4)
+    assert str(jsoftmax.linear_plan(10, 512, 100)) == "1 block of 10 rows × 100 classes, 0.0 MiB of logits"
+    assert jsoftmax.linear_plan(8192, 4096, 128256).block_rows == 2048
+    assert jsoftmax.linear_plan(8192, 4096, 128256, gradient=False).block_rows == 512
+    vast = jsoftmax.linear_plan(8192, 512, 10**7)
+    assert vast.class_blocks > 1
+    assert vast.block_bytes <= 2**30
+    for rows, classes, size in itertools.product((1, 7, 64, 1000), (1, 5, 10**6), (None, 1, 3, (3, 2), 5000)):
+        plan = jsoftmax.linear_plan(rows, 8, classes, block_size=size)
+        assert 0 <= plan.row_blocks * plan.block_rows - rows < plan.row_blocks
+        assert 0 <= plan.class_blocks * plan.block_classes - classes < plan.class_blocks
