@@ -20,9 +20,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+
+from jsoftmax._sharding import summed_back, varies
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
 
@@ -69,15 +70,15 @@ def with_rules(
     def save_values(static: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
         output, residuals = save(static, *values)
-        return output, (residuals, _Static(asked))
+        return output, (residuals, _Static((asked, jax.tree.map(varies, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, asked = saved
+        residuals, (asked, varied) = saved[0], saved[1].value
         cotangent = _without_zeros(cotangent)
         if not jax.tree.leaves(cotangent):
-            return (None,) * len(asked.value)
-        what = (asked.value,) if selective else ()
-        return pull(static, *what, residuals, cotangent)
+            return (None,) * len(asked)
+        what = (asked,) if selective else ()
+        return _summed_back(pull(static, *what, residuals, cotangent), varied)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -114,16 +115,12 @@ def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any
     def find(static: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
         value, gradients = both(static, asked, *values)
-        dtypes = jax.tree.map(
-            lambda d, a: None if d is None else jnp.zeros(0, a.dtype),
-            gradients,
-            values,
-            is_leaf=lambda d: d is None,
-        )
-        return value, (gradients, dtypes)
+        kinds = jax.tree.map(lambda a: (a.dtype, varies(a)), values)
+        return value, (gradients, _Static(kinds))
 
     def scale(static: Any, saved: Any, g: Array) -> Any:
-        return jax.tree.map(lambda d, like: (g * d).astype(like.dtype), *saved)
+        gradients, kinds = saved[0], saved[1].value
+        return _along(lambda d, kind: summed_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
     return function
@@ -153,6 +150,20 @@ def _values(primals: Any) -> tuple[Any, Any]:
         jax.tree.map(attribute, primals, is_leaf=is_leaf)
         for attribute in (lambda p: p.value, lambda p: p.perturbed)
     )
+
+
+def _summed_back(cotangents: Any, varied: Any) -> Any:
+    """Where an argument is the same on several shards, its cotangent is the sum of theirs."""
+    return _along(summed_back, cotangents, varied)
+
+
+def _along(f: Callable[..., Any], cotangents: Any, facts: Any) -> Any:
+    """`f` of every cotangent, and a fact about its argument; None stays None, for trees of arguments too."""
+
+    def apply(d: Any, facts: Any) -> Any:
+        return None if d is None else f(d, facts)
+
+    return jax.tree.map(apply, cotangents, facts, is_leaf=lambda d: d is None)
 
 
 def _without_zeros(tree: Any) -> Any:

@@ -87,9 +87,12 @@ def plan(
 
 
 def _even(total: int, size: int) -> int:
-    """The size of as many blocks as `size` needs, made as alike as can be."""
-    size = max(min(size, total), 1)
-    return -(-total // -(-total // size)) if total else 1
+    """The size of as many blocks as `size` needs, or up to twice as many if they divide the total; alike."""
+    if not total:
+        return 1
+    count = -(-total // max(min(size, total), 1))
+    count = next((n for n in range(count, 2 * count) if total % n == 0), count)
+    return -(-total // count)
 
 
 def over_rows(
@@ -105,12 +108,14 @@ def over_rows(
         return body(carry, rows)
 
     def cut(a: Array) -> Array:
-        width = [(0, count * size - plan.rows)] + [(0, 0)] * (a.ndim - 1)
-        a = jnp.pad(a, width, mode="constant" if a.dtype == bool else "edge")
+        if count * size > plan.rows:
+            width = [(0, count * size - plan.rows)] + [(0, 0)] * (a.ndim - 1)
+            a = jnp.pad(a, width, mode="constant" if a.dtype == bool else "edge")
         return jnp.swapaxes(a.reshape(size, count, *a.shape[1:]), 0, 1)
 
     def join(a: Array) -> Array:
-        return jnp.swapaxes(a, 0, 1).reshape(size * count, *a.shape[2:])[: plan.rows]
+        a = jnp.swapaxes(a, 0, 1).reshape(size * count, *a.shape[2:])
+        return a if len(a) == plan.rows else a[: plan.rows]
 
     # What a derivative of this loop keeps of a block, beyond its rows, it computes again.
     body = jax.checkpoint(body, prevent_cse=False)

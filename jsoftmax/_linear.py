@@ -89,7 +89,7 @@ def _pull(
 
         return _blocks.over_classes(plan.classes, plan.block_classes, add, (sums, None))
 
-    begun = _products.none_yet(asked[1], shared)
+    begun = _products.none_yet(asked[1], rows, shared)
     sums, of_rows = _blocks.over_rows(plan, block, begun, (rows, saved, cotangents))
     return _in_dtype_of(rows, of_rows), _in_dtype_of(shared, sums)
 
@@ -166,14 +166,14 @@ def _total_and_gradients(
         x = _products.logits(static, rows, shared)
         if not any(jax.tree.leaves(asked)):
             return sums, (losses(x, given)[1], given[0])
-        _, back, found = jax.vjp(losses, x, given, has_aux=True)
-        dx, (of_rows, of_shared) = back(jnp.ones((), x.dtype))
+        value, back, found = jax.vjp(losses, x, given, has_aux=True)
+        dx, (of_rows, of_shared) = back(jnp.ones_like(value))
         dhidden, sums = _products.back(
             static, asked[0], sums, rows.hidden, shared.weight, dx, of_shared.class_weights
         )
         return sums, (found, of_rows._replace(hidden=dhidden))
 
-    begun = _products.none_yet(asked[1], shared)
+    begun = _products.none_yet(asked[1], rows, shared)
     plan = static.plan(rows, shared, any(jax.tree.leaves(asked)))
     of_shared, (losses, of_rows) = _blocks.over_rows(plan, block, begun, rows)
     return jnp.sum(losses), (of_rows, of_shared)

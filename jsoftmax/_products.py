@@ -11,6 +11,7 @@ from jsoftmax import _blocks, rules
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._loss_terms import LossTerms
 from jsoftmax._scaling import Scaling
+from jsoftmax._sharding import is_whole, laid_out, shards, spec, varying
 from jsoftmax._statistics import Problem
 
 # On CPU; the tiles in classes.
@@ -56,13 +57,26 @@ class Static(NamedTuple):
     wanted: frozenset[str]
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
-        """How the logits are cut; with targets, along the rows alone."""
+        """How the logits are cut; with targets, or sharded classes, along the rows alone.
+
+        A block is planned for what one device holds of it.
+        """
         (size, features), classes = rows.hidden.shape, shared.weight.shape[self.vocab_axis]
-        itemsize = rules.computing_dtype(rows.hidden.dtype).itemsize
+        row_shards, class_shards = shards(rows.hidden, 0), shards(shared.weight, self.vocab_axis)
+        block_size = self.block_size
+        if isinstance(block_size, int) and row_shards > 1:
+            block_size = -(-block_size // row_shards)
         plan = _blocks.plan(
-            size, features, classes, itemsize=itemsize, gradient=gradient, block_size=self.block_size
+            size // row_shards,
+            features,
+            classes // class_shards,
+            itemsize=rules.computing_dtype(rows.hidden.dtype).itemsize,
+            gradient=gradient,
+            block_size=block_size,
         )
-        return plan if rows.has_class_ids else plan._replace(block_classes=classes)
+        plan = plan._replace(rows=size, classes=classes, block_rows=plan.block_rows * row_shards)
+        cuttable = rows.has_class_ids and class_shards == 1
+        return plan if cuttable else plan._replace(block_classes=classes)
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
         """What belongs to some of the classes."""
@@ -86,8 +100,10 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     hidden, weight = rows.hidden, shared.weight
     features = hidden.shape[1]
 
+    layout = spec(hidden)[0], spec(weight)[static.vocab_axis]
+
     def whole(hidden: Array, weight: Array) -> Array:
-        return _product(hidden, weight, 1, 1 - static.vocab_axis)
+        return _product(hidden, weight, 1, 1 - static.vocab_axis, *layout)
 
     def in_tiles(hidden: Array, weight: Array) -> Array:
         def fill(x: Array, start: Array | int, size: int) -> Array:
@@ -100,11 +116,14 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
                 total = product if total is None else total + product
             return _blocks.with_part(x, total, start, 1)
 
-        x = jnp.zeros((len(hidden), classes), rules.computing_dtype(hidden.dtype))
+        dtype = rules.computing_dtype(hidden.dtype)
+        x = jnp.zeros((len(hidden), classes), dtype, out_sharding=laid_out(hidden, *layout))
+        x = varying(x, hidden, weight)
         return _blocks.over_classes(classes, LOGITS_TILE, fill, x)
 
     classes = weight.shape[static.vocab_axis]
-    if features <= FEATURES_OF_A_SUM and classes <= LOGITS_TILE:
+    small = features <= FEATURES_OF_A_SUM and classes <= LOGITS_TILE
+    if small or not (is_whole(weight, 0, 1) and is_whole(hidden, 1)):
         x = whole(hidden, weight)
     else:
         x = lax.platform_dependent(hidden, weight, cpu=in_tiles, default=whole)
@@ -120,11 +139,13 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     return Problem(x, labels, shared.class_weights, rows.scaling, rows.counted)
 
 
-def none_yet(asked: Shared, shared: Shared) -> Shared:
+def none_yet(asked: Shared, rows: Rows, shared: Shared) -> Shared:
     """The sums of the gradients that are asked for, before the first block."""
 
     def zeros(asked: Any, a: Array | None) -> Array | None:
-        return jnp.zeros(a.shape, rules.computing_dtype(a.dtype)) if asked and a is not None else None
+        if not asked or a is None:
+            return None
+        return varying(jnp.zeros_like(a, rules.computing_dtype(a.dtype)), rows, shared)
 
     return Shared(*map(zeros, asked, shared))
 
@@ -138,16 +159,17 @@ def back(
     added while they are in the cache, and for which a 16-bit weight is never copied whole.
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
-    begun = jnp.zeros(hidden.shape, dx.dtype) if asked.hidden else None
+    begun = varying(jnp.zeros_like(hidden, dx.dtype), hidden, weight, dx) if asked.hidden else None
 
     def add(
         totals: tuple[Array | None, Array | None], weight: Array, dx: Array
     ) -> tuple[Array | None, Array | None]:
         of_hidden, of_weight = totals
         if of_hidden is not None:
-            of_hidden = of_hidden + _product(dx, weight, 1, axis)
+            of_hidden = of_hidden + _product(dx, weight, 1, axis, *spec(hidden))
         if of_weight is not None:
-            of_weight += _product(hidden, dx, 0, 0) if axis == 1 else _product(dx, hidden, 0, 0)
+            factors = (hidden, dx) if axis == 1 else (dx, hidden)
+            of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))
         return of_hidden, of_weight
 
     def in_tiles(totals: Any, weight: Array, dx: Array) -> Any:
@@ -161,7 +183,7 @@ def back(
         return _blocks.over_classes(dx.shape[1], GRADIENT_TILE, tile, totals)
 
     totals = (begun, sums.weight)
-    if dx.shape[1] <= GRADIENT_TILE:
+    if dx.shape[1] <= GRADIENT_TILE or not (is_whole(weight, 0, 1) and is_whole(hidden, 0, 1)):
         of_hidden, of_weight = add(totals, weight, narrow)
     else:
         of_hidden, of_weight = lax.platform_dependent(totals, weight, narrow, cpu=in_tiles, default=add)
@@ -173,7 +195,12 @@ def back(
     return of_hidden, Shared(of_weight, of_bias, of_weights)
 
 
-def _product(a: Array, b: Array, axis: int, other_axis: int) -> Array:
+def _product(a: Array, b: Array, axis: int, other_axis: int, *layout: Any) -> Array:
     """The sum of products over an axis of each, accumulated in at least float32."""
-    dtype = rules.computing_dtype(a.dtype)
-    return lax.dot_general(a, b, (((axis,), (other_axis,)), ((), ())), preferred_element_type=dtype)
+    return lax.dot_general(
+        a,
+        b,
+        (((axis,), (other_axis,)), ((), ())),
+        preferred_element_type=rules.computing_dtype(a.dtype),
+        out_sharding=laid_out(a, *layout),
+    )

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
+    ("_sharding",),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports"),
     ("online", "_scaling"),
     ("_rows",),

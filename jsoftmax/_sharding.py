@@ -1,0 +1,64 @@
+"""Where an array lies: over which manual axes of `jax.shard_map` it varies, and how a mesh shards it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+from jax import Array, lax
+from jax.sharding import AxisType, PartitionSpec
+
+Names = frozenset[Hashable]
+
+
+def varies(a: Any) -> Names:
+    """The manual axes over which an array varies; none outside `jax.shard_map`."""
+    return jax.typeof(a).manual_axis_type.varying
+
+
+def varying(a: Array, *like: Any) -> Array:
+    """An array, as one that varies wherever those of the trees `like` do: what a loop's carry has to be."""
+    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(like))) - varies(a)
+    return lax.pcast(a, tuple(sorted(over, key=str)), to="varying") if over else a
+
+
+def summed_back(cotangent: Array, primal: Names) -> Array:
+    """The cotangent of an array that varied over fewer axes: the sum over the others."""
+    over = varies(cotangent) - primal
+    return lax.psum(cotangent, tuple(sorted(over, key=str))) if over else cotangent
+
+
+def spec(a: Array) -> tuple[Any, ...]:
+    """How the explicit axes of a mesh shard an array, axis by axis; None where they do not."""
+    return tuple(jax.typeof(a).sharding.spec)
+
+
+def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
+    """How to lay out what is made of an array, in terms of the explicit axes of its mesh, if it has any."""
+    kinds = jax.typeof(a).sharding.mesh.axis_types
+    return PartitionSpec(*names) if AxisType.Explicit in kinds else None
+
+
+def is_whole(a: Array, *axes: int) -> bool:
+    """Whether axes of an array are known to lie on one device: slicing them moves nothing.
+
+    Under `jax.jit` alone an array may be sharded in any way, which is not known while it is traced.
+    """
+    if jax.typeof(a).sharding.mesh.empty:
+        return one_device()
+    known = AxisType.Auto not in jax.typeof(a).sharding.mesh.axis_types
+    return known and all(spec(a)[axis] is None for axis in axes)
+
+
+def one_device() -> bool:
+    """Whether there is no second CPU device that an array could lie on."""
+    return jax.device_count("cpu") == 1
+
+
+def shards(a: Array, axis: int) -> int:
+    """Into how many parts the explicit axes of a mesh cut an axis of an array."""
+    names = spec(a)[axis]
+    sizes = jax.typeof(a).sharding.mesh.shape
+    return math.prod(sizes[name] for name in ((names,) if isinstance(names, str) else names or ()))
