@@ -125,6 +125,51 @@ ERRORS = {
         TypeError,
         r"q_logits is complex",
     ),
+    "features that do not meet": (
+        lambda: jsoftmax.linear_cross_entropy(X, jnp.zeros((5, 3)), Y),
+        ValueError,
+        r"hidden of shape \(4, 3\) for a weight of 5 features; give hidden 5 .* or write vocab_axis=0",
+    ),
+    "a weight of one axis": (
+        lambda: jsoftmax.linear_row_statistics(X, jnp.zeros(3), Y),
+        ValueError,
+        r"linear_row_statistics\(.*weight of shape \(3,\); give it two axes",
+    ),
+    "a bias of another shape": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, bias=jnp.zeros(3)),
+        ValueError,
+        r"bias of shape \(3,\) for 4 classes; give it the shape \(4,\)",
+    ),
+    "a third axis of the weight": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, vocab_axis=2),
+        ValueError,
+        "vocab_axis is 2; write -1",
+    ),
+    "ids that are no rows of hidden": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y[:3]),
+        ValueError,
+        r"class ids of shape \(3,\) for rows of shape \(4,\)",
+    ),
+    "no classes in a head": (
+        lambda: jsoftmax.linear_cross_entropy(X, jnp.zeros((3, 0)), Y),
+        ValueError,
+        "no classes",
+    ),
+    "a block of nothing": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, block_size=0),
+        ValueError,
+        "block_size is 0; write a number of rows",
+    ),
+    "an unknown backend": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, backend="triton"),
+        ValueError,
+        "there is no backend 'triton'; write one of 'blocked', 'xla'",
+    ),
+    "a plan for half a row": (
+        lambda: jsoftmax.linear_plan(0.5, 512, 1000),
+        ValueError,
+        r"linear_plan\(rows=0.5.*rows is 0.5; write a whole number",
+    ),
     "float ids": (
         lambda: jsoftmax.softmax_cross_entropy_with_integer_labels(X, T),
         TypeError,
