@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
@@ -83,6 +84,23 @@ def with_rules(
         return (forward if _forward_mode.value else reverse)(static, *arguments)
 
     return call
+
+
+def with_tangent(value: Callable[..., Array], tangent: Callable[..., Array]) -> Callable[..., Array]:
+    """The function ``value(static, *arguments)``, differentiated in its first argument alone, in both modes.
+
+    ``tangent(static, arguments, dx)`` is ordinary JAX, linear in dx: it serves every order.
+    """
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def function(static: Any, *arguments: Array) -> Array:
+        return value(static, *arguments)
+
+    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return function(static, *primals), tangent(static, primals, tangents[0])
+
+    function.defjvp(push_forward)
+    return function
 
 
 def _without_zeros(tree: Any) -> Any:

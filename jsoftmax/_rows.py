@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import online, rules
+from jsoftmax import _cpu, online, rules
 from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
 
 Axes = tuple[int, ...]
@@ -37,6 +37,7 @@ def reduce(
     computed anew: XLA on CPU stores what two sums share.
     """
     top = peak(x, scaling, axes)
+    form = None if terms is not _no_terms or exact or scaling != Scaling(None) else _form(x, axes)
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, arrays = part
@@ -47,8 +48,25 @@ def reduce(
         scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
         return e, scaled_rest, *terms(z, e, arrays)
 
+    if form is not None:
+
+        def plain(x: Array, top: Array) -> Array:
+            total, scaled_rest = (jnp.sum(t, axes, keepdims=True) for t in all_terms((x, None, arrays)))
+            return online.from_sums(top, total, scaled_rest).rest
+
+        def on_cpu(x: Array, top: Array) -> Array:
+            return _cpu.rest(form, x, top, *axes)
+
+        return online.State(top, lax.platform_dependent(x, top, cpu=on_cpu, default=plain)), ()
     total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
     return online.from_sums(top, total, scaled_rest), tuple(further)
+
+
+def _form(x: Array, axes: Axes) -> _cpu.Form | None:
+    """The form for rows on CPU; None for more axes than one, or classes on more devices than one."""
+    if len(axes) != 1 or any(name is not None for name in jax.typeof(x).sharding.spec):
+        return None
+    return _cpu.choose(x.shape, axes[0])
 
 
 def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tuple[Array, ...]:
@@ -103,6 +121,22 @@ def exponentials(z: Shifted) -> Array:
 def probabilities(z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row."""
     return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
+
+
+def all_probabilities(x: Array, scaling: Scaling, state: online.State, axes: Axes) -> Array:
+    """`probabilities` of whole rows; on CPU, bare ones from exponentials computed once, in their place."""
+
+    def plain(x: Array, state: online.State) -> Array:
+        return probabilities(shifted(x, scaling, state.max), state.rest)
+
+    def on_cpu(x: Array, state: online.State) -> Array:
+        terms = _cpu.exponentials(x, state.max)
+        total = jnp.sum(terms, axes, keepdims=True)
+        return terms / jnp.where(total == 0, 1, total)
+
+    if scaling != Scaling(None):
+        return plain(x, state)
+    return lax.platform_dependent(x, state, cpu=on_cpu, default=plain)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:

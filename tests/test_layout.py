@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
     ("rules", "_arguments", "_autodiff", "_reports"),
-    ("online", "_scaling"),
+    ("online", "_scaling", "_cpu"),
     ("_rows",),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
     ("_losses", "_information", "_row_statistics"),
