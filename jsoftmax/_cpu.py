@@ -87,7 +87,7 @@ def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
     terms, led = [], jnp.zeros(top.shape, bool)
     for i in range(x.shape[axis]):
         column = lax.slice_in_dim(x, i, i + 1, axis=axis).astype(top.dtype)
-        leads = (column == top) & ~led
+        leads = (column == top) & (top < jnp.inf) & ~led  # of +inf, the term is NaN
         led = led | leads
         terms.append(jnp.where(leads, 0, _scaled(_half(column, finite_top))))
     while len(terms) > 1:

@@ -19,7 +19,7 @@ FORMS = {
 
 def rows(rng, shape):
     """Rows of every regime, one under the other, and their names."""
-    rows, classes = shape
+    _, classes = shape
     unit = rng.normal(size=classes).astype(np.float32)
     middle = np.arange(classes) == classes // 2
     apart = np.where(middle, unit.max(), unit)
@@ -89,7 +89,14 @@ def test_derivatives_are_those_of_the_sum(name):
 def test_every_form_is_chosen():
     chosen = {n: _cpu.choose((2**20 // n, n), 1) for n in (8, 1000, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
-    assert names == {8: "columns", 1000: "whole", 32768: "whole", 50257: "blocks", 131072: "blocks", 50261: None}
+    assert names == {
+        8: "columns",
+        1000: "whole",
+        32768: "whole",
+        50257: "blocks",
+        131072: "blocks",
+        50261: None,
+    }
     assert chosen[50257].size == 1733
     assert _cpu.choose((32, 10), 1) is None
 
