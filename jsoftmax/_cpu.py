@@ -41,7 +41,7 @@ def choose(shape: tuple[int, ...], axis: int) -> Form | None:
     if classes <= 32768:
         return Form("whole")  # 1.0, but 2.0 where a class leads by a probability above 1/2
     # 0.2 to 0.7: of longer rows, the library stores every exponential.
-    sizes = [n for n in range(256, 4097) if classes % n == 0]
+    sizes = [n for n in range(256, 8193) if classes % n == 0]
     return Form("blocks", min(sizes, key=lambda n: abs(n - 1024))) if sizes else None
 
 
@@ -117,8 +117,17 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     """
     count = x.shape[axis] // size
     blocks = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-    shifted = blocks.astype(top.dtype), jnp.expand_dims(finite_top, axis)
-    sums = jnp.sum(_scaled(_half(*shifted)), axis + 1)
+    if x.dtype == top.dtype:
+        sums = jnp.sum(_scaled(_half(blocks, jnp.expand_dims(finite_top, axis))), axis + 1)
+    else:  # converted all at once, a wider copy of the logits would be stored
+        bits = lax.bitcast_convert_type(blocks, jnp.uint16)
+
+        def of_block(i: Array) -> Array:
+            block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
+            block = lax.bitcast_convert_type(block, x.dtype).astype(top.dtype)
+            return jnp.sum(_scaled(_half(block, finite_top)), axis)
+
+        sums = jnp.moveaxis(lax.map(of_block, jnp.arange(count)), 0, axis)
     holds = sums >= SCALE
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)

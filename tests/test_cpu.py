@@ -115,3 +115,21 @@ def test_no_array_of_the_logits_size_is_stored(name, classes):
     }[name]
     compiled = jax.jit(function).lower(*arguments).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size * (0.05 if classes > 10 else 0.6)
+
+
+def test_no_wider_copy_of_bfloat16_logits_is_stored():
+    x = jax.ShapeDtypeStruct((8192, 131072), jnp.bfloat16)
+    loss = jax.value_and_grad(functools.partial(jsoftmax.cross_entropy, reduction="mean"))
+    compiled = jax.jit(loss).lower(x, jax.ShapeDtypeStruct((8192,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * 2 * x.size
+
+
+def test_bfloat16_rows_in_blocks():
+    _, x = rows(np.random.default_rng(0), FORMS["blocks"][0])
+    x = jnp.asarray(x, jnp.bfloat16)
+    form = FORMS["blocks"][1]
+    short, full = (
+        jax.jit(lambda x: _cpu.rest(form, x, x.max(1, keepdims=True), 1))(a)
+        for a in (x, x.astype(jnp.float32))
+    )
+    np.testing.assert_allclose(short, full, rtol=1e-6)
