@@ -100,6 +100,23 @@ def with_rules(
     return call
 
 
+def with_tangent(value: Callable[..., Array], tangent: Callable[..., Array]) -> Callable[..., Array]:
+    """The function ``value(static, *arguments)``, differentiated in its first argument alone, in both modes.
+
+    ``tangent(static, arguments, dx)`` is ordinary JAX, linear in dx: it serves every order.
+    """
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def function(static: Any, *arguments: Array) -> Array:
+        return value(static, *arguments)
+
+    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return function(static, *primals), tangent(static, primals, tangents[0])
+
+    function.defjvp(push_forward)
+    return function
+
+
 def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any]:
     """A function to a scalar, that finds its gradients along with its value.
 

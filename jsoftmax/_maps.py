@@ -148,7 +148,7 @@ def _save(p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     state, _ = _rows.reduce(x, scaling, axes)
-    p = _rows.probabilities(_scaling.shifted(x, scaling, state.max), state.rest)
+    p = _rows.all_probabilities(x, scaling, state, axes)
     return p.astype(x.dtype), _save(p, x, scaling, state)
 
 

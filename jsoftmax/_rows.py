@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import online, rules
+from jsoftmax import _cpu, online, rules
 from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
+from jsoftmax._sharding import is_whole
 
 Axes = tuple[int, ...]
 
@@ -37,6 +38,7 @@ def reduce(
     computed anew: XLA on CPU stores what two sums share.
     """
     top = peak(x, scaling, axes)
+    form = None if terms is not _no_terms or exact or scaling != Scaling(None) else _form(x, axes)
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, arrays = part
@@ -47,8 +49,25 @@ def reduce(
         scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
         return e, scaled_rest, *terms(z, e, arrays)
 
+    if form is not None:
+
+        def plain(x: Array, top: Array) -> Array:
+            total, scaled_rest = (jnp.sum(t, axes, keepdims=True) for t in all_terms((x, None, arrays)))
+            return online.from_sums(top, total, scaled_rest).rest
+
+        def on_cpu(x: Array, top: Array) -> Array:
+            return _cpu.rest(form, x, top, *axes)
+
+        return online.State(top, lax.platform_dependent(x, top, cpu=on_cpu, default=plain)), ()
     total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
     return online.from_sums(top, total, scaled_rest), tuple(further)
+
+
+def _form(x: Array, axes: Axes) -> _cpu.Form | None:
+    """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
+    if len(axes) != 1 or not is_whole(x, *axes):
+        return None
+    return _cpu.choose(x.shape, axes[0])
 
 
 def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tuple[Array, ...]:
@@ -81,7 +100,7 @@ def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tu
 
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
-    if classes <= LONGEST_WHOLE_ROW or not x.size or jax.typeof(x).sharding.spec[axis] is not None:
+    if classes <= LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis):
         return whole(row)
     return lax.platform_dependent(row, cpu=in_blocks, default=whole)
 
@@ -103,6 +122,22 @@ def exponentials(z: Shifted) -> Array:
 def probabilities(z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row."""
     return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
+
+
+def all_probabilities(x: Array, scaling: Scaling, state: online.State, axes: Axes) -> Array:
+    """`probabilities` of whole rows; on CPU, bare ones from exponentials computed once, in their place."""
+
+    def plain(x: Array, state: online.State) -> Array:
+        return probabilities(shifted(x, scaling, state.max), state.rest)
+
+    def on_cpu(x: Array, state: online.State) -> Array:
+        terms = _cpu.exponentials(x, state.max)
+        total = jnp.sum(terms, axes, keepdims=True)
+        return terms / jnp.where(total == 0, 1, total)
+
+    if scaling != Scaling(None):
+        return plain(x, state)
+    return lax.platform_dependent(x, state, cpu=on_cpu, default=plain)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:
@@ -141,7 +176,7 @@ def hits(labels: Array, axis: int, classes: int) -> Array:
 def label_logit(x: Array, labels: Array, axis: int) -> Array:
     """The logit of each row's label. A sum over the row's one hit, which any sharding of the row keeps.
 
-    On CPU, where XLA would store the summed array, it is read where it lies, unless the classes are sharded.
+    On CPU, where XLA would store the summed array, it is read where it lies, if that is one device.
     """
 
     def compare(x: Array, labels: Array) -> Array:
@@ -150,6 +185,6 @@ def label_logit(x: Array, labels: Array, axis: int) -> Array:
     def read(x: Array, labels: Array) -> Array:
         return jnp.take_along_axis(x, labels, axis, mode="clip")
 
-    if jax.typeof(x).sharding.spec[axis] is not None:
+    if not is_whole(x, axis):
         return compare(x, labels)
     return lax.platform_dependent(x, labels, cpu=read, default=compare)

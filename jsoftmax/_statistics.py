@@ -108,7 +108,9 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
             out += [t * jnp.where(dead & (t != 0), -jnp.inf, u), t]
         return tuple(out)
 
-    state, sums = _rows.reduce(x, scaling, (axis,), terms, (targets, weights), exact="entropy" in wanted)
+    bare = targets is None and wanted.isdisjoint({"entropy", "spread"})
+    further = () if bare else (terms, (targets, weights), "entropy" in wanted)
+    state, sums = _rows.reduce(x, scaling, (axis,), *further)
     empty, log_total = state.rest < 0, _rows.log_total(state.rest)
     found: Numbers = {}
     sum_weights = None

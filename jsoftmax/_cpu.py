@@ -1,0 +1,165 @@
+"""The state of a row on CPU, in the forms that XLA's library of reductions takes there.
+
+That library takes chains of sums, products, exponentials and floors under one sum, and reads a row once for
+them; a comparison, a selection or a second sum of the same terms costs more than the exponentials. So the
+heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or repaired.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax._autodiff import with_tangent
+
+SCALE = 2.0**64  # of every sum here, so that none of the terms that matter underflows
+
+
+class Form(NamedTuple):
+    """How the rest of a row is found: "columns", "whole" or "blocks", these of `size` classes."""
+
+    name: str
+    size: int = 0
+
+
+def choose(shape: tuple[int, ...], axis: int) -> Form | None:
+    """The form for logits of this shape; None where the sums had better be written plainly.
+
+    Times are those of the log-sum-exp over jax.nn's, for 2²⁵ float32 numbers on two cores.
+    """
+    classes = shape[axis]
+    size = 1
+    for n in shape:
+        size *= n
+    if size < 2**13:
+        return None  # a few microseconds in any form; the plain one is compiled fastest
+    if classes <= 128:
+        return Form("columns")  # 0.5 to 1.1: at short rows the library is slow, and most have a leading class
+    if classes <= 32768:
+        return Form("whole")  # 1.0, but 2.0 where a class leads by a probability above 1/2
+    # 0.2 to 0.7: of longer rows, the library stores every exponential.
+    sizes = [n for n in range(256, 8193) if classes % n == 0]
+    return Form("blocks", min(sizes, key=lambda n: abs(n - 1024))) if sizes else None
+
+
+def rest(form: Form, x: Array, top: Array, axis: int) -> Array:
+    """``Σ exp(x − top) − 1`` over a row, without the maximal element's 1; −1 in an empty row."""
+    return _rest((form, axis), x, top)
+
+
+def _value(static: tuple[Form, int], x: Array, top: Array) -> Array:
+    form, axis = static
+    top, finite_top = _tops(x, top)
+    if form.name == "columns":
+        return _of_columns(x, top, finite_top, axis)
+    if form.name == "whole":
+        return _of_whole_rows(x, finite_top, axis)
+    return _of_blocks(form.size, x, top, finite_top, axis)
+
+
+def _tangent(static: tuple[Form, int], arguments: tuple[Array, Array], dx: Array) -> Array:
+    x, top = arguments
+    top = jnp.where(top == -jnp.inf, 0, top).astype(rules.computing_dtype(x.dtype))
+    return jnp.sum(jnp.exp(x.astype(top.dtype) - top) * dx.astype(top.dtype), static[1], keepdims=True)
+
+
+_rest = with_tangent(_value, _tangent)
+
+
+def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
+    """Class by class over all rows at once; the first of the largest is left out.
+
+    Of an odd number of rows, XLA would compute one at a time: the last one waits.
+    """
+    rows = (axis + 1) % x.ndim if x.ndim == 2 else axis
+    if rows != axis and x.shape[rows] % 2 and x.shape[rows] > 1:
+        out, last = jnp.zeros_like(top), x.shape[rows] - 1
+        for start, end in ((0, last), (last, last + 1)):
+            x_part, top_part, finite_part = (
+                lax.slice_in_dim(a, start, end, axis=rows) for a in (x, top, finite_top)
+            )
+            part = _of_columns(x_part, top_part, finite_part, axis)
+            out = lax.dynamic_update_slice_in_dim(out, part, start, rows)
+        return out
+    terms, led = [], jnp.zeros(top.shape, bool)
+    for i in range(x.shape[axis]):
+        column = lax.slice_in_dim(x, i, i + 1, axis=axis).astype(top.dtype)
+        leads = (column == top) & (top < jnp.inf) & ~led  # of +inf, the term is NaN
+        led = led | leads
+        terms.append(jnp.where(leads, 0, _scaled(_half(column, finite_top))))
+    while len(terms) > 1:
+        terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
+    return jnp.where(top == -jnp.inf, -1, terms[0] / SCALE)
+
+
+def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
+    """One bare sum; where it is below 2, one class leads, and the sum is made once more without its 1."""
+    total = jnp.sum(_scaled(_half(x.astype(top.dtype), top)), axis, keepdims=True)
+
+    def repaired(x: Array, top: Array, total: Array) -> Array:
+        half = _half(x.astype(top.dtype), top)
+        rest = jnp.sum(_scaled(half) - SCALE * jnp.floor(half), axis, keepdims=True)
+        return jnp.where(_leads(total), rest / SCALE, total / SCALE - 1)
+
+    def plain(x: Array, top: Array, total: Array) -> Array:
+        return total / SCALE - 1
+
+    return lax.cond(jnp.min(total) < 2 * SCALE, repaired, plain, x, top, total)
+
+
+def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) -> Array:
+    """A bare sum for every block; the block that holds the maximum is summed again without it.
+
+    Two blocks may reach 1 only where the total reaches 2, and no repair is needed.
+    """
+    count = x.shape[axis] // size
+    blocks = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+    if x.dtype == top.dtype:
+        sums = jnp.sum(_scaled(_half(blocks, jnp.expand_dims(finite_top, axis))), axis + 1)
+    else:  # converted all at once, a wider copy of the logits would be stored
+        bits = lax.bitcast_convert_type(blocks, jnp.uint16)
+
+        def of_block(i: Array) -> Array:
+            block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
+            block = lax.bitcast_convert_type(block, x.dtype).astype(top.dtype)
+            return jnp.sum(_scaled(_half(block, finite_top)), axis)
+
+        sums = jnp.moveaxis(lax.map(of_block, jnp.arange(count)), 0, axis)
+    holds = sums >= SCALE
+    index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
+    stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
+    total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
+    index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
+    index = jnp.expand_dims(index, axis + 1)
+    block = jnp.squeeze(jnp.take_along_axis(blocks, index, axis, mode="clip"), axis).astype(top.dtype)
+    half = jnp.exp(jnp.where(block == top, -jnp.inf, (block - finite_top) * 0.5))
+    rest = others + jnp.sum(_scaled(half), axis, keepdims=True)
+    return jnp.where(_leads(total), rest, total - SCALE) / SCALE
+
+
+def exponentials(x: Array, top: Array) -> Array:
+    """``exp(x − top)``; 0 in an empty row."""
+    top = _tops(x, top)[1]
+    return jnp.exp(x.astype(top.dtype) - lax.stop_gradient(top))
+
+
+def _tops(x: Array, top: Array) -> tuple[Array, Array]:
+    """The maximum to compute with, and the same but finite in an empty row, where it is −inf."""
+    top = top.astype(rules.computing_dtype(x.dtype))
+    return top, jnp.maximum(top, jnp.finfo(top.dtype).min)
+
+
+def _half(x: Array, top: Array) -> Array:
+    return jnp.exp((x - top) * 0.5)
+
+
+def _scaled(half: Array) -> Array:
+    """``exp(u)``, scaled, from half = exp(u/2)."""
+    return jnp.square(half * 2.0**32)
+
+
+def _leads(total: Array) -> Array:
+    return (total >= SCALE) & (total < 2 * SCALE)

@@ -1,0 +1,1 @@
+"""Speed, memory and error beside the peers: ``python -m tests.benchmarks --quick``."""

@@ -1,0 +1,83 @@
+"""``python -m tests.benchmarks``: the tables on the screen, and in a folder as JSON and PNG."""
+
+import argparse
+import json
+from pathlib import Path
+
+from tests import shapes
+from tests.benchmarks import dense, timing
+
+HEADER = (
+    f"{'function':18}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
+    f"{'ours ms':>9}{'peer ms':>9}"
+    f"{'ratio':>7} {'quartiles':12}{'copy':>7}{'max':>7} {'temporaries':14}{'error':>9}{'peer':>9}"
+)
+
+
+def line(r):
+    eager = " eager" if r["eager"] else ""
+    return (
+        f"{r['function']:18}{r['rows']:9} {r['classes']:8} {r['dtype']:9}{r['axis']:4} {r['regime']:7}"
+        f"{r['ours']:9.3f}{r['peer']:9.3f}{r['ratio']:7.2f} {r['low']:5.2f}-{r['high']:<6.2f}"
+        f"{r['copy']:7.2f}{r['max']:7.2f} {r['temporaries, ours']:6.3f} {r['temporaries, peer']:6.3f} "
+        f"{r['error, ours']:9.1e}{r['error, peer']:9.1e} {r['model']}{eager}"
+    )
+
+
+def draw(records, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5))
+    for name in dict.fromkeys(r["function"] for r in records):
+        points = sorted(
+            (r["classes"], r["ratio"]) for r in records if r["function"] == name and not r["eager"]
+        )
+        axes.loglog(*zip(*points, strict=True), "o", label=name, markersize=4)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(xlabel="classes", ylabel="time, over the peer's")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def cells(options):
+    if options.quick:
+        classes, dtypes, axes = (10, 1000, 32768, 50257, 131072), ("float32",), (-1,)
+    else:
+        classes, dtypes, axes = shapes.CLASSES, ("float32", "bfloat16"), (-1, 0)
+    classes = options.classes or classes
+    yield from dense.grid(options.elements, classes, dtypes, axes, dense.REGIMES[: 1 if options.quick else 2])
+    for rows, n in shapes.SMALL:
+        for eager in (False, True):
+            yield dense.Cell(rows, n, eager=eager)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")
+    parser.add_argument("--elements", type=int, help="logits in an array; 2**25, or 2**22 if quick")
+    parser.add_argument("--classes", type=int, nargs="*", help="these numbers of classes alone")
+    parser.add_argument("--functions", nargs="*", choices=dense.PAIRS, default=list(dense.PAIRS))
+    parser.add_argument("--seconds", type=float, default=0.3, help="for every cell")
+    parser.add_argument("--out", type=Path, default=Path("jsoftmax-out/benchmarks"))
+    options = parser.parse_args(arguments)
+    options.elements = options.elements or (2**22 if options.quick else shapes.ELEMENTS)
+    print(json.dumps(timing.machine()))
+    print(HEADER)
+    records = []
+    for cell in cells(options):
+        for record in dense.measured(cell, options.functions, options.seconds):
+            records.append(record)
+            print(line(record), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "dense.json").write_text(
+        json.dumps({"machine": timing.machine(), "records": records}, indent=1)
+    )
+    draw(records, options.out / "dense.png")
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The functions of whole logits beside jax.nn, optax and torch, on the grid of `shapes`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jsoftmax
+from tests import shapes
+from tests.benchmarks import timing
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+class Pair(NamedTuple):
+    """Ours and the peer's, of logits, labels and the class axis; what torch calls; the float64 definition."""
+
+    ours: object
+    peer: object
+    torch: object
+    exact: object
+
+
+def _optax(x, y, axis):
+    return optax.softmax_cross_entropy_with_integer_labels(x, y, axis=axis)
+
+
+def _gradient(loss):
+    return lambda x, y, axis: jax.value_and_grad(lambda x: jnp.mean(loss(x, y, axis)))(x)
+
+
+def _loss(x, y, axis):
+    return jsoftmax.cross_entropy(x, y, axis=axis)
+
+
+def _exact_logsumexp(x, axis):
+    top = x.max(axis, keepdims=True)
+    return top + np.log(np.exp(x - top).sum(axis, keepdims=True))
+
+
+def _exact_log_softmax(x, y, axis):
+    return x - _exact_logsumexp(x, axis)
+
+
+def _exact_loss(x, y, axis):
+    label = np.take_along_axis(x, np.expand_dims(y, axis), axis)
+    return np.squeeze(_exact_logsumexp(x, axis) - label, axis)
+
+
+def _exact_gradient(x, y, axis):
+    p = np.exp(_exact_log_softmax(x, y, axis))
+    at_label = np.take_along_axis(p, np.expand_dims(y, axis), axis) - 1
+    np.put_along_axis(p, np.expand_dims(y, axis), at_label, axis)
+    return _exact_loss(x, y, axis).mean(), p / y.size
+
+
+PAIRS = {
+    "logsumexp": Pair(
+        lambda x, y, axis: jsoftmax.logsumexp(x, axis),
+        lambda x, y, axis: jax.nn.logsumexp(x, axis),
+        lambda x, y, axis: torch.logsumexp(x, axis),
+        lambda x, y, axis: np.squeeze(_exact_logsumexp(x, axis), axis),
+    ),
+    "loss": Pair(
+        _loss,
+        _optax,
+        lambda x, y, axis: torch.nn.functional.cross_entropy(x.movedim(axis, -1), y, reduction="none"),
+        _exact_loss,
+    ),
+    "log_prob": Pair(
+        lambda x, y, axis: jsoftmax.log_prob(x, y, axis=axis),
+        lambda x, y, axis: -_optax(x, y, axis),
+        None,
+        lambda x, y, axis: -_exact_loss(x, y, axis),
+    ),
+    "loss and gradient": Pair(_gradient(_loss), _gradient(_optax), None, _exact_gradient),
+    "softmax": Pair(
+        lambda x, y, axis: jsoftmax.softmax(x, axis),
+        lambda x, y, axis: jax.nn.softmax(x, axis),
+        lambda x, y, axis: torch.softmax(x, axis),
+        lambda x, y, axis: np.exp(_exact_log_softmax(x, y, axis)),
+    ),
+    "log_softmax": Pair(
+        lambda x, y, axis: jsoftmax.log_softmax(x, axis),
+        lambda x, y, axis: jax.nn.log_softmax(x, axis),
+        lambda x, y, axis: torch.log_softmax(x, axis),
+        _exact_log_softmax,
+    ),
+}
+LIMITS = {"copy": lambda x, axis: x + 0, "max": lambda x, axis: jnp.max(x, axis)}
+REGIMES = ("unit", "peaked")
+
+
+class Cell(NamedTuple):
+    """One place of the grid."""
+
+    rows: int
+    classes: int
+    dtype: str = "float32"
+    axis: int = -1
+    regime: str = "unit"
+    eager: bool = False
+
+    def arrays(self):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(self.rows, self.classes)).astype(np.float32)
+        if self.regime == "peaked":
+            x[:, self.classes // 2] += 20
+        x = jnp.asarray(x if self.axis else x.T, self.dtype)
+        return x, jnp.asarray(rng.integers(0, self.classes, self.rows), jnp.int32)
+
+
+def grid(elements, classes, dtypes, axes, regimes):
+    for n in classes:
+        for dtype in dtypes:
+            for axis in axes:
+                for regime in regimes:
+                    yield Cell(max(1, elements // n), n, dtype, axis, regime)
+
+
+def error(function, cell, exact):
+    """The largest error of the outputs against float64, over the largest magnitude, on a few of the rows."""
+    x, y = cell._replace(rows=min(cell.rows, max(1, 2**18 // cell.classes))).arrays()
+    want = exact(np.asarray(x, np.float64), np.asarray(y), cell.axis)
+    got = jax.jit(functools.partial(function, axis=cell.axis))(x, y)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return max(float(np.max(np.abs(np.asarray(g, np.float64) - w)) / np.max(np.abs(w))) for g, w in pairs)
+
+
+def measured(cell, names, seconds):
+    """One record for each function."""
+    x, y = cell.arrays()
+    limits = {
+        name: functools.partial(jax.jit(f, static_argnums=1), x, cell.axis) for name, f in LIMITS.items()
+    }
+    for name in names:
+        pair = PAIRS[name]
+        functions = {"ours": pair.ours, "peer": pair.peer}
+        functions = {who: functools.partial(f, axis=cell.axis) for who, f in functions.items()}
+        jitted = functions if cell.eager else {who: jax.jit(f) for who, f in functions.items()}
+        calls = {who: functools.partial(f, x, y) for who, f in jitted.items()} | limits
+        if torch is not None and pair.torch is not None and cell.dtype == "float32":
+            tx, ty = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(y)).long()
+            calls["torch"] = functools.partial(pair.torch, tx, ty, cell.axis)
+        times = timing.seconds_each(calls, seconds)
+        record = cell._asdict() | {"function": name, "model": shapes.model(cell.classes)}
+        record |= timing.compared(times["ours"], times["peer"])._asdict()
+        record |= {who: float(np.median(t)) for who, t in times.items() if who not in functions}
+        for who, function in functions.items():
+            record[f"temporaries, {who}"] = timing.temporaries(function, (x, y)) / x.nbytes
+            record[f"error, {who}"] = error(function, cell, pair.exact)
+        yield record

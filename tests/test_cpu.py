@@ -1,0 +1,135 @@
+"""The forms that rows take on CPU: each gives the rest of any row, and none stores the row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jsoftmax
+from jsoftmax import _cpu
+
+FORMS = {
+    "columns": ((1025, 8), _cpu.Form("columns")),
+    "whole": ((16, 1000), _cpu.Form("whole")),
+    "blocks": ((2, 40000), _cpu.Form("blocks", 1000)),
+}
+
+
+def rows(rng, shape):
+    """Rows of every regime, one under the other, and their names."""
+    _, classes = shape
+    unit = rng.normal(size=classes).astype(np.float32)
+    middle = np.arange(classes) == classes // 2
+    apart = np.where(middle, unit.max(), unit)
+    kinds = {
+        "unit": unit,
+        "flat": np.full(classes, 1.5),
+        "spread": 30 * unit,
+        "offset": 1e4 + unit,
+        "tied": np.where(np.arange(classes) % (classes - 1) == 0, unit.max() + 1, unit),
+        **{f"one ahead by {by}": np.where(middle, apart.max() + by, apart) for by in (2, 15, 30, 80)},
+        "one ahead, all others beyond the range of exp": np.where(middle, 0, -88 - abs(unit) / 4),
+        "dead classes": np.where(np.arange(classes) % 2, unit, -np.inf),
+        "one class": np.where(middle, 1, -np.inf),
+    }
+    x = np.stack(list(kinds.values())).astype(np.float32)
+    return list(kinds), x
+
+
+def exact_rest(x):
+    x = x.astype(np.float64)
+    terms = np.exp(x - x.max(1, keepdims=True))
+    np.put_along_axis(terms, x.argmax(1)[:, None], 0, 1)
+    return terms.sum(1)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", FORMS)
+def test_the_rest_of_any_row(name, axis):
+    """Its digits stay where one class leads by any distance: a relative error of a few ulp and the gap."""
+    shape, form = FORMS[name]
+    names, x = rows(np.random.default_rng(0), shape)
+    rest = jax.jit(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
+    got = np.ravel(rest(x if axis else x.T))
+    for kind, ours, want in zip(names, got, exact_rest(x), strict=True):
+        gap = max(0.0, -np.log(want)) if want else 0
+        assert abs(ours - want) <= (6 + gap) * 2**-23 * want, (kind, ours, want)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", FORMS)
+def test_empty_rows_and_overflows_stay_in_their_rows(name, axis):
+    shape, form = FORMS[name]
+    x = np.zeros((5, shape[1]), np.float32)
+    x[1] = -np.inf
+    x[2, 3], x[3, 3] = np.inf, np.nan
+    rest = jax.jit(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
+    got = np.ravel(rest(x if axis else x.T))
+    others = shape[1] - 1
+    np.testing.assert_array_equal(got, [others, -1, np.nan, np.nan, others])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_derivatives_are_those_of_the_sum(name):
+    shape, form = FORMS[name]
+    x = jnp.asarray(rows(np.random.default_rng(0), shape)[1][:6])
+    weights = jnp.arange(1.0, 7.0)[:, None]
+
+    def total(x):
+        return jnp.sum(weights * _cpu.rest(form, x, jax.lax.stop_gradient(x.max(1, keepdims=True)), 1))
+
+    gradient = jax.grad(total)
+    terms = weights * jnp.exp(x - x.max(1, keepdims=True))
+    np.testing.assert_allclose(gradient(x), terms, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda x: gradient(x).sum())(x), terms, rtol=1e-5)
+
+
+def test_every_form_is_chosen():
+    chosen = {n: _cpu.choose((2**20 // n, n), 1) for n in (8, 1000, 32768, 50257, 131072, 50261)}
+    names = {n: form and form.name for n, form in chosen.items()}
+    assert names == {
+        8: "columns",
+        1000: "whole",
+        32768: "whole",
+        50257: "blocks",
+        131072: "blocks",
+        50261: None,
+    }
+    assert chosen[50257].size == 1733
+    assert _cpu.choose((32, 10), 1) is None
+
+
+# What may be stored beside the logits, over their bytes; their gradient is a result.
+@pytest.mark.parametrize("classes", [10, 1000, 32768, 50257, 131072])
+@pytest.mark.parametrize("name", ["logsumexp", "loss", "loss and gradient"])
+def test_no_array_of_the_logits_size_is_stored(name, classes):
+    x = jax.ShapeDtypeStruct((2**24 // classes, classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
+    mean = functools.partial(jsoftmax.cross_entropy, reduction="mean")
+    function, arguments = {
+        "logsumexp": (functools.partial(jsoftmax.logsumexp, axis=-1), (x,)),
+        "loss": (jsoftmax.cross_entropy, (x, labels)),
+        "loss and gradient": (jax.value_and_grad(mean), (x, labels)),
+    }[name]
+    compiled = jax.jit(function).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size * (0.05 if classes > 10 else 0.6)
+
+
+def test_no_wider_copy_of_bfloat16_logits_is_stored():
+    x = jax.ShapeDtypeStruct((8192, 131072), jnp.bfloat16)
+    loss = jax.value_and_grad(functools.partial(jsoftmax.cross_entropy, reduction="mean"))
+    compiled = jax.jit(loss).lower(x, jax.ShapeDtypeStruct((8192,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * 2 * x.size
+
+
+def test_bfloat16_rows_in_blocks():
+    _, x = rows(np.random.default_rng(0), FORMS["blocks"][0])
+    x = jnp.asarray(x, jnp.bfloat16)
+    form = FORMS["blocks"][1]
+    short, full = (
+        jax.jit(lambda x: _cpu.rest(form, x, x.max(1, keepdims=True), 1))(a)
+        for a in (x, x.astype(jnp.float32))
+    )
+    np.testing.assert_allclose(short, full, rtol=1e-6)
