@@ -147,6 +147,17 @@ def exponentials(x: Array, top: Array) -> Array:
     return jnp.exp(x.astype(top.dtype) - lax.stop_gradient(top))
 
 
+def total(terms: Array, axes: tuple[int, ...]) -> Array:
+    """The sum of a row's `exponentials`; 1 in an empty row. Where one class leads, its 1 is added last."""
+
+    def repaired(terms: Array, total: Array) -> Array:
+        rest = jnp.sum(terms - jnp.floor(terms), axes, keepdims=True)
+        return jnp.where(total < 2, 1 + rest, total)
+
+    total = jnp.sum(terms, axes, keepdims=True)
+    return lax.cond(jnp.min(total, initial=2) < 2, repaired, lambda terms, total: total, terms, total)
+
+
 def _tops(x: Array, top: Array) -> tuple[Array, Array]:
     """The maximum to compute with, and the same but finite in an empty row, where it is −inf."""
     top = top.astype(rules.computing_dtype(x.dtype))

@@ -8,6 +8,8 @@ Blocks of logits are made, summed up and thrown away. For a derivative they come
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax import _blocks, _parts, _products, _scaling, _statistics
+from jsoftmax import _blocks, _parts, _products, _scaling, _statistics, rules
 from jsoftmax._autodiff import with_gradients, with_rules
+from jsoftmax._blocks import BlockPlan
 from jsoftmax._parts import Part
-from jsoftmax._products import Rows, Shared, Static
+from jsoftmax._products import TILE, Rows, Shared, Static
+from jsoftmax._sharding import is_whole, varying
 from jsoftmax._statistics import Numbers, Saved
 
 _Kept = tuple[Rows, Shared, Saved]
@@ -28,27 +32,58 @@ def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
     plan = static.plan(rows, shared, gradient=False)
 
     def block(carry: None, rows: Rows) -> tuple[None, Any]:
-        def add(so_far: Part | None, start: Array | int, size: int) -> Part:
-            part = _part(static, rows, shared, start, size)
-            return part if so_far is None else _parts.merge(so_far, part, rows.scaling)
+        def forward(size: int, rows: Rows, shared: Shared) -> Any:
+            found, saved, _ = _forward(static, size, rows, shared)
+            return found, saved
 
-        state, found, sum_weights, _ = _blocks.over_classes(plan.classes, plan.block_classes, add, None)
-        if plan.class_blocks > 1:
-            valid = (rows.labels >= 0) & (rows.labels < plan.classes)
-            found["nll"] = jnp.where(valid, found["nll"], jnp.nan)
-            if rows.counted is not None:
-                found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
-        return None, (found, Saved(None, state, found, sum_weights))
+        return None, _tiled(plan, forward, rows, shared)
 
     _, (found, saved) = _blocks.over_rows(plan, block, None, rows)
     return found, (rows, shared, saved)
 
 
-def _part(static: Static, rows: Rows, shared: Shared, start: Array | int, size: int) -> Part:
+def _tiled(plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
+    """``function(classes at a time, rows, …)``: on CPU in tiles, elsewhere as planned."""
+    shared = arguments[0]
+    planned = partial(function, plan.block_classes)
+    if plan.block_classes <= TILE or not rows.has_class_ids or not is_whole(shared.weight, 0, 1):
+        return planned(rows, *arguments)
+    return lax.platform_dependent(rows, *arguments, cpu=partial(function, TILE), default=planned)
+
+
+def _forward(
+    static: Static, size: int, rows: Rows, shared: Shared, *, keep: bool = False
+) -> tuple[Numbers, Saved, Array | None]:
+    """The numbers of a block of rows, `size` classes at a time, and its logits if they are to be kept."""
+    classes = shared.weight.shape[static.vocab_axis]
+
+    def add(carry: Any, start: Array | int, length: int) -> Any:
+        so_far, x = carry
+        tile = static.part(shared, start, length)
+        of_tile = _products.logits(static, rows, tile)
+        part = _part(static, of_tile, rows, tile, start, whole=size == classes)
+        if so_far is not None:
+            part = _parts.merge(so_far, part, rows.scaling)
+        if keep:
+            x = of_tile if x is None else _blocks.with_part(x, of_tile, start, 1)
+        return part, x
+
+    begun = None
+    if keep and size < classes:
+        dtype = rules.computing_dtype(rows.hidden.dtype)
+        begun = varying(jnp.zeros((len(rows.hidden), classes), dtype), rows.hidden, shared.weight)
+    (state, found, sum_weights, _), x = _blocks.over_classes(classes, size, add, (None, begun))
+    if size < classes:
+        valid = (rows.labels >= 0) & (rows.labels < classes)
+        found["nll"] = jnp.where(valid, found["nll"], jnp.nan)
+        if rows.counted is not None:
+            found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
+    return found, Saved(None, state, found, sum_weights), x
+
+
+def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
     """The numbers of some of the classes; the nll is 0 where the label is not one of them."""
-    whole = size == shared.weight.shape[static.vocab_axis]
-    shared = static.part(shared, start, size)
-    problem = _products.problem(_products.logits(static, rows, shared), rows, shared, start, whole=whole)
+    problem = _products.problem(x, rows, shared, start, whole=whole)
     has_label = jnp.asarray(True)
     if not whole:
         has_label = problem.labels >= 0
@@ -57,9 +92,42 @@ def _part(static: Static, rows: Rows, shared: Shared, start: Array | int, size: 
     if not whole:
         found["nll"] = jnp.where(has_label, found["nll"], 0)
     if "prediction" in static.wanted:
-        live = lax.stop_gradient(_scaling.ordered_live(problem.x, problem.scaling))
+        live = lax.stop_gradient(_scaling.ordered_live(x, problem.scaling))
         found["prediction"] = start + jnp.argmax(live, 1, keepdims=True).astype(jnp.int32)
     return Part(saved.state, found, saved.sum_weights, has_label)
+
+
+def _backward(
+    static: Static,
+    size: int,
+    asked: tuple[Rows, Shared],
+    rows: Rows,
+    shared: Shared,
+    sums: Shared,
+    saved: Saved,
+    cotangents: dict[str, Array | None],
+    x: Array | None = None,
+) -> tuple[Shared, Rows]:
+    """The gradients of a block of rows, `size` classes at a time, from its logits or by making them again."""
+    classes = shared.weight.shape[static.vocab_axis]
+
+    def add(carry: tuple[Shared, Any], start: Array | int, length: int) -> tuple[Shared, Any]:
+        sums, so_far = carry
+        tile = static.part(shared, start, length)
+        of_tile = _products.logits(static, rows, tile) if x is None else _blocks.part(x, start, length, 1)
+        problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
+        here = saved._replace(problem=problem)
+        back = _statistics.pull((1, static.wanted), here, cotangents, so_far is None)[0]
+        so_much = static.part(sums, start, length)
+        dhidden, so_much = _products.back(
+            static, asked[0], so_much, rows.hidden, tile.weight, back.x, back.weights
+        )
+        of_rows = Rows(dhidden, back.labels, None, *back.scaling[1:])
+        if so_far is not None:
+            of_rows = jax.tree.map(jnp.add, so_far, of_rows)
+        return static.with_part(sums, so_much, start), of_rows
+
+    return _blocks.over_classes(classes, size, add, (sums, None))
 
 
 def _pull(
@@ -69,25 +137,11 @@ def _pull(
     plan = static.plan(rows, shared)
 
     def block(sums: Shared, part: Any) -> tuple[Shared, Rows]:
+        def backward(size: int, rows: Rows, *arguments: Any) -> Any:
+            return _backward(static, size, asked, rows, *arguments)
+
         rows, saved, cotangents = part
-
-        def add(carry: tuple[Shared, Any], start: Array | int, size: int) -> tuple[Shared, Any]:
-            sums, so_far = carry
-            tile = static.part(shared, start, size)
-            x = _products.logits(static, rows, tile)
-            problem = _products.problem(x, rows, tile, start, whole=plan.class_blocks == 1)
-            of_part = saved._replace(problem=problem)
-            back = _statistics.pull((1, static.wanted), of_part, cotangents, so_far is None)[0]
-            of_tile = static.part(sums, start, size)
-            dhidden, of_tile = _products.back(
-                static, asked[0], of_tile, rows.hidden, tile.weight, back.x, back.weights
-            )
-            of_rows = Rows(dhidden, back.labels, None, *back.scaling[1:])
-            if so_far is not None:
-                of_rows = jax.tree.map(jnp.add, so_far, of_rows)
-            return static.with_part(sums, of_tile, start), of_rows
-
-        return _blocks.over_classes(plan.classes, plan.block_classes, add, (sums, None))
+        return _tiled(plan, backward, rows, shared, sums, saved, cotangents)
 
     begun = _products.none_yet(asked[1], rows, shared)
     sums, of_rows = _blocks.over_rows(plan, block, begun, (rows, saved, cotangents))
@@ -154,44 +208,27 @@ def _ready(static: Static, rows: Rows, shared: Shared) -> Rows:
 def _total_and_gradients(
     static: Static, asked: tuple[Rows, Shared], rows: Rows, shared: Shared
 ) -> tuple[Array, tuple[Rows, Shared]]:
+    differentiated = any(jax.tree.leaves(asked))
+    plan = static.plan(rows, shared, differentiated)
+
     def block(sums: Shared, rows: Rows) -> tuple[Shared, Any]:
-        given, others = _parted(asked, rows, shared)
+        def value(size: int, rows: Rows, shared: Shared) -> Array:
+            return rows.terms.losses(_forward(static, size, rows, shared)[0])
 
-        def losses(x: Array, given: Any) -> tuple[Array, Array]:
-            rows, shared = _united(given, others)
-            found = _statistics.of_rows((1, static.wanted), _products.problem(x, rows, shared))
-            losses = rows.terms.losses(found)
-            return jnp.sum(losses), losses
+        def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
+            found, saved, x = _forward(static, size, rows, shared, keep=True)
+            losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, rows.terms)
+            of_found, of_terms = back(jnp.ones_like(losses))
+            sums, of_rows = _backward(static, size, asked, rows, shared, sums, saved, of_found, x)
+            return sums, (losses, of_rows._replace(terms=of_terms))
 
-        x = _products.logits(static, rows, shared)
-        if not any(jax.tree.leaves(asked)):
-            return sums, (losses(x, given)[1], given[0])
-        value, back, found = jax.vjp(losses, x, given, has_aux=True)
-        dx, (of_rows, of_shared) = back(jnp.ones_like(value))
-        dhidden, sums = _products.back(
-            static, asked[0], sums, rows.hidden, shared.weight, dx, of_shared.class_weights
-        )
-        return sums, (found, of_rows._replace(hidden=dhidden))
+        if not differentiated:
+            return sums, (_tiled(plan, value, rows, shared), None)
+        return _tiled(plan, both, rows, shared, sums)
 
     begun = _products.none_yet(asked[1], rows, shared)
-    plan = static.plan(rows, shared, any(jax.tree.leaves(asked)))
     of_shared, (losses, of_rows) = _blocks.over_rows(plan, block, begun, rows)
-    return jnp.sum(losses), (of_rows, of_shared)
-
-
-def _parted(asked: tuple[Rows, Shared], rows: Rows, shared: Shared) -> tuple[Any, Any]:
-    """The arguments that come after the logits: those to differentiate in, and the others."""
-    after = (rows._replace(hidden=None), shared._replace(weight=None, bias=None))
-    asked = (asked[0]._replace(hidden=None), asked[1]._replace(weight=None, bias=None))
-
-    def where(wanted: bool) -> Any:
-        return jax.tree.map(lambda asked, a: a if asked == wanted else None, asked, after)
-
-    return where(True), where(False)
-
-
-def _united(given: Any, others: Any) -> Any:
-    return jax.tree.map(lambda a, b: b if a is None else a, given, others, is_leaf=lambda a: a is None)
+    return jnp.sum(losses), (of_rows if differentiated else rows, of_shared)
 
 
 _total = with_gradients(_total_and_gradients)

@@ -14,10 +14,12 @@ from jsoftmax._scaling import Scaling
 from jsoftmax._sharding import is_whole, laid_out, shards, spec, varying
 from jsoftmax._statistics import Problem
 
-# On CPU; the tiles in classes.
-LOGITS_TILE = 1024
-GRADIENT_TILE = 4096
-FEATURES_OF_A_SUM = 128
+# On CPU a block's logits are made, and turned into gradients, in tiles of so many classes, which the cache
+# holds.
+TILE = 2048
+# On CPU a product over D features is a sum of products over 2¹⁷/D, but at least 128: it has the error of 362.
+FEWEST_FEATURES = 128
+FEATURES_SQUARED = 2**17
 
 
 class Rows(NamedTuple):
@@ -94,39 +96,30 @@ class Static(NamedTuple):
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     """The logits of a block, in at least float32.
 
-    On CPU in tiles, each the sum of products over 256 features: one sum over all of them, which is what XLA
-    makes there, has an error twice as large at 512 features; and a 16-bit weight is never copied whole.
+    On CPU a tile is made of products over some of the features at a time: XLA there adds up all of them one
+    after the other, and 512 features have twice the error.
     """
     hidden, weight = rows.hidden, shared.weight
-    features = hidden.shape[1]
-
+    features, classes = hidden.shape[1], weight.shape[static.vocab_axis]
     layout = spec(hidden)[0], spec(weight)[static.vocab_axis]
+    length = max(FEWEST_FEATURES, FEATURES_SQUARED // max(features, 1))
 
     def whole(hidden: Array, weight: Array) -> Array:
         return _product(hidden, weight, 1, 1 - static.vocab_axis, *layout)
 
-    def in_tiles(hidden: Array, weight: Array) -> Array:
-        def fill(x: Array, start: Array | int, size: int) -> Array:
-            tile = _blocks.part(weight, start, size, static.vocab_axis)
-            total = None
-            for first in range(0, features, FEATURES_OF_A_SUM):
-                length = min(FEATURES_OF_A_SUM, features - first)
-                part = _blocks.part(tile, first, length, 1 - static.vocab_axis)
-                product = whole(_blocks.part(hidden, first, length, 1), part)
-                total = product if total is None else total + product
-            return _blocks.with_part(x, total, start, 1)
+    def in_parts(hidden: Array, weight: Array) -> Array:
+        total = None
+        for first in range(0, features, length):
+            size = min(length, features - first)
+            part = _blocks.part(weight, first, size, 1 - static.vocab_axis)
+            product = whole(_blocks.part(hidden, first, size, 1), part)
+            total = product if total is None else total + product
+        return jnp.asarray(total)
 
-        dtype = rules.computing_dtype(hidden.dtype)
-        x = jnp.zeros((len(hidden), classes), dtype, out_sharding=laid_out(hidden, *layout))
-        x = varying(x, hidden, weight)
-        return _blocks.over_classes(classes, LOGITS_TILE, fill, x)
-
-    classes = weight.shape[static.vocab_axis]
-    small = features <= FEATURES_OF_A_SUM and classes <= LOGITS_TILE
-    if small or not (is_whole(weight, 0, 1) and is_whole(hidden, 1)):
-        x = whole(hidden, weight)
+    if features > length and classes <= TILE and is_whole(hidden, 1) and is_whole(weight, 0, 1):
+        x = lax.platform_dependent(hidden, weight, cpu=in_parts, default=whole)
     else:
-        x = lax.platform_dependent(hidden, weight, cpu=in_tiles, default=whole)
+        x = whole(hidden, weight)
     return x if shared.bias is None else x + shared.bias.astype(x.dtype)
 
 
@@ -155,44 +148,19 @@ def back(
 ) -> tuple[Array | None, Shared]:
     """From the gradient of a block of logits that of its hidden rows, in at least float32, if asked for.
 
-    And the gradients of what all rows share, with the block's added. On CPU in tiles, whose products are
-    added while they are in the cache, and for which a 16-bit weight is never copied whole.
+    And the gradients of what all rows share, with the block's added.
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
-    begun = varying(jnp.zeros_like(hidden, dx.dtype), hidden, weight, dx) if asked.hidden else None
-
-    def add(
-        totals: tuple[Array | None, Array | None], weight: Array, dx: Array
-    ) -> tuple[Array | None, Array | None]:
-        of_hidden, of_weight = totals
-        if of_hidden is not None:
-            of_hidden = of_hidden + _product(dx, weight, 1, axis, *spec(hidden))
-        if of_weight is not None:
-            factors = (hidden, dx) if axis == 1 else (dx, hidden)
-            of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))
-        return of_hidden, of_weight
-
-    def in_tiles(totals: Any, weight: Array, dx: Array) -> Any:
-        def tile(totals: Any, start: Array | int, size: int) -> Any:
-            of_hidden, of_weight = totals
-            so_far = _blocks.part(of_weight, start, size, axis)
-            parts = (_blocks.part(weight, start, size, axis), _blocks.part(dx, start, size, 1))
-            of_hidden, so_far = add((of_hidden, so_far), *parts)
-            return of_hidden, _blocks.with_part(of_weight, so_far, start, axis)
-
-        return _blocks.over_classes(dx.shape[1], GRADIENT_TILE, tile, totals)
-
-    totals = (begun, sums.weight)
-    if dx.shape[1] <= GRADIENT_TILE or not (is_whole(weight, 0, 1) and is_whole(hidden, 0, 1)):
-        of_hidden, of_weight = add(totals, weight, narrow)
-    else:
-        of_hidden, of_weight = lax.platform_dependent(totals, weight, narrow, cpu=in_tiles, default=add)
-    of_bias = None if sums.bias is None else sums.bias + jnp.sum(dx, 0, keepdims=True)
-    if sums.class_weights is None or of_weights is None:
-        of_weights = sums.class_weights
-    else:
-        of_weights = sums.class_weights + of_weights
-    return of_hidden, Shared(of_weight, of_bias, of_weights)
+    of_hidden = _product(narrow, weight, 1, axis, *spec(hidden)) if asked.hidden else None
+    of_weight, of_bias, of_class_weights = sums
+    if of_weight is not None:
+        factors = (hidden, narrow) if axis == 1 else (narrow, hidden)
+        of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))
+    if of_bias is not None:
+        of_bias = of_bias + jnp.sum(dx, 0, keepdims=True)
+    if of_class_weights is not None and of_weights is not None:
+        of_class_weights = of_class_weights + of_weights
+    return of_hidden, Shared(of_weight, of_bias, of_class_weights)
 
 
 def _product(a: Array, b: Array, axis: int, other_axis: int, *layout: Any) -> Array:

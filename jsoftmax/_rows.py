@@ -132,8 +132,7 @@ def all_probabilities(x: Array, scaling: Scaling, state: online.State, axes: Axe
 
     def on_cpu(x: Array, state: online.State) -> Array:
         terms = _cpu.exponentials(x, state.max)
-        total = jnp.sum(terms, axes, keepdims=True)
-        return terms / jnp.where(total == 0, 1, total)
+        return terms / _cpu.total(terms, axes)
 
     if scaling != Scaling(None):
         return plain(x, state)

@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import checkify
 
 import jsoftmax
+from jsoftmax import _linear
 
 # One block; blocks of rows that do not fill up; classes cut too, evenly and not.
 BLOCKS = (None, 5, (4, 3), (13, 12))
@@ -91,6 +92,30 @@ def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
     want, ours = everything(floats)
     for got in ours:
         agree(got, want)
+
+
+def test_tiles_of_a_block(x64, monkeypatch):
+    """On CPU a block's classes come in tiles, which other tests are too small for; with every option."""
+    floats, labels = head()
+    monkeypatch.setattr(_linear, "TILE", 6)
+    jax.clear_caches()
+
+    @jit_quickly
+    def everything(floats):
+        def of(f, reduction, **options):
+            f = functools.partial(f, labels=labels, ignore_index=-1, reduction=reduction, **options)
+            return jax.value_and_grad(curved(f))(floats)
+
+        return [
+            (of(linear, reduction, block_size=size), of(dense, reduction))
+            for reduction, size in (("none", 5), ("mean", 5), ("sum", None))
+        ]
+
+    text = everything.lower(floats).as_text()
+    assert "2x6x" in text or "5x6x" in text, "no tiles"
+    for got, want in everything(floats):
+        agree(got, want)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize(
@@ -324,9 +349,9 @@ def temporaries(f, *shapes):
     return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(("rows", "classes", "megabytes"), [(8192, 128256, 801)], ids=str)
+@pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)
 def test_memory(rows, classes, megabytes):
-    """A tenth of what optax takes on full logits; a loss alone takes a block."""
+    """A quarter of what optax takes on full logits, a tenth for more classes; a loss alone takes a block."""
     shapes = (rows, 512), (512, classes), (rows,)
     mean = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
     assert temporaries(jax.value_and_grad(mean, (0, 1)), *shapes) <= megabytes * 2**20
