@@ -187,6 +187,12 @@ def test_rows_are_counted_past_the_digits_of_a_float():
     for counted in (state.weight, state.ranks, state.classes.weight, state.calibration.bins.correct):
         assert np.max(np.float64(counted.high) + np.float64(counted.low)) == 2**40 + 1
     np.testing.assert_allclose(sums(state)[1], (2**40 + 1) * sums(one)[1], rtol=1e-12)
+    rows = jnp.zeros(2**24 + 1)
+    statistics = jsoftmax.RowStatistics(rows, rows, rows, rows.astype(jnp.int32))
+    in_one_batch = evaluation.update_from_statistics(
+        evaluation.empty(top_k=1, bins=None), statistics, statistics.prediction
+    )
+    assert sums(in_one_batch) == [len(rows), 0, [len(rows)]]
 
 
 ROWS = st.lists(
@@ -286,6 +292,13 @@ def test_the_corners_of_a_row():
         },
         rtol=1e-5,
     )
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    logits = jnp.array([[0.0, 0.0], [0.0, -INF]])
+    found = evaluation.compute(evaluation.update(evaluation.empty(bins=2), logits, jnp.array([0, 0])))
+    np.testing.assert_array_equal(found.reliability, [[1, 1], [0.5, 1], [1, 1]])
+    assert found.calibration_error == 0.25
 
 
 def test_infinite_losses_and_no_rows():
@@ -396,7 +409,7 @@ def test_the_derivative_is_that_of_the_mean_loss():
     x, y = (jnp.asarray(a[:32]) for a in digits())
 
     def ours(x):
-        state = evaluation.update(evaluation.empty(), x, y)
+        state = evaluation.update(evaluation.empty(), x, y, ignore_index=IGNORED)
         found = evaluation.compute(evaluation.merge(state, state))
         return found.nll + 3 * found.brier, found
 
@@ -404,11 +417,12 @@ def test_the_derivative_is_that_of_the_mean_loss():
         brier = jnp.square(jax.nn.softmax(x) - jax.nn.one_hot(y, 10)).sum(-1)
         return jsoftmax.cross_entropy(x, y, reduction="mean") + 3 * brier.mean()
 
+    want, x, y = jax.grad(plain)(x), jnp.pad(x, ((0, 1), (0, 0)), constant_values=NAN), jnp.append(y, IGNORED)
     (_, found), gradient = jax.value_and_grad(ours, has_aux=True)(x)
-    np.testing.assert_allclose(gradient, jax.grad(plain)(x), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(gradient, jnp.pad(want, ((0, 1), (0, 0))), rtol=1e-4, atol=1e-8)
     assert 0 < found.accuracy < 1
 
-    w = jnp.linspace(0.5, 2, 32)
+    x, y, w = x[:-1], y[:-1], jnp.linspace(0.5, 2, 32)
 
     def nll(x):
         small = evaluation.empty(top_k=1, bins=None)
@@ -460,7 +474,7 @@ def best_temperature(x, y):
 fit = jax.jit(evaluation.fit_temperature)
 
 
-@pytest.mark.parametrize("regime", ["digits", "noise", "one wrong of many", "all scales"])
+@pytest.mark.parametrize("regime", ["digits", "noise", "one wrong of many", "mostly flat", "all scales"])
 def test_the_temperature_of_the_smallest_loss(regime):
     rng = np.random.default_rng(0)
     x, y = digits()
@@ -470,6 +484,9 @@ def test_the_temperature_of_the_smallest_loss(regime):
     elif regime == "one wrong of many":
         y = x.argmax(1)
         y[7] = x[7].argmin()
+    elif regime == "mostly flat":  # a step from where most rows suggest would go too far
+        x = np.where(np.arange(len(x))[:, None] == 7, np.float32(np.arange(10)), 1)
+        y = np.full(len(x), 6)
     elif regime == "all scales":
         x = x * (10.0 ** rng.uniform(-4, 4, (len(x), 1))).astype(np.float32)
     for scale in (1.0, 2.0**-80, 2.0**80):
