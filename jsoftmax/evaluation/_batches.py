@@ -153,7 +153,7 @@ def update_from_statistics(
 
     Args:
       state: of `empty`, or any other.
-      statistics: of `row_statistics`.
+      statistics: of `row_statistics`, or of `linear_row_statistics`.
       labels: their class ids.
       ignore_index: rows with this class id count for nothing.
       weights: from 0 up, in the shape of `labels`; 1 if not given.
@@ -170,8 +170,9 @@ def update_from_statistics(
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> from jsoftmax import evaluation
+    >>> hidden, weight = jnp.eye(3), jnp.array([[2.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
     >>> labels = jnp.array([0, 1, -100])
-    >>> found = jsoftmax.row_statistics(jnp.array([[2.0, 1.0], [3.0, 0.0], [0.0, 0.0]]), labels)
+    >>> found = jsoftmax.linear_row_statistics(hidden, weight, labels)
     >>> state = evaluation.empty(top_k=1, bins=None)
     >>> state = evaluation.update_from_statistics(state, found, labels, ignore_index=-100)
     >>> metrics = evaluation.compute(state)
