@@ -1,6 +1,6 @@
 """The softmax family in closed form, for JAX."""
 
-from jsoftmax import online, rules
+from jsoftmax import evaluation, online, rules
 from jsoftmax._autodiff import forward_mode
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._information import entropy, js_divergence, kl_divergence, log_prob
@@ -24,6 +24,7 @@ __all__ = [
     "RowStatistics",
     "cross_entropy",
     "entropy",
+    "evaluation",
     "forward_mode",
     "js_divergence",
     "kl_divergence",

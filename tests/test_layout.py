@@ -18,7 +18,13 @@ LAYERS = (
     ("_products", "_parts"),
     ("_linear",),
     ("_losses", "_information", "_row_statistics", "_head"),
-    ("_linear_head",),
+    ("_linear_head", "evaluation"),
+    ("__init__",),
+)
+EVALUATION = (
+    ("_sums", "_labels"),
+    ("_state", "_temperature"),
+    ("_batches", "_metrics"),
     ("__init__",),
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -34,8 +40,8 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def layer(module):
-    return next(i for i, names in enumerate(LAYERS) if module in names)
+def layer(module, layers=LAYERS):
+    return next(i for i, names in enumerate(layers) if module in names)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
@@ -56,6 +62,18 @@ def test_arrows_go_down_only(path):
 def test_rules_know_only_each_other(path):
     for name in imports(path):
         assert name.startswith(("jsoftmax.rules.", "jax.", "__future__", "math", "typing")), name
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "evaluation").glob("*.py")), ids=lambda p: p.stem)
+def test_evaluation_is_in_layers_too(path):
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top != "jsoftmax":
+            assert top in {"jax", "__future__", "collections", "functools", "math", "typing"}, name
+        elif rest[0] != "evaluation":
+            assert layer(rest[0]) < layer("evaluation"), f"{path.name} imports {name}"
+        else:
+            assert layer(rest[1], EVALUATION) < layer(path.stem, EVALUATION), f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -1,0 +1,36 @@
+"""Evaluation over batches, shards and processes of any size: what was seen, as a small state that merges.
+
+`empty` says what to measure, `update` adds a batch of logits and labels, `merge` puts two states together,
+`merge_across` those of all shards, `compute` gives the metrics. A state holds sums over the rows, each in two
+words: a mean over 10⁸ rows keeps its float32 digits, and rows are counted exactly up to 2⁴⁸, in any order. It
+is a tree of small arrays, which passes through `jit`, `scan` and `vmap`, between processes, and into files.
+
+>>> import jax, jax.numpy as jnp, numpy as np
+>>> from jsoftmax import evaluation
+>>> rng = np.random.default_rng(0)
+>>> batches = ((rng.normal(size=(100, 4)), rng.integers(0, 4, 100)) for _ in range(20))  # as from a file
+>>> state = evaluation.empty(num_classes=4)
+>>> for logits, labels in batches:
+...     state = evaluation.update(state, logits.astype(np.float32), labels)
+>>> metrics = evaluation.compute(state)
+>>> print(f"{metrics.nll:.2f} {metrics.accuracy:.2f} {metrics.weight:.0f}")
+1.73 0.24 2000
+"""
+
+from jsoftmax.evaluation._batches import update, update_from_statistics
+from jsoftmax.evaluation._metrics import Metrics, Reliability, compute
+from jsoftmax.evaluation._state import State, empty, merge, merge_across
+from jsoftmax.evaluation._temperature import fit_temperature
+
+__all__ = [
+    "Metrics",
+    "Reliability",
+    "State",
+    "compute",
+    "empty",
+    "fit_temperature",
+    "merge",
+    "merge_across",
+    "update",
+    "update_from_statistics",
+]

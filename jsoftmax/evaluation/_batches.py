@@ -1,0 +1,222 @@
+"""Batches of rows on their way into a state: from logits, or from the statistics of their rows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax import _rows, _scaling
+from jsoftmax._arguments import Call
+from jsoftmax._row_statistics import RowStatistics
+from jsoftmax._scaling import Scaling, Shifted
+from jsoftmax._statistics import numbers
+from jsoftmax.evaluation import _labels
+from jsoftmax.evaluation._state import Rows, State, absorb
+
+
+def update(
+    state: State,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> State:
+    """The state with a batch of rows added: their logits and class ids.
+
+    A row of weight 0, or with the label `ignore_index`, counts for nothing, whatever lies there. A class id
+    outside [0, V), NaN or +inf in a live class, a weight below 0: each makes every metric but `weight` NaN,
+    in this state and all it is merged into. A row with no live class has loss 0, as in `cross_entropy`, and
+    is predicted wrong, with confidence 0 and a Brier score of 1.
+
+    Before the label come the classes with a larger logit, and those with the same and a smaller index, as in
+    argmax and ``jax.lax.top_k``; no sort. A dead label is no choice at all.
+
+    Derivative: nll, Brier score and confidence have theirs, what is counted has none.
+
+    Args:
+      state: of `empty`, or any other.
+      logits: any shape.
+      labels: class ids as integers, in the shape of `logits` without `axis`.
+      axis: the class axis, one alone.
+      ignore_index: rows with this class id count for nothing.
+      weights: from 0 up, in the shape of `labels`; 1 if not given.
+      where: True for the classes that count, as for `jsoftmax.cross_entropy`.
+      soft_cap: as there.
+      temperature: as there.
+
+    Returns:
+      `State`, in the dtype it had.
+
+    Raises:
+      TypeError, ValueError: as `jsoftmax.cross_entropy`; where the state is for another number of classes.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jsoftmax import evaluation
+    >>> logits = jnp.array([[2.0, 1.0, 0.1], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> state = evaluation.update(evaluation.empty(3), logits, jnp.array([0, 1, 0]))
+    >>> metrics = evaluation.compute(state)
+    >>> print(f"{metrics.nll:.4f}", metrics.top_k_accuracy[:2], metrics.per_class_accuracy)
+    0.6878 [0.6666667 1.       ] [0.5 1.  0. ]
+    """
+    call = Call(
+        "evaluation.update",
+        logits=logits,
+        labels=labels,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        soft_cap=soft_cap,
+        temperature=temperature,
+    )
+    x = call.floats("logits")
+    along = _labels.class_axis(call, x)
+    ids = call.class_ids(x.shape, (along,))
+    if state.classes is not None:
+        given, classes = x.shape[along], state.classes.weight.high.shape[-1]
+        if given != classes:
+            problem = f"the logits have {given} classes, and the state is for {classes}"
+            raise call.error(ValueError, problem, f"begin with evaluation.empty({given})")
+    scaling = _scaling.of_call(call, x, (along,))
+    weight = _labels.row_weights(call)
+    return _update(along, state, x, ids, scaling, weight, call.ignore_index(ids))
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(
+    axis: int,
+    state: State,
+    x: Array,
+    ids: Array,
+    scaling: Scaling,
+    weights: Array | None,
+    ignored: Array | None,
+) -> State:
+    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis)
+    if labels.counted is not None:
+        x = jnp.where(labels.counted, x, 0)
+        ids = jnp.where(labels.counted, ids, 0)  # as they came: bad ones are reported
+    nll = numbers((axis,), frozenset({"nll"}), x, ids, scaling, None, labels.counted)["nll"]
+    brier = confidence = None
+    if state.calibration is not None:
+        index = lax.broadcasted_iota(jnp.int32, [n if i == axis else 1 for i, n in enumerate(x.shape)], axis)
+
+        def others(z: Shifted, e: Array, arrays: tuple[Array, Array]) -> tuple[Array]:
+            index, ids = arrays
+            return (jnp.where(index == ids, 0, e * e),)
+
+        part, (squares,) = _rows.reduce(x, scaling, (axis,), others, (index, labels.ids))
+        empty = part.rest < 0
+        total = 1 + jnp.where(empty, 0, part.rest)
+        of_label = jnp.where(empty, 1, jnp.square(jnp.expm1(-jnp.expand_dims(nll, axis))))
+        brier = jnp.squeeze(of_label + squares / jnp.square(total), axis)
+        confidence = jnp.squeeze(jnp.where(empty, 0, 1 / total), axis)
+    rank = jnp.squeeze(_rank(x, labels.ids, scaling, axis), axis)
+    by_row = jax.tree.map(lambda a: jnp.squeeze(a, axis), labels)
+    return absorb(state, Rows(nll, rank, brier, confidence), by_row)
+
+
+def _rank(x: Array, ids: Array, scaling: Scaling, axis: int) -> Array:
+    """How many classes come before the label; before a dead one, more than there are."""
+    x = lax.stop_gradient(_scaling.ordered_live(x, scaling))
+    own = _rows.label_logit(x, ids, axis)
+    index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    before = (x > own) | ((x == own) & (index < ids))
+    rank = jnp.sum(before, axis, keepdims=True, dtype=jnp.int32)
+    return jnp.where(own == -jnp.inf, jnp.iinfo(jnp.int32).max, rank)
+
+
+def update_from_statistics(
+    state: State,
+    statistics: RowStatistics,
+    labels: ArrayLike,
+    *,
+    ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    rank: ArrayLike | None = None,
+    confidence: ArrayLike | None = None,
+    brier: ArrayLike | None = None,
+) -> State:
+    """The state with a batch of rows added: their `RowStatistics`, where logits were never held.
+
+    They tell the loss and the prediction: enough for ``empty(top_k=1, bins=None)``. A state that measures
+    more wants more of every row. All else as for `update`.
+
+    Args:
+      state: of `empty`, or any other.
+      statistics: of `row_statistics`, or of `linear_row_statistics`.
+      labels: their class ids.
+      ignore_index: rows with this class id count for nothing.
+      weights: from 0 up, in the shape of `labels`; 1 if not given.
+      rank: how many classes come before the label.
+      confidence: the largest probability.
+      brier: ``Σⱼ (pⱼ − tⱼ)²``.
+
+    Returns:
+      `State`, in the dtype it had.
+
+    Raises:
+      TypeError, ValueError: for labels that are no integers, an array of another shape, and where the state
+        measures what is not given.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> from jsoftmax import evaluation
+    >>> hidden, weight = jnp.eye(3), jnp.array([[2.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    >>> labels = jnp.array([0, 1, -100])
+    >>> found = jsoftmax.linear_row_statistics(hidden, weight, labels)
+    >>> state = evaluation.empty(top_k=1, bins=None)
+    >>> state = evaluation.update_from_statistics(state, found, labels, ignore_index=-100)
+    >>> metrics = evaluation.compute(state)
+    >>> print(f"{metrics.nll:.4f} {metrics.accuracy:.1f}")
+    1.6809 0.5
+    """
+    call = Call(
+        "evaluation.update_from_statistics",
+        nll=statistics.nll,
+        labels=labels,
+        ignore_index=ignore_index,
+        weights=weights,
+        rank=rank,
+        confidence=confidence,
+        brier=brier,
+    )
+    nll = call.floats("nll")
+    ids = call.class_ids(nll.shape, ())
+    if rank is None and state.ranks.high.shape[-1] > 1:
+        problem = "row statistics do not tell the rank of the label, and the state measures top-k accuracy"
+        raise call.error(ValueError, problem, "give rank=, or begin with evaluation.empty(top_k=1)")
+    if (confidence is None or brier is None) and state.calibration is not None:
+        problem = "row statistics do not tell confidence and Brier score, and the state measures calibration"
+        remedy = "give confidence= and brier=, or begin with evaluation.empty(bins=None)"
+        raise call.error(ValueError, problem, remedy)
+    more = {name: _labels.of_each_row(call, name) for name in ("rank", "confidence", "brier")}
+    ignored, weight = call.ignore_index(ids), _labels.row_weights(call)
+    return _from_statistics(state, statistics, ids, weight, ignored, more)
+
+
+@jax.jit
+def _from_statistics(
+    state: State,
+    statistics: RowStatistics,
+    ids: Array,
+    weights: Array | None,
+    ignored: Array | None,
+    more: dict[str, Array | None],
+) -> State:
+    classes = None if state.classes is None else state.classes.weight.high.shape[-1]
+    labels = _labels.of_rows(ids, weights, ignored, classes)
+    nll, prediction = jnp.where(labels.ids < 0, jnp.nan, statistics.nll), statistics.prediction
+    rank = more["rank"]
+    if rank is None:
+        wrong = (prediction != labels.ids) | (statistics.log_normalizer == -jnp.inf)
+        rank = wrong.astype(jnp.int32)
+    return absorb(state, Rows(nll, rank.astype(jnp.int32), more["brier"], more["confidence"]), labels)

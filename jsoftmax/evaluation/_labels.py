@@ -1,0 +1,65 @@
+"""Labels and weights: which rows count, for how much, and which class ids are any."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax._arguments import Call
+
+
+class Labels(NamedTuple):
+    """Class ids, −1 for what is none; 0 in a row that does not count.
+
+    Weights are 0 in a row that does not count, NaN for what is below 0, and None where none are given;
+    `counted` is None where every row counts.
+    """
+
+    ids: Array
+    weights: Array | None
+    counted: Array | None
+
+
+def class_axis(call: Call, x: Array) -> int:
+    """The one axis of the classes."""
+    axes = call.axes(x.shape)
+    if len(axes) != 1:
+        problem = f"axis {call.arguments['axis']!r} names {len(axes)} axes"
+        raise call.error(ValueError, problem, "reshape the logits to one class axis, and name it")
+    return axes[0]
+
+
+def of_each_row(call: Call, name: str) -> Array | None:
+    """A float argument in the shape of the labels; None if not given."""
+    if call.arguments[name] is None:
+        return None
+    array, rows = call.floats(name), jnp.shape(call.arguments["labels"])
+    if array.shape != rows:
+        problem = f"{name} of shape {array.shape} for rows of shape {rows}"
+        raise call.error(ValueError, problem, f"give {name} the shape {rows}")
+    return array
+
+
+def row_weights(call: Call) -> Array | None:
+    """The weights of the rows."""
+    return of_each_row(call, "weights")
+
+
+def of_rows(
+    ids: Array, weights: Array | None, ignored: Array | None, classes: int | None, axis: int | None = None
+) -> Labels:
+    """What `ignored` and weights of 0 leave of the labels, which have length 1 along `axis`."""
+    if ids.dtype.itemsize < 4:
+        ids = ids.astype(jnp.int32)  # that holds the number of classes too
+    counted = None if ignored is None else ids != ignored
+    if weights is not None:
+        weights = weights if axis is None else jnp.expand_dims(weights, axis)
+        weights = jnp.where(weights >= 0, weights, jnp.nan)
+        weights = weights if counted is None else jnp.where(counted, weights, 0)
+        counted = weights != 0
+    if counted is not None:
+        ids = jnp.where(counted, ids, 0)
+    valid = ids >= 0 if classes is None else (ids >= 0) & (ids < classes)
+    return Labels(jnp.where(valid, jnp.where(valid, ids, 0).astype(jnp.int32), -1), weights, counted)

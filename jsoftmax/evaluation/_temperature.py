@@ -1,0 +1,190 @@
+"""The temperature that calibrates logits: that of the smallest loss on rows held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax import _rows, _scaling, rules
+from jsoftmax._arguments import Call
+from jsoftmax._scaling import Scaling
+from jsoftmax.evaluation import _labels, _sums
+from jsoftmax.evaluation._labels import Labels
+
+MOST_STEPS = 100
+FARTHEST = 1000.0  # exp(−1000) is 0 in float64 too
+
+
+def fit_temperature(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+) -> Array:
+    """The T > 0 that makes the mean of ``cross_entropy(logits, labels, temperature=T)`` smallest.
+
+    With g the distance of a logit from the maximum of its row, the loss is convex in β = 1/T, and
+
+        d nll/dβ = G − M(β)         G = mean g_y,  M(β) = mean Σ p·g
+        dM/dβ = −mean(Σ p·g² − (Σ p·g)²)
+
+    M falls from the mean distance to 0. Newton's method solves log M(β) = log G, bisecting log β where a step
+    would leave the bracket that the signs so far have left. M and G are sums of one sign: they keep their
+    digits at every scale of the logits, and T is as accurate as their quotient.
+
+    Where the loss is smallest at no T: with every label on the largest logit of its row it falls on towards
+    T = 0, and the answer is the smallest normal number; where the labels lie no nearer than chance would,
+    G ≥ M(0), it falls towards T = ∞, and the answer is the largest finite number. Both can be used as they
+    are, and give the limits of the loss. Where any T does (no rows; rows of equal logits) the answer is 1.
+    NaN for a bad label, NaN or +inf in a live class, a weight below 0, and for a dead label, whose loss is
+    +inf at any T; unless in a row that does not count, as for `update`.
+
+    No derivative in reverse: fit on rows held out, and then use it.
+
+    Args:
+      logits: any shape; what a model gives, at T = 1.
+      labels: class ids as integers, in the shape of `logits` without `axis`.
+      axis: the class axis, one alone.
+      ignore_index: rows with this class id do not count.
+      weights: from 0 up, in the shape of `labels`; 1 if not given.
+      where: True for the classes that count, as for `jsoftmax.cross_entropy`.
+      soft_cap: as there.
+
+    Returns:
+      T, one number, at least float32. Under `jax.vmap`, one for each group of rows.
+
+    Raises:
+      TypeError, ValueError: as `update`.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> from jsoftmax import evaluation
+    >>> logits = jnp.array([[6.0, 0.0], [6.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
+    >>> labels = jnp.array([0, 0, 1, 1])  # 3 of 4 are right: their odds are 3
+    >>> temperature = evaluation.fit_temperature(logits, labels)
+    >>> print(f"{temperature:.4f} {6 / jnp.log(3.0):.4f}")
+    5.4614 5.4614
+    >>> print(f"{jsoftmax.softmax(logits[0], temperature=temperature)[0]:.4f}")
+    0.7500
+
+    Source: Guo et al. (2017).
+    """
+    call = Call(
+        "evaluation.fit_temperature",
+        logits=logits,
+        labels=labels,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        soft_cap=soft_cap,
+    )
+    x = call.floats("logits")
+    along = _labels.class_axis(call, x)
+    ids = call.class_ids(x.shape, (along,))
+    scaling = _scaling.of_call(call, x, (along,))
+    return _fit(along, x, ids, scaling, _labels.row_weights(call), call.ignore_index(ids))
+
+
+class _Search(NamedTuple):
+    """β, the bracket around the best one, and whether β is that to its rounding."""
+
+    beta: Array
+    low: Array
+    high: Array
+    steps: Array
+    settled: Array
+
+
+@partial(jax.jit, static_argnums=0)
+def _fit(
+    axis: int, x: Array, ids: Array, scaling: Scaling, weights: Array | None, ignored: Array | None
+) -> Array:
+    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis)
+    if labels.counted is not None:
+        x = jnp.where(labels.counted, x, 0)
+    dtype = rules.computing_dtype(x.dtype)
+    limits = jnp.finfo(dtype)
+    top = _scaling.peak(x, scaling, (axis,))
+    mean = _mean_over(labels, top.shape, dtype)
+
+    def distances() -> tuple[Array, Array]:
+        """g, and the live classes: made anew for every sum over them, and not stored."""
+        u = _scaling.shifted(x, scaling, top).u
+        live = u != -jnp.inf
+        return jnp.where(live, -u, 0), live
+
+    def row_sum(values: Array) -> Array:
+        return jnp.sum(values, axis, keepdims=True)
+
+    def moments(beta: Array) -> tuple[Array, Array]:
+        """``β·M`` and ``−β²·dM/dβ``."""
+        g, live = distances()
+        v = jnp.minimum(beta * g, FARTHEST)
+        e = jnp.where(live, jnp.exp(-v), 0)
+        total = row_sum(e)
+        total = jnp.where(total == 0, 1, total)
+        first, second = row_sum(e * v) / total, row_sum((e * v) * v) / total
+        return mean(first), mean(second - jnp.square(first))
+
+    g, live = distances()
+    number = row_sum(live.astype(dtype))
+    widest = mean(row_sum(g / jnp.maximum(number, 1)))
+    hit = _rows.hits(labels.ids, axis, x.shape[axis])
+    of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
+    of_label = jnp.where(labels.ids < 0, jnp.nan, jnp.where(number == 0, 0, of_label))
+    goal = mean(of_label)
+
+    def step(s: _Search) -> _Search:
+        first, second = moments(s.beta)
+        excess = jnp.log(first / (s.beta * goal))  # log M − log G
+        low = jnp.where(excess > 0, s.beta, s.low)
+        high = jnp.where(excess > 0, s.high, s.beta)
+        change = excess * (first / second)
+        newton = s.beta * (1 + change)
+        between = jnp.where(low == 0, high / 8, jnp.sqrt(low) * jnp.sqrt(high))
+        beta = jnp.where((newton > low) & (newton < high), newton, between)
+        close = 2 * limits.eps
+        settled = (jnp.abs(excess) <= close) | (jnp.abs(change) <= close) | (high <= low * (1 + close))
+        return _Search(jnp.where(settled, s.beta, beta), low, high, s.steps + 1, settled)
+
+    solvable = (goal > 0) & (goal < widest)
+    start = jnp.where(solvable, 1 / widest, 1)
+    farthest = jnp.full_like(start, 1 / limits.tiny)
+    search = _Search(start, jnp.zeros_like(start), farthest, jnp.zeros_like(ids, shape=()), ~solvable)
+    search = lax.while_loop(lambda s: ~s.settled & (s.steps < MOST_STEPS), step, search)
+    answer = 1 / search.beta
+    answer = jnp.where(goal >= widest, limits.max, answer)
+    answer = jnp.where(goal == 0, limits.tiny, answer)
+    answer = jnp.where(widest == 0, 1, answer)
+    return jnp.where(jnp.isfinite(goal) & jnp.isfinite(widest), answer, jnp.nan)
+
+
+def _mean_over(labels: Labels, shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Array], Array]:
+    """The mean over the rows that count, by their weights, as a sum of shares: it cannot overflow."""
+    axes = range(len(shape))
+    if labels.weights is not None:
+        share = labels.weights.astype(dtype)
+        whole = _sums.total(share, axes, dtype).high
+    elif labels.counted is not None:
+        share = labels.counted.astype(dtype)
+        whole = _sums.count(labels.counted, axes, dtype).high
+    else:
+        share = whole = jnp.asarray(1.0, dtype)
+        whole = whole * max(math.prod(shape), 1)
+    share = jnp.broadcast_to(share / jnp.where(whole == 0, 1, whole), shape)
+
+    def mean(values: Array) -> Array:
+        return _sums.total(jnp.where(share == 0, 0, share * values), axes, dtype).high
+
+    return mean
