@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import dense, timing
+from tests.benchmarks import dense, linear, timing
 
 HEADER = (
     f"{'function':18}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -24,22 +24,21 @@ def line(r):
     )
 
 
-def draw(records, path):
+def draw(records, name, label, path):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5))
-    for name in dict.fromkeys(r["function"] for r in records):
-        points = sorted(
-            (r["classes"], r["ratio"]) for r in records if r["function"] == name and not r["eager"]
-        )
-        axes.loglog(*zip(*points, strict=True), "o", label=name, markersize=4)
+    for curve in dict.fromkeys(map(name, records)):
+        points = sorted((r["classes"], r["ratio"]) for r in records if name(r) == curve)
+        axes.loglog(*zip(*points, strict=True), "o", label=curve, markersize=4)
     axes.axhline(1, color="black", linewidth=1)
-    axes.set(xlabel="classes", ylabel="time, over the peer's")
+    axes.set(xlabel="classes", ylabel=label)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
 
 
 def cells(options):
@@ -54,29 +53,56 @@ def cells(options):
             yield dense.Cell(rows, n, eager=eager)
 
 
+def heads(options):
+    if options.head:
+        return [linear.Head(*options.head)]
+    if options.quick:
+        return [linear.Head(512, 256, 8192)]
+    return [linear.Head(2048, 512, 32768), *(linear.Head(2048, 512, n) for n in shapes.VOCABULARIES.values())]
+
+
+def shown(records, header, line):
+    print(header)
+    kept = []
+    for record in records:
+        kept.append(record)
+        print(line(record), flush=True)
+    return kept
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[[], "dense", "linear"], help="these tables; both")
     parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")
     parser.add_argument("--elements", type=int, help="logits in an array; 2**25, or 2**22 if quick")
     parser.add_argument("--classes", type=int, nargs="*", help="these numbers of classes alone")
     parser.add_argument("--functions", nargs="*", choices=dense.PAIRS, default=list(dense.PAIRS))
+    parser.add_argument("--head", type=int, nargs=3, metavar=("B", "D", "V"), help="this linear head alone")
     parser.add_argument("--seconds", type=float, default=0.3, help="for every cell")
     parser.add_argument("--out", type=Path, default=Path("jsoftmax-out/benchmarks"))
     options = parser.parse_args(arguments)
     options.elements = options.elements or (2**22 if options.quick else shapes.ELEMENTS)
     print(json.dumps(timing.machine()))
-    print(HEADER)
-    records = []
-    for cell in cells(options):
-        for record in dense.measured(cell, options.functions, options.seconds):
-            records.append(record)
-            print(line(record), flush=True)
+    tables = {}
+    if "linear" not in options.tables:
+        records = (
+            r for cell in cells(options) for r in dense.measured(cell, options.functions, options.seconds)
+        )
+        tables["dense"] = shown(records, HEADER, line)
+    if "dense" not in options.tables:
+        records = (r for head in heads(options) for r in linear.measured(head, options.seconds))
+        tables["linear"] = shown(records, linear.HEADER, linear.line)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "dense.json").write_text(
-        json.dumps({"machine": timing.machine(), "records": records}, indent=1)
-    )
-    draw(records, options.out / "dense.png")
-    return records
+    for name, records in tables.items():
+        text = json.dumps({"machine": timing.machine(), "records": records}, indent=1)
+        (options.out / f"{name}.json").write_text(text)
+    if "dense" in tables:
+        jitted = [r for r in tables["dense"] if not r["eager"]]
+        draw(jitted, lambda r: r["function"], "time, over the peer's", options.out / "dense.png")
+    if "linear" in tables:
+        path = options.out / "linear.png"
+        draw(tables["linear"], lambda r: f"{r['who']}, {r['what']}", "time, over the products'", path)
+    return tables
 
 
 if __name__ == "__main__":
