@@ -22,7 +22,7 @@ from jsoftmax._autodiff import with_gradients, with_rules
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._parts import Part
 from jsoftmax._products import TILE, Rows, Shared, Static
-from jsoftmax._sharding import is_whole, varying
+from jsoftmax._sharding import is_whole, laid_out, spec, varying
 from jsoftmax._statistics import Numbers, Saved
 
 _Kept = tuple[Rows, Shared, Saved]
@@ -70,8 +70,9 @@ def _forward(
 
     begun = None
     if keep and size < classes:
-        dtype = rules.computing_dtype(rows.hidden.dtype)
-        begun = varying(jnp.zeros((len(rows.hidden), classes), dtype), rows.hidden, shared.weight)
+        shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
+        begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
+        begun = varying(begun, rows.hidden, shared.weight)
     (state, found, sum_weights, _), x = _blocks.over_classes(classes, size, add, (None, begun))
     if size < classes:
         valid = (rows.labels >= 0) & (rows.labels < classes)
@@ -122,7 +123,7 @@ def _backward(
         dhidden, so_much = _products.back(
             static, asked[0], so_much, rows.hidden, tile.weight, back.x, back.weights
         )
-        of_rows = Rows(dhidden, back.labels, None, *back.scaling[1:])
+        of_rows = Rows(dhidden, back.labels if asked[0].labels else None, None, *back.scaling[1:])
         if so_far is not None:
             of_rows = jax.tree.map(jnp.add, so_far, of_rows)
         return static.with_part(sums, so_much, start), of_rows

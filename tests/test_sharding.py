@@ -1,0 +1,131 @@
+"""On eight devices: the answers of one device, and nothing as long as the classes moves between them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jsoftmax
+from jsoftmax import _sharding
+
+ROWS, FEATURES, CLASSES = 16, 8, 24
+
+
+def arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    hidden, weight = rng.normal(size=(ROWS, FEATURES)), rng.normal(size=(FEATURES, CLASSES))
+    labels = rng.integers(0, CLASSES, ROWS)
+    labels[3] = -1
+    return jnp.float32(hidden), jnp.float32(weight), jnp.asarray(labels, jnp.int32)
+
+
+def mesh(kind):
+    return jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(kind,) * 2)
+
+
+@pytest.fixture
+def several_devices(monkeypatch):
+    """Under Auto axes nobody knows where an array lies; programs traced before are of one device."""
+    monkeypatch.undo()
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sharding, "one_device", lambda: False)
+        yield
+    jax.clear_caches()
+
+
+def head(reduction):
+    loss = functools.partial(
+        jsoftmax.linear_cross_entropy,
+        ignore_index=-1,
+        label_smoothing=0.1,
+        z_loss=0.01,
+        reduction=reduction,
+        block_size=8,
+    )
+    return lambda h, w, y: jnp.sum(loss(h, w, y))
+
+
+def dense(h, x, y):
+    """Of logits; h has no part in it."""
+    loss = jsoftmax.cross_entropy(x, y, ignore_index=-1, label_smoothing=0.1, reduction="mean")
+    found = jsoftmax.row_statistics(x, jnp.maximum(y, 0))
+    p = jsoftmax.softmax(x)
+    return loss + jnp.sum(found.entropy) + jnp.sum(p * p) + jnp.sum(jsoftmax.logsumexp(x, -1))
+
+
+def dense_of_rows(h, x, y):
+    """With a temperature that all rows share."""
+    return jnp.sum(jsoftmax.cross_entropy(x, jnp.maximum(y, 0), temperature=2 + 0 * h[0, 0]))
+
+
+LOSSES = {"head, mean": head("mean"), "head, none": head("none"), "dense": dense}
+LAYOUTS = {
+    "rows": (P("rows"), P(), P("rows")),
+    "classes": (P(), P(None, "classes"), P()),
+    "both": (P("rows"), P(None, "classes"), P("rows")),
+}
+
+
+def agree(got, want):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
+def prepared(name):
+    h, w, y = arrays()
+    return (h, h @ w, y) if name == "dense" else (h, w, y)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_under_jit(name, kind, several_devices):
+    """Gradients lie where their arguments do, and only sums over shards are sent."""
+    given = prepared(name)
+    gradient = jax.jit(jax.value_and_grad(LOSSES[name], (0, 1)))
+    want = gradient(*given)
+    with jax.set_mesh(mesh(kind)):
+        for layout in LAYOUTS.values():
+            if name == "dense":  # the second array has rows too
+                layout = (layout[0], P(*layout[0], *layout[1][1:]) if layout[0] else layout[1], layout[2])
+            sharded = [
+                jax.device_put(a, NamedSharding(mesh(kind), s)) for a, s in zip(given, layout, strict=True)
+            ]
+            compiled = gradient.lower(*sharded).compile()
+            got = compiled(*sharded)
+            agree(got, want)
+            for d, a in zip(got[1][name == "dense" :], sharded[name == "dense" : 2], strict=True):
+                assert d.sharding.is_equivalent_to(a.sharding, 2)
+            sent = set(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text()))
+            assert sent <= {"all-reduce"}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_within_shard_map(name):
+    """What shards share gets the sum of their gradients, from within and from without."""
+    given = prepared(name)
+    total = {"head, mean": head("sum")}.get(name, LOSSES[name])
+    second = P("rows") if name == "dense" else P()
+    specs = (P("rows"), second, P("rows"))
+    if name == "dense":
+        total = dense_of_rows
+    want = jax.grad(total, (0, 1))(*given)
+
+    def outside(h, w, y):
+        inside = jax.shard_map(
+            lambda h, w, y: jax.lax.psum(total(h, w, y), "rows"),
+            mesh=mesh(AxisType.Auto),
+            in_specs=specs,
+            out_specs=P(),
+        )
+        return jax.grad(inside, (0, 1))(h, w, y)
+
+    inside = jax.shard_map(
+        jax.grad(total, (0, 1)), mesh=mesh(AxisType.Auto), in_specs=specs, out_specs=(P("rows"), second)
+    )
+    agree(jax.jit(outside)(*given), want)
+    agree(jax.jit(inside)(*given), want)
