@@ -4,6 +4,7 @@ Errors are in ulp of the exact value, over the outputs that are normal numbers. 
 prints the tables.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -100,76 +101,86 @@ def ulps(ours, exact):
     return np.where(size >= tiny, error.astype(float), 0)
 
 
+@functools.cache
+def programs(temperature):
+    """Functions × (ours, the peer's), of logits, labels, and the same one-hot; compiled once for a shape.
+
+    A gradient is that of the logits before the division by T, which the exact one leaves out too.
+    """
+    option = {} if temperature is None else {"temperature": temperature}
+
+    def divided(f):
+        return lambda x, *labels: f(x if temperature is None else x / x.dtype.type(temperature), *labels)
+
+    def gradient(f):
+        def of_sum(x, *labels):
+            scale = 1 if temperature is None else x.dtype.type(temperature)
+            return scale * jax.grad(lambda x: f(x, *labels).sum())(x)
+
+        return of_sum
+
+    def label_loss(x, y, one_hot):
+        return jsoftmax.cross_entropy(x, y, **option)
+
+    def target_loss(x, y, one_hot):
+        return jsoftmax.cross_entropy(x, one_hot, **option)
+
+    peer_loss = divided(lambda x, y, one_hot: optax.softmax_cross_entropy_with_integer_labels(x, y))
+    pairs = {
+        "softmax": (
+            lambda x, *_: jsoftmax.softmax(x, **option),
+            divided(lambda x, *_: jax.nn.softmax(x)),
+        ),
+        "log_softmax": (
+            lambda x, *_: jsoftmax.log_softmax(x, **option),
+            divided(lambda x, *_: jax.nn.log_softmax(x)),
+        ),
+        "entropy": (
+            lambda x, *_: jsoftmax.entropy(x, **option),
+            divided(lambda x, *_: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), -1)),
+        ),
+        "cross_entropy, ids": (label_loss, peer_loss),
+        "  gradient": (gradient(label_loss), gradient(peer_loss)),
+        "cross_entropy, targets": (target_loss, peer_loss),
+        "  gradient of targets": (gradient(target_loss), gradient(peer_loss)),
+        "logsumexp": (lambda x, *_: jsoftmax.logsumexp(x, -1), lambda x, *_: jax.nn.logsumexp(x, -1)),
+    }
+    return {name: tuple(map(jax.jit, pair)) for name, pair in pairs.items()}
+
+
 def measure(dtype, regime):
     """Functions × (ulps of ours, of the peer, the bound), every entry."""
     x = regime.rows(np.random.default_rng(0), regime.shape).astype(dtype)
     labels = np.where(np.arange(len(x)) % 2, 0, x.argmax(1))
     labels[0] = x[0].argmax()
-    t = regime.temperature
-    option = {} if t is None else {"temperature": t}
-    e = exact(x, labels, t)
+    e = exact(x, labels, regime.temperature)
     tiny_loss = 4 + np.where(e.gap == 0, e.lead, 0)  # the largest class, by its lead
-    one_hot = jnp.asarray(np.eye(x.shape[1], dtype=dtype)[labels] if x.shape[1] < 2000 else 0)
-
-    def divided(f):
-        return lambda x: f(x if t is None else x / x.dtype.type(t))
-
-    def label_loss(z):
-        return jsoftmax.cross_entropy(z, labels, **option)
-
-    def target_loss(z):
-        return jsoftmax.cross_entropy(z, one_hot, **option)
-
-    def optax_loss(z):
-        return optax.softmax_cross_entropy_with_integer_labels(z, labels)
-
-    def gradient(f):
-        # The logits' gradient before the division by T, which the exact one leaves out too.
-        scale = 1 if t is None else x.dtype.type(t)
-        return lambda x: scale * jax.grad(lambda z: f(z).sum())(x)
-
     rows = np.arange(len(x))
     gradient_bound = 4 + e.gap
     gradient_bound[rows, labels] = tiny_loss[rows, labels]
+    loss, gradient = (e.label_loss, tiny_loss[rows, labels]), (e.label_gradient, gradient_bound)
     table = {
-        "softmax": (lambda x: jsoftmax.softmax(x, **option), jax.nn.softmax, e.softmax, 4 + e.gap),
-        "log_softmax": (
-            lambda x: jsoftmax.log_softmax(x, **option),
-            jax.nn.log_softmax,
-            e.log_softmax,
-            tiny_loss,
-        ),
-        "entropy": (
-            lambda x: jsoftmax.entropy(x, **option),
-            lambda x: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), -1),
-            -(e.softmax * e.log_softmax).sum(1),
-            4 + e.lead[:, 0],
-        ),
-        "cross_entropy, ids": (label_loss, optax_loss, e.label_loss, tiny_loss[rows, labels]),
-        "  gradient": (gradient(label_loss), gradient(divided(optax_loss)), e.label_gradient, gradient_bound),
+        "softmax": (e.softmax, 4 + e.gap),
+        "log_softmax": (e.log_softmax, tiny_loss),
+        "entropy": (-(e.softmax * e.log_softmax).sum(1), 4 + e.lead[:, 0]),
+        "cross_entropy, ids": loss,
+        "  gradient": gradient,
     }
+    one_hot = None
     if x.shape[1] < 2000:
-        table |= {
-            "cross_entropy, targets": (target_loss, optax_loss, e.label_loss, tiny_loss[rows, labels]),
-            "  gradient of targets": (
-                gradient(target_loss),
-                gradient(divided(optax_loss)),
-                e.label_gradient,
-                gradient_bound,
-            ),
-        }
-    if t is None:
+        one_hot = np.eye(x.shape[1], dtype=dtype)[labels]
+        table |= {"cross_entropy, targets": loss, "  gradient of targets": gradient}
+    found = programs(regime.temperature)
+    if regime.temperature is None:
         # The maximum and the logarithm may cancel: the ulp is that of the larger.
         size = np.maximum(abs(e.logsumexp), abs(FINE(x.max(1))))
-        lse = jax.jit(lambda x: jsoftmax.logsumexp(x, -1))(x)
-        peer = jax.jit(lambda x: jax.nn.logsumexp(x, -1))(x)
         spacing = np.spacing(size.astype(dtype)).astype(float)
-        off = [abs(FINE(np.asarray(a)) - e.logsumexp).astype(float) / spacing for a in (lse, peer)]
+        both = (np.asarray(f(x, labels, one_hot)) for f in found["logsumexp"])
+        off = [abs(FINE(a) - e.logsumexp).astype(float) / spacing for a in both]
         yield "logsumexp", off[0], off[1], np.full(len(x), 4.0)
-    for name, (ours, peer, want, bound) in table.items():
-        is_gradient = name.startswith("  ")
-        peer = peer if is_gradient else divided(peer)
-        yield name, ulps(jax.jit(ours)(x), want), ulps(jax.jit(peer)(x), want), bound
+    for name, (want, bound) in table.items():
+        ours, peer = (ulps(f(x, labels, one_hot), want) for f in found[name])
+        yield name, ours, peer, bound
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
