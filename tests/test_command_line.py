@@ -1,4 +1,4 @@
-"""The command line as its users run it: a subprocess, on the digits and on good and bad IDX files."""
+"""The command line as its users run it: a subprocess, on the digits, on good and bad IDX files and texts."""
 
 import dataclasses
 import gzip
@@ -15,7 +15,17 @@ import pytest
 from PIL import Image
 
 import jsoftmax
-from jsoftmax._cli import check, data, functions, main, training
+from jsoftmax._cli import (
+    check,
+    data,
+    functions,
+    language,
+    language_figures,
+    language_training,
+    main,
+    text,
+    training,
+)
 from jsoftmax._cli.models import Network
 from jsoftmax._cli.training import Settings
 
@@ -33,6 +43,12 @@ def assert_refused(status, stderr, *words):
     assert len(stderr.splitlines()) == 1, stderr
     for word in words:
         assert word in stderr
+
+
+def assert_is_a_picture(path):
+    with Image.open(path) as picture:
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 50, path
 
 
 @pytest.fixture
@@ -55,9 +71,7 @@ def test_the_main_job_learns_the_digits(model, least, tmp_path):
         assert re.search(rf"^ +{name} .* ok", outcome.stdout, re.MULTILINE), name
     assert ("hidden layer, dW" in outcome.stdout) == (model == "mlp")
     for name in PICTURES:
-        with Image.open(tmp_path / "jsoftmax-out" / name) as picture:
-            colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-        assert len(np.unique(colours, axis=0)) > 50, name
+        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -172,3 +186,113 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^logsumexp .* ok$", out, re.MULTILINE)
     assert re.search(r"^ +gradient .* FAILED$", out, re.MULTILINE)
+
+
+def test_a_language_is_learnt(tmp_path):
+    outcome = run("train", "--data", "text", "--epochs", 1, folder=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert not outcome.stderr
+    found = re.search(r"held-out perplexity ([\d.]+), of the unigram model ([\d.]+);", outcome.stdout)
+    ours, unigram = map(float, found.groups())
+    assert 10 < ours < unigram / 2
+    assert "linear head: 1 block of 512 rows × " in outcome.stdout
+    for of in ("hidden", "table", "bias"):
+        assert len(re.findall(rf"^ +gradient of {of} .* ok", outcome.stdout, re.MULTILINE)) == 3, of
+    for name in language_figures.NAMES:
+        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
+
+
+POEM = "The cat “sat” on the mat:\n\n  $x$ and $y$, ...... and [i:x:j] sat on the cat. 猫\r\n\r\n" * 20
+
+
+@pytest.fixture
+def poem(tmp_path):
+    path = tmp_path / "poem.txt"
+    path.write_text(POEM, encoding="utf-8-sig", newline="")
+    return path
+
+
+def test_a_text_of_ones_own_and_a_wrong_gradient(poem, tmp_path, monkeypatch, capsys):
+    right = jsoftmax.linear_cross_entropy
+
+    def wrong(*arguments, **options):
+        loss = right(*arguments, **options)
+        return loss + 1e-3 * (loss - jax.lax.stop_gradient(loss))
+
+    monkeypatch.setattr(jsoftmax, "linear_cross_entropy", wrong)
+    sizes = ("--epochs=1", "--features=8", "--hidden=8", "--context=2", "--batch-size=999", "--vocabulary=9")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        status = main(["train", "--data=text", f"--path={poem}", f"--out={tmp_path / 'out'}", *sizes])
+    out = capsys.readouterr().out
+    assert status == 1, out
+    assert "poem.txt: 612 words to learn from and 68 held out" in out
+    assert "; 11 classes on" in out
+    assert len(re.findall(r"^ +linear_cross_entropy, .* ok *$", out, re.MULTILINE)) == 3
+    assert len(re.findall(r"^ +gradient of .* FAILED *$", out, re.MULTILINE)) == 9
+    assert_is_a_picture(tmp_path / "out" / "next-words.png")
+
+
+def test_the_same_seed_gives_the_same_language(poem):
+    corpus = text.load(poem, 9)  # most of its words are unknown
+
+    def numbers(seed):
+        network = language.Network(context=2, features=8, hidden=8, dropout=0.5)
+        settings = language_training.Settings(network, 2, 300, 1e-2, seed)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            parameters, history = language_training.train(corpus, settings, lambda number, epoch: None)
+            written = language.write(network, parameters, 50, 0.7, jax.random.key(seed))
+        assert (written != text.UNKNOWN_ID).all()
+        return history, written, parameters
+
+    first, again, other = numbers(3), numbers(3), numbers(4)
+    chex.assert_trees_all_equal(first, again)
+    assert first[0] != other[0]
+    assert (first[1] != other[1]).any()
+
+
+def test_words_are_the_text_and_seldom_ones_unknown(tmp_path):
+    words = text.split(POEM)
+    paragraphs = [" " + " ".join(part.split()) for part in POEM.split("\n\n")]
+    assert "".join(words[:10]) == paragraphs[0] + text.PARAGRAPH
+    assert [word for word in words[:20] if word.strip(" .") == ""] == [" ..."]
+    path = tmp_path / "text.txt"
+    path.write_text("once " + "one two " * 60 + "late " * 5, encoding="utf-8")
+    corpus = text.load(path, 10)
+    assert set(corpus.vocabulary) == {text.UNKNOWN, text.PARAGRAPH, " one", " two"}
+    assert corpus.train[0] == text.UNKNOWN_ID
+    assert (corpus.held_out[-6:-1] == text.UNKNOWN_ID).all()
+    assert corpus.held_out[-1] == text.PARAGRAPH_ID
+    assert len(corpus.held_out) == 12
+    np.testing.assert_allclose(corpus.frequencies.sum(), 1, rtol=1e-6)
+
+
+BAD_TEXTS = {
+    "empty": (b"", "no words"),
+    "blank": (b" \n\n \t", "no words"),
+    "short": (b"To be or not to be.", "too short, 8 words"),
+    "one word": (b"word " * 500, "'word'"),
+    "no word twice": (" ".join(map(str, range(200))).encode(), "twice"),
+    "not UTF-8": ("Grüße".encode("latin-1"), "0xfc"),
+    "binary": (b"\x7fELF\0\0" * 100, "zero byte"),
+}
+
+
+@pytest.mark.parametrize(("content", "word"), BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_a_bad_text_is_one_line(content, word, tmp_path, refuse):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    refuse("--data", "text", "--path", path, "--out", tmp_path / "out", words=[str(path), word])
+
+
+def test_no_text_is_one_line(tmp_path, refuse):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        refuse(
+            "--data", "text", "--path", path, "--out", tmp_path / "out", words=[str(path), "cannot be read"]
+        )
+
+
+def test_an_option_of_other_data_is_one_line(refuse):
+    refuse("--data", "text", "--model", "mlp", words=["--model", "--data text", "digits and mnist"])
+    refuse("--data", "text", "--l2", 0, words=["--l2"])
+    refuse("--temperature", 1, words=["--temperature", "--data digits", "text"])
+    refuse("--path", "x", words=["--path", "digits"])

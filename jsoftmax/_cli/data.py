@@ -43,6 +43,8 @@ class Dataset:
 def load(name: str, folder: Path | None) -> Dataset:
     """Load "digits", or "mnist" from a folder."""
     if name == "digits":
+        if folder is not None:
+            raise UserError("--path does not apply to --data digits, which scikit-learn brings along")
         return digits()
     if folder is None:
         raise UserError("--data mnist needs --path DIR, the folder of its four IDX files")

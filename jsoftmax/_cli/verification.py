@@ -75,7 +75,7 @@ def _rows(network: Network, parameters: Parameters, x: Array, labels: Array, key
     return Rows(logits, labels, targets)
 
 
-def _by_differences(terms: Array, x: Array) -> Array:
+def by_differences(terms: Array, x: Array) -> Array:
     """The terms of jax.grad of a definition: x - x_top takes it to the top by the whole row's sum."""
     top = x == jnp.max(x, axis=-1, keepdims=True)
     return jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
@@ -94,7 +94,7 @@ def compare_function(function: Function, rows: Rows, key: Array) -> Iterator[Com
         value, g, gradient = value_and_pullback(function.ours, rows)
         plain_value, _, plain_gradient = value_and_pullback(partial(function.definition, jnp), rows)
         terms = function.terms(jnp, rows, definitions.softmax(jnp, rows.logits), g)
-        terms = _by_differences(terms, rows.logits)
+        terms = by_differences(terms, rows.logits)
         return value, plain_value, abs(plain_value), gradient, plain_gradient, terms
 
     value, plain_value, size, gradient, plain_gradient, terms = compute(rows)
@@ -113,7 +113,7 @@ def compare_jacobians(x: Array) -> Iterator[Comparison]:
         softmax_terms = p[:, :, None] * (eye + p[:, None, :])  # of p_i (delta_ij - p_j)
         log_softmax_terms = jnp.broadcast_to(p[:, None, :], softmax_terms.shape) + eye
         softmax_terms, log_softmax_terms = (
-            _by_differences(terms, x[:, None, :]) for terms in (softmax_terms, log_softmax_terms)
+            by_differences(terms, x[:, None, :]) for terms in (softmax_terms, log_softmax_terms)
         )
 
         def jacobians(f: Callable[[Array], Array]) -> Array:
@@ -161,7 +161,7 @@ def compare_backward_pass(
         p = jsoftmax.softmax(trace.logits)
         unsigned_parameters, unsigned_trace = jax.tree.map(jnp.abs, (parameters, trace))
         unsigned_trace = unsigned_trace._replace(slopes=jax.tree.map(jnp.sign, trace.slopes))
-        unsigned_error = _by_differences(p + targets, trace.logits) / len(x)
+        unsigned_error = by_differences(p + targets, trace.logits) / len(x)
         terms, error_terms = models.backward(unsigned_parameters, unsigned_trace, unsigned_error, l2)
         ours, plain = (errors, gradients), (plain_errors, plain_gradients)
         return trace.logits, ours, plain, (error_terms, terms)

@@ -1,0 +1,86 @@
+"""A small language model: of a few words, the distribution of the next, by one table of embeddings.
+
+    h = W₂ relu(W₁ [√D E_1 … √D E_C] + b₁) + b₂,    p = softmax(E h + b),
+
+with E_1 … E_C the rows of the last C words. W₂ and b₂ begin at zero and b at the logarithms of how often the
+words occur: before it is trained, this is the unigram model.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.lib.stride_tricks import sliding_window_view
+
+import jsoftmax
+from jsoftmax._cli.models import Layer
+from jsoftmax._cli.text import PARAGRAPH_ID, UNKNOWN_ID, Corpus, Ids
+
+
+class Parameters(NamedTuple):
+    """What is learnt."""
+
+    table: jax.Array  # E, [V, D]: a word's embedding, and its weights at the output
+    bias: jax.Array  # b, [V]
+    mixing: Layer  # [C * D, hidden]
+    output: Layer  # [hidden, D]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The sizes of the model."""
+
+    context: int  # C
+    features: int  # D
+    hidden: int
+    dropout: float = 0.0
+
+    def initialise(self, key: jax.Array, corpus: Corpus) -> Parameters:
+        """Draw the table and the mixing weights; all else as said above."""
+        of_table, of_mixing = jax.random.split(key)
+        inputs, shape = self.context * self.features, (len(corpus.vocabulary), self.features)
+        weights = jax.random.normal(of_mixing, (inputs, self.hidden)) / np.sqrt(np.float32(inputs))
+        return Parameters(
+            jax.random.normal(of_table, shape) / np.sqrt(np.float32(self.features)),
+            jnp.log(jnp.asarray(corpus.frequencies)),
+            Layer(weights, jnp.zeros(self.hidden)),
+            Layer(jnp.zeros((self.hidden, self.features)), jnp.zeros(self.features)),
+        )
+
+    def hidden_of(
+        self, parameters: Parameters, contexts: ArrayLike, key: jax.Array | None = None
+    ) -> jax.Array:
+        """h, [N, D], of contexts [N, C]; with a key, some units before each layer are dropped at random."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = parameters.table[jnp.asarray(contexts)] * np.sqrt(np.float32(self.features))
+        x = self._drop(x.reshape(len(x), -1), keys[0])
+        x = jax.nn.relu(parameters.mixing(x))
+        return parameters.output(self._drop(x, keys[1]))
+
+    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or self.dropout == 0:
+            return x
+        return jnp.where(jax.random.bernoulli(key, 1 - self.dropout, x.shape), x / (1 - self.dropout), 0)
+
+
+def contexts(ids: Ids, count: int) -> Ids:
+    """The words before each word, [N, count]; before the first, paragraphs end. A view, no copy."""
+    begun = np.concatenate([np.full(count, PARAGRAPH_ID, np.int32), ids])
+    return sliding_window_view(begun, count)[:-1]
+
+
+def write(network: Network, parameters: Parameters, count: int, temperature: float, key: jax.Array) -> Ids:
+    """Words drawn one after the other from a new paragraph on, never the unknown one."""
+    known = jnp.arange(len(parameters.bias)) != UNKNOWN_ID
+
+    def draw(context: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = parameters.table @ network.hidden_of(parameters, context[None])[0] + parameters.bias
+        log_p = jsoftmax.log_softmax(logits, where=known, temperature=temperature)
+        word = jax.random.categorical(key, log_p).astype(context.dtype)
+        return jnp.append(context[1:], word), word
+
+    start = jnp.full(network.context, PARAGRAPH_ID, jnp.int32)
+    return np.asarray(jax.jit(lambda keys: jax.lax.scan(draw, start, keys)[1])(jax.random.split(key, count)))
