@@ -7,6 +7,7 @@ heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,23 +27,15 @@ class Form(NamedTuple):
 
 
 def choose(shape: tuple[int, ...], axis: int) -> Form | None:
-    """The form for logits of this shape; None where the sums had better be written plainly.
-
-    Times are those of the log-sum-exp over jax.nn's, for 2²⁵ float32 numbers on two cores.
-    """
+    """The form for logits of this shape; None where the sums had better be written plainly."""
     classes = shape[axis]
-    size = 1
-    for n in shape:
-        size *= n
-    if size < 2**13:
+    if math.prod(shape) < 2**13:
         return None  # a few microseconds in any form; the plain one is compiled fastest
     if classes <= 32:
-        return Form(
-            "columns"
-        )  # 0.5 to 0.9, but 1.5 for an odd number of rows; most rows have a leading class
+        return Form("columns")  # the library is slow at short rows, and in most of them a class leads
     if classes <= 32768:
-        return Form("whole")  # 1.0, but 2.0 where a class leads by a probability above 1/2
-    # 0.2 to 0.7: of longer rows, the library stores every exponential.
+        return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
+    # Of longer rows the library stores every exponential.
     sizes = [n for n in range(256, 8193) if classes % n == 0]
     return Form("blocks", min(sizes, key=lambda n: abs(n - 1024))) if sizes else None
 
