@@ -47,9 +47,9 @@ def test_finite_differences_agree(function, mode, x64):
     floats = tuple(arguments[i] for i in which)
     if mode == "forward":
         with jsoftmax.forward_mode():
-            check_grads(jit_quickly(ours), floats, order=1)
+            check_grads(jax.jit(ours), floats, order=1)
     else:
-        check_grads(jit_quickly(ours), floats, order=2, modes=["rev"])
+        check_grads(jax.jit(ours), floats, order=1, modes=["rev"])
 
 
 def in_float64(function):
