@@ -266,14 +266,14 @@ def test_what_lies_under_the_mask_does_not_matter(rows, seed, junk):
 def test_a_temperature_divides_the_logits(rows, temperature):
     """By a power of two bit for bit; but a map's gradient adds up the same terms in another order.
 
-    And so, on CPU, does a bare softmax: sum and quotient are rounded twice more.
+    And so, on CPU, does a bare softmax: sum and quotient have roundings of their own in either form.
     """
     temperature = np.float32(temperature)
     heated = values_and_gradients(rows, temperature=temperature)
     divided = values_and_gradients(rows._replace(x=rows.x / temperature))
     for name in INVARIANT:
         value, gradient = divided[name]
-        np.testing.assert_allclose(heated[name][0], value, rtol=2 * EPS if name == "softmax" else 0)
+        np.testing.assert_allclose(heated[name][0], value, rtol=4 * EPS if name == "softmax" else 0)
         wanted = gradient / temperature
         if "softmax" not in name:
             np.testing.assert_array_equal(heated[name][1], wanted)
