@@ -14,7 +14,7 @@ from jax import Array
 from jsoftmax import _scaling
 from jsoftmax._arguments import Axes, Call
 from jsoftmax._products import Rows, Shared, Static
-from jsoftmax._reports import report_class_ids
+from jsoftmax._reports import reported
 from jsoftmax._scaling import Scaling
 
 BlockSize = int | tuple[int, int] | None
@@ -54,7 +54,7 @@ class Head(NamedTuple):
         if jnp.issubdtype(labels.dtype, jnp.integer):
             if labels.dtype.itemsize < 4:
                 labels = labels.astype(jnp.int32)
-            report_class_ids(labels, self.logits.shape[-1])
+            labels = reported(labels, self.logits.shape[-1])
         labels = labels.reshape(size, labels.shape[-1])
         hidden = self.hidden.reshape(size, self.hidden.shape[-1])
         _, temperature, soft_cap = self.scaling

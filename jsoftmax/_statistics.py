@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from jsoftmax import _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
-from jsoftmax._reports import report_class_ids
+from jsoftmax._reports import reported
 from jsoftmax._scaling import Scaling, Shifted
 
 Axes = tuple[int, ...]
@@ -67,7 +67,7 @@ def numbers(
     if _are_ids(labels):
         if labels.dtype.itemsize < 4:
             labels = labels.astype(jnp.int32)  # that holds the number of classes too
-        report_class_ids(labels, x.shape[axes[0]])
+        labels = reported(labels, x.shape[axes[0]])
     found = of_rows((axes[0], wanted), Problem(x, labels, weights, scaling, counted))
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
