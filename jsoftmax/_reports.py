@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import checkify
 
+from jsoftmax._sharding import ids_of_shard, shard_count
+
 _reports: Any = jax.make_user_context(default_value=True)
 
 
@@ -29,10 +31,16 @@ def without_reports() -> AbstractContextManager[None]:
     return _reports(False)
 
 
-def report_class_ids(labels: Array, classes: int) -> None:
-    """Stage a check that names the first bad class id; outside checkify it compiles to nothing."""
+def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
+    """The class ids as a shard counts them, which has so many of the classes along mesh axes: from 0 up.
+
+    Stages a check that names the first bad one; outside checkify it compiles to nothing.
+    """
     if _reports.value and labels.size:
-        _check(labels, classes)
+        _check(
+            labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32), classes * shard_count(names)
+        )
+    return ids_of_shard(labels, classes, names)
 
 
 @jax.jit(static_argnums=1)
