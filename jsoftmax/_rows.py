@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _cpu, online, rules
-from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
+from jsoftmax._scaling import Scaling, Shifted, highest, peak, shift, shifted
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int | str, ...]
@@ -191,9 +191,8 @@ def prediction(ordered: Array, axes: Axes) -> Array:
     index = jnp.argmax(ordered, axis, keepdims=True).astype(jnp.int32)
     if not names:
         return index
-    # A NaN comes before any number.
     largest = jnp.max(ordered, axis, keepdims=True)
-    leads = jnp.isnan(largest) | (largest == peak(ordered, Scaling(None), axes))
+    leads = jnp.isnan(largest) | (largest == highest(largest, names))
     index = index + lax.axis_index(names) * ordered.shape[axis]
     return lax.pmin(jnp.where(leads, index, jnp.iinfo(jnp.int32).max), names)
 

@@ -55,8 +55,15 @@ def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
     """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
     own, names = rules.split_axes(axes)
     top = lax.stop_gradient(jnp.max(ordered_live(x, scaling), own, keepdims=True))
-    # A reduction over shards may lose a NaN; the sums over them do not.
-    return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names) if names else top
+    if not names:
+        return top
+    top = highest(top, names)
+    return jnp.where(top == jnp.inf, jnp.nan, top)
+
+
+def highest(top: Array, names: tuple[str, ...]) -> Array:
+    """The largest over shards; +inf stands for a NaN too, which a maximum over shards may lose."""
+    return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
 def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shifted:
