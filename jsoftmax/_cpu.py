@@ -101,7 +101,8 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     def plain(x: Array, top: Array, total: Array) -> Array:
         return total / SCALE - 1
 
-    return lax.cond(jnp.min(total) < 2 * SCALE, repaired, plain, x, top, total)
+    # A NaN anywhere is no reason to leave the other rows as they are.
+    return lax.cond(jnp.min(total) >= 2 * SCALE, plain, repaired, x, top, total)
 
 
 def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) -> Array:
@@ -148,7 +149,7 @@ def total(terms: Array, axes: tuple[int, ...]) -> Array:
         return jnp.where(total < 2, 1 + rest, total)
 
     total = jnp.sum(terms, axes, keepdims=True)
-    return lax.cond(jnp.min(total, initial=2) < 2, repaired, lambda terms, total: total, terms, total)
+    return lax.cond(jnp.min(total, initial=2) >= 2, lambda terms, total: total, repaired, terms, total)
 
 
 def _tops(x: Array, top: Array) -> tuple[Array, Array]:

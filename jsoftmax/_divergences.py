@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _rows, _scaling, online, rules
+from jsoftmax import _reductions, _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
 from jsoftmax._scaling import Scaling, Shifted
 
@@ -63,7 +63,7 @@ def _apart(z_p: Shifted, z_q: Shifted) -> Array:
 
 def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
     """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
-    gaps = rules.difference(_rows.exponentials(z_p), _rows.exponentials(z_q), _apart(z_p, z_q))
+    gaps = rules.difference(_scaling.exponentials(z_p), _scaling.exponentials(z_q), _apart(z_p, z_q))
     (gap,) = rules.row_sums(axes, gaps)
     more = gap > 0
     total = 1 + jnp.where(more, rest_p, rest_q)
@@ -85,7 +85,7 @@ def _with_rules(
     """The function of both logits, mask, and temperature, from that of the pair and its two gradients."""
 
     def save(axes: Axes, p: Array, q: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-        (p_state, _), (q_state, _) = (_rows.reduce(x, scaling, axes, exact=True) for x in (p, q))
+        (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
         z_p, z_q = (
             _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
         )

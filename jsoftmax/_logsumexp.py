@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _cancellation, _mesh_axes, _rows, _scaling, online, rules
+from jsoftmax import _cancellation, _mesh_axes, _reductions, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
 from jsoftmax._mesh_axes import MeshAxes
@@ -82,7 +82,7 @@ def logsumexp(
 
 
 def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    state, _ = _rows.reduce(a, scaling, axes)
+    state, _ = _reductions.reduce(a, scaling, axes)
     plain = online.finish(state)
     own, names = rules.split_axes(axes)
     if a.dtype == plain.dtype and not names:  # a shorter one hides what is lost

@@ -158,8 +158,7 @@ def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State)
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    state, _ = _rows.reduce(x, scaling, axes)
-    p = _rows.all_probabilities(x, scaling, state, axes)
+    p, state = _rows.all_probabilities(x, scaling, axes)
     return p.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 
@@ -178,10 +177,9 @@ _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
 
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    state, _ = _rows.reduce(x, scaling, axes)
+    out, state = _rows.all_log_probabilities(x, scaling, axes)
     shifted = _scaling.shifted(x, scaling, state.max)
     p = _rows.marked_probabilities(shifted, state.rest)
-    out = shifted.u - _rows.log_total(state.rest)
     return out.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 

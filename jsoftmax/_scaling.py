@@ -37,6 +37,27 @@ class Shifted(NamedTuple):
     slip: Array | None
 
 
+class Moment(NamedTuple):
+    """Numbers q, the product of some factors that broadcast to a row, of which Σ q·u and Σ q are asked for.
+
+    Without factors they are 1. Of a dead class they are 0, or, if it counts, themselves: u is −inf there.
+    """
+
+    factors: tuple[Array, ...]
+    dead_counts: bool
+
+    def terms(self, u: Array) -> tuple[Array, Array]:
+        """The terms of both sums."""
+        dead = u == -jnp.inf
+        q = jnp.ones_like(u)
+        for factor in self.factors:
+            q = q * factor.astype(u.dtype)
+        if self.dead_counts:
+            return q * jnp.where(dead & (q == 0), 0, u), q
+        q = jnp.where(dead, 0, q)
+        return q * jnp.where(dead, 0, u), q
+
+
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public function ask for."""
     dtype = rules.computing_dtype(x.dtype)
@@ -48,6 +69,11 @@ def ordered_live(x: Array, scaling: Scaling) -> Array:
     """The logits in the order of z: −x where T < 0, −inf where masked."""
     if scaling.temperature is not None:
         x = x * jnp.sign(scaling.temperature).astype(x.dtype)
+    return live(x, scaling)
+
+
+def live(x: Array, scaling: Scaling) -> Array:
+    """The logits, −inf where masked."""
     return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
 
 
@@ -76,7 +102,7 @@ def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shif
 
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
     """A fraction of u; fractions are powers of 2, and exact."""
-    z, z_top = _ordered(x, scaling, top)
+    z, z_top = ordered(x, scaling, top)
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
     u = z - z_top
@@ -91,11 +117,11 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
 
 
-def _ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
-    """The logits and their maximum: capped, their order turned where T < 0, 0 where masked or empty."""
+def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
+    """The logits and their maximum: capped, their order turned where T < 0, finite where masked or empty."""
     dtype = rules.computing_dtype(x.dtype)
     x = masked(x, scaling.where).astype(dtype)  # NaN may lie under the mask
-    top = jnp.where(top == -jnp.inf, 0, top).astype(dtype)
+    top = jnp.maximum(top.astype(dtype), jnp.finfo(dtype).min)
     if scaling.soft_cap is not None:
         x, top = _capped(x, scaling.soft_cap), _capped(top, scaling.soft_cap)
     if scaling.temperature is not None:
@@ -109,9 +135,19 @@ def _capped(x: Array, cap: Array) -> Array:
     return jnp.where(infinite, x, cap * jnp.tanh(jnp.where(infinite, 0, x) / cap))
 
 
+def slipped(terms: Array, z: Shifted) -> Array:
+    """Exponentials of u, made those of the exact z − max: ``exp(u + slip) = exp(u)·(1 + slip)``."""
+    return terms if z.slip is None else terms + terms * z.slip
+
+
+def exponentials(z: Shifted) -> Array:
+    """``exp(u)``, 0 where dead."""
+    return slipped(jnp.exp(z.u), z)
+
+
 def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
     """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
-    x, top = _ordered(x, scaling, top)
+    x, top = ordered(x, scaling, top)
     difference = x - top
     finite = jnp.isfinite(difference) & jnp.isfinite(u)
     x, top, difference, u = (jnp.where(finite, a, 0) for a in (x, top, difference, u))
@@ -135,8 +171,9 @@ def _high_half(a: Array) -> Array:
 
 def maximum(scaling: Scaling, top: Array) -> Array:
     """The maximum of z, from that of x; 0 in an empty row."""
-    _, top = _ordered(top, scaling._replace(where=None), top)
-    return top if scaling.temperature is None else top / jnp.abs(scaling.temperature)
+    _, z = ordered(top, scaling._replace(where=None), top)
+    z = jnp.where(top == -jnp.inf, 0, z)
+    return z if scaling.temperature is None else z / jnp.abs(scaling.temperature)
 
 
 def masked(values: Array, where: Array | None) -> Array:

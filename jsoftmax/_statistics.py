@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _rows, _scaling, online, rules
+from jsoftmax import _reductions, _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
 from jsoftmax._reports import reported_ids
-from jsoftmax._scaling import Scaling, Shifted
+from jsoftmax._scaling import Moment, Scaling
 from jsoftmax._sharding import of_first_shard
 
 Axes = tuple[int, ...]
@@ -99,51 +99,45 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
         labels = jnp.where(here, labels, -1).astype(jnp.int32)
         problem = problem._replace(labels=labels)
 
-    def terms(z: Shifted, exponentials: Array, arrays: Any) -> tuple[Array, ...]:
-        targets, weights = arrays
-        dead = z.u == -jnp.inf
-        u = jnp.where(dead, 0, z.u if z.slip is None else z.u + z.slip)
-        out: list[Array] = []
-        if "entropy" in wanted:
-            out += [exponentials * u]
-        if "spread" in wanted:
-            w = jnp.where(dead, 0, jnp.ones_like(u) if weights is None else weights)
-            out += [w * u, w, jnp.where(dead, 0, jnp.ones_like(u))]
-        if targets is not None:
-            t = _weighted_targets(targets, weights, u.dtype)
-            out += [t * jnp.where(dead & (t != 0), -jnp.inf, u), t]
-        return tuple(out)
+    moments = []
+    if "spread" in wanted:
+        moments += [Moment(() if weights is None else (weights,), False), Moment((), False)]
+    if targets is not None:
+        moments += [Moment((targets,) if weights is None else (targets, weights), True)]
 
-    def of_id(top: Array) -> tuple[Array, ...]:
+    def of_id(top: Array, logit: Array | None) -> tuple[Array, ...]:
         """The u of a row's label, and whether there is one: of one shard they are those of the row."""
-        if not asks_for_id:
+        if logit is None:
             return ()
-        live_x = x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
-        logit = _rows.label_logit(live_x, labels, axis)
         u = _scaling.shifted(logit, scaling._replace(where=None), top).u
         return jnp.where(here, u, 0), here.astype(u.dtype)
 
-    bare = targets is None and wanted.isdisjoint({"entropy", "spread"})
-    further: Any = (
-        {} if bare else {"terms": terms, "arrays": (targets, weights), "exact": "entropy" in wanted}
+    asks_for_entropy = "entropy" in wanted
+    state, sums = _reductions.reduce(
+        x,
+        scaling,
+        (axis, *names),
+        tuple(moments),
+        entropy=asks_for_entropy,
+        exact=asks_for_entropy,
+        labels=labels if asks_for_id else None,
+        shares=of_id,
     )
-    state, sums = _rows.reduce(x, scaling, (axis, *names), shares=of_id, **further)
     empty, log_total = state.rest < 0, _rows.log_total(state.rest)
     found: Numbers = {}
     sum_weights = None
     if "log_normalizer" in wanted:
         found["log_normalizer"] = jnp.where(empty, -jnp.inf, _scaling.maximum(scaling, state.max) + log_total)
-    if "entropy" in wanted:
-        moment, sums = sums[0], sums[1:]
-        found["entropy"] = log_total - moment / jnp.where(empty, 1, 1 + state.rest)
+    if sums.entropy is not None:
+        found["entropy"] = log_total - sums.entropy / jnp.where(empty, 1, 1 + state.rest)
     if "spread" in wanted:
-        (moment, sum_weights, live), sums = sums[:3], sums[3:]
+        (moment, sum_weights), (_, live), *_ = sums.moments
         found["spread"], found["live"] = sum_weights * log_total - moment, lax.stop_gradient(live)
     if targets is not None:
-        moment, sum_targets = sums
+        moment, sum_targets = sums.moments[-1]
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment)
     elif asks_for_id:
-        u, valid = sums
+        u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
     found = {name: _of_counted(number, counted) for name, number in found.items()}
     return found, Saved(problem, state, found, sum_weights)
@@ -160,7 +154,9 @@ class _Row(NamedTuple):
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     (x, labels, weights, scaling, _), state, found, sum_weights = saved
-    z = _scaling.shifted(x, scaling, state.max, exact="entropy" in found)
+    # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
+    again = lax.optimization_barrier(scaling)
+    z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
     soft = "nll" in asked and not _are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
@@ -174,7 +170,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
-        in_z = rules.label_residual(p, found["nll"], _rows.hits(labels, axis, x.shape[axis]))
+        in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
         residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), jnp.nan, in_z)
     if "entropy" in asked:
         residuals["entropy"] = rules.entropy_residual(p, -cost, found["entropy"])

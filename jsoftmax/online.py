@@ -77,12 +77,12 @@ def rest_terms(half: Array) -> Array:
     return half * (half * 2.0**64) - 2.0**64 * jnp.floor(half)
 
 
-def from_sums(top: Array, total: Array, scaled_rest: Array) -> State:
-    """The state of a row from its maximum, ``Σ exp(u)`` and the sum of its `rest_terms`.
+def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = 2.0**64) -> State:
+    """The state of a row from its maximum, ``Σ exp(u)`` and the sum of its `rest_terms`, scaled like them.
 
     Where the total is below 2, one class leads, and its 1 would swamp the rest in the total.
     """
-    return State(top, jnp.where((total >= 1) & (total < 2), scaled_rest * 2.0**-64, total - 1))
+    return State(top, jnp.where((total >= 1) & (total < 2), scaled_rest / scale, total - 1))
 
 
 def merge(a: State, b: State) -> State:

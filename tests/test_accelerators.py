@@ -53,6 +53,30 @@ def value_and_gradient(labels):
     return lambda x: (jax.value_and_grad(loss), (x, labels(x)))
 
 
+def with_every_option(x):
+    """All that acts on a row, on the classes, or on the sum over the rows."""
+
+    def loss(x, y, where, weights, smoothing, temperature):
+        options = {"ignore_index": -1, "z_loss": 1e-4, "soft_cap": 30.0}
+        return jsoftmax.cross_entropy(
+            x,
+            y,
+            where=where,
+            class_weights=weights,
+            label_smoothing=smoothing,
+            temperature=temperature,
+            reduction="mean",
+            **options,
+        )
+
+    def of_classes(dtype):
+        return jax.ShapeDtypeStruct(x.shape[1:], dtype)
+
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    arguments = x, class_ids(x), of_classes(bool), of_classes(jnp.float32), number, number
+    return jax.value_and_grad(loss), arguments
+
+
 def class_ids(x):
     return jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
 

@@ -133,3 +133,19 @@ def test_bfloat16_rows_in_blocks():
         for a in (x, x.astype(jnp.float32))
     )
     np.testing.assert_allclose(short, full, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*FORMS, "one sum"])
+def test_a_nan_stays_in_its_row(name):
+    """Beside it a leading class keeps its digits, and an empty row is empty."""
+    shape = FORMS[name][0] if name in FORMS else (4, 7)
+    x = np.random.default_rng(0).normal(size=(4, shape[1])).astype(np.float32)
+    x[0, 1] += 40
+    x[1] = -np.inf
+    ill = x.copy()
+    ill[2, 3], ill[3, 5] = np.nan, np.inf
+    for function in (jsoftmax.softmax, jsoftmax.log_softmax, lambda x: jsoftmax.logsumexp(x, -1)):
+        function = jax.jit(function)
+        well, beside = np.asarray(function(x)), np.asarray(function(ill))
+        np.testing.assert_array_equal(beside[:2], well[:2])
+        assert np.isnan(beside[2:]).all()

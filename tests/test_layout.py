@@ -12,6 +12,8 @@ LAYERS = (
     ("_sharding",),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
+    ("_accelerators",),
+    ("_reductions",),
     ("_rows", "_cancellation"),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
     ("_loss_terms",),

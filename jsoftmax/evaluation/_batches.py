@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, _scaling
+from jsoftmax import _reductions, _rows, _scaling
 from jsoftmax._arguments import Call
 from jsoftmax._row_statistics import RowStatistics
-from jsoftmax._scaling import Scaling, Shifted
+from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import numbers
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb
@@ -110,16 +110,19 @@ def _update(
     if state.calibration is not None:
         index = lax.broadcasted_iota(jnp.int32, [n if i == axis else 1 for i, n in enumerate(x.shape)], axis)
 
-        def others(z: Shifted, e: Array, arrays: tuple[Array, Array]) -> tuple[Array]:
-            index, ids = arrays
-            return (jnp.where(index == ids, 0, e * e),)
+        state_of_row, _ = _reductions.reduce(x, scaling, (axis,))
+        empty = state_of_row.rest < 0
 
-        part, (squares,) = _rows.reduce(x, scaling, (axis,), others, (index, labels.ids))
-        empty = part.rest < 0
-        total = 1 + jnp.where(empty, 0, part.rest)
+        def of_others(row: tuple[Array, Array | None, Array, Array]) -> tuple[Array]:
+            x, where, index, ids = row
+            z = _scaling.shifted(x, scaling._replace(where=where), state_of_row.max)
+            p = _rows.probabilities(z, state_of_row.rest)
+            return (jnp.where(index == ids, 0, p * p),)
+
+        (squares,) = _reductions.sums(of_others, (x, scaling.where, index, labels.ids), (axis,))
         of_label = jnp.where(empty, 1, jnp.square(jnp.expm1(-jnp.expand_dims(nll, axis))))
-        brier = jnp.squeeze(of_label + squares / jnp.square(total), axis)
-        confidence = jnp.squeeze(jnp.where(empty, 0, 1 / total), axis)
+        brier = jnp.squeeze(of_label + squares, axis)
+        confidence = jnp.squeeze(jnp.where(empty, 0, 1 / (1 + state_of_row.rest)), axis)
     rank = jnp.squeeze(_rank(x, labels.ids, scaling, axis), axis)
     by_row = jax.tree.map(lambda a: jnp.squeeze(a, axis), labels)
     return absorb(state, Rows(nll, rank, brier, confidence), by_row)
@@ -128,7 +131,7 @@ def _update(
 def _rank(x: Array, ids: Array, scaling: Scaling, axis: int) -> Array:
     """How many classes come before the label; before a dead one, more than there are."""
     x = lax.stop_gradient(_scaling.ordered_live(x, scaling))
-    own = _rows.label_logit(x, ids, axis)
+    own = _reductions.of_label(x, ids, axis)
     index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
     before = (x > own) | ((x == own) & (index < ids))
     rank = jnp.sum(before, axis, keepdims=True, dtype=jnp.int32)

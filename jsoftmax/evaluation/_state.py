@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jsoftmax import _rows
+from jsoftmax import _reductions
 from jsoftmax._arguments import Call
 from jsoftmax.evaluation import _sums
 from jsoftmax.evaluation._labels import Labels
@@ -123,7 +123,7 @@ def absorb(state: State, rows: Rows, labels: Labels) -> State:
         return _sums.total(values, axes, dtype)
 
     def members(index: Array, of: Sum) -> Array:
-        return _rows.hits(jnp.expand_dims(index, -1), index.ndim, of.high.shape[-1])
+        return _reductions.hits(jnp.expand_dims(index, -1), index.ndim, of.high.shape[-1])
 
     def groups(member: Array) -> Groups:
         return Groups(tally(member), tally(member & along(rows.rank == 0, member)))

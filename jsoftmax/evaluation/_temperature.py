@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, _scaling, rules
+from jsoftmax import _reductions, _scaling, rules
 from jsoftmax._arguments import Call
 from jsoftmax._scaling import Scaling
 from jsoftmax.evaluation import _labels, _sums
@@ -140,7 +140,7 @@ def _fit(
     g, live = distances()
     number = row_sum(live.astype(dtype))
     widest = mean(row_sum(g / jnp.maximum(number, 1)))
-    hit = _rows.hits(labels.ids, axis, x.shape[axis])
+    hit = _reductions.hits(labels.ids, axis, x.shape[axis])
     of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
     of_label = jnp.where(labels.ids < 0, jnp.nan, jnp.where(number == 0, 0, of_label))
     goal = mean(of_label)

@@ -1,0 +1,128 @@
+"""The state of a row where reading the logits costs most: on a GPU or a TPU, from one pass over them.
+
+The pass is a reduction whose elements are parts of a row: of the parts `high` and `low`, by their maxima, and
+with δ = z_low − z_high ≤ 0,
+
+    rest = rest_high + exp(δ)·(1 + rest_low)
+    Σ q·u = (Σ q·u)_high + (Σ q·u)_low + δ·(Σ q)_low
+    Σ exp(u)·u = (Σ exp(u)·u)_high + exp(δ)·((Σ exp(u)·u)_low + δ·(1 + rest_low))
+
+All terms of a sum have one sign, so nothing cancels. A device reduces in a tree, where a term meets few
+roundings.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jsoftmax import _scaling, online
+from jsoftmax._scaling import Moment, Scaling
+
+# XLA on GPU makes one kernel of a whole softmax over the last axis, up to this.
+LONGEST_FUSED_ROW = 16384
+
+
+def takes_one_pass(x: Array) -> bool:
+    """Merging parts rounds, up to 3 ulp over a row: 16-bit logits allow it, float32 ones get two passes."""
+    return x.dtype.itemsize == 2
+
+
+def fuses(x: Array, axes: tuple[int, ...]) -> bool:
+    """Whether a map is one kernel, if it is written as what XLA looks for: it reads a row once anyway."""
+    return takes_one_pass(x) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
+
+
+def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
+    """Probabilities that are good for 16 bits."""
+    terms = jnp.exp(_scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1))
+    total = jnp.sum(terms, axes, keepdims=True)
+    return terms / jnp.where(total < 1, 1, total)
+
+
+def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
+    """Their logarithms, of a leading class too."""
+    top = _scaling.peak(x, scaling, axes)
+    u = _scaling.shift(x, scaling, top, 1)
+    terms = jnp.exp(u)
+    total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
+    rest = online.from_sums(top, total, rest, scale=1).rest
+    return u - jnp.log1p(jnp.where(rest < 0, 0, rest))
+
+
+class Part(NamedTuple):
+    """Some of the classes of every row; at first, one."""
+
+    top: Array  # the largest logit, in the order of z; −inf with no live class
+    z: Array | None  # its z before the division by T, where a soft cap makes that another number
+    temperature: Array | None  # |T|
+    rest: Array
+    entropy: Array | None  # Σ exp(u)·u
+    moments: tuple[tuple[Array, Array], ...]  # Σ q·u and Σ q
+    label_logit: Array | None
+
+
+def classes(
+    x: Array, scaling: Scaling, moments: tuple[Moment, ...], entropy: bool, of_label: Array | None
+) -> Part:
+    """Every class as a part of its row; `of_label` holds the label's logit, and 0 for the others."""
+    z, _ = _scaling.ordered(x, scaling, jnp.zeros((), x.dtype))
+    top = _scaling.ordered_live(x, scaling).astype(z.dtype)
+    dead = top == -jnp.inf
+    temperature = None if scaling.temperature is None else jnp.abs(scaling.temperature)
+    # NaN where z will be none, or +inf: not by z itself, which then XLA on GPU would store.
+    nothing = top - top
+    for option, of_zero in ((scaling.soft_cap, jnp.multiply), (temperature, jnp.divide)):
+        nothing = nothing if option is None else of_zero(nothing, option)
+    rest = nothing
+    u = jnp.where(dead, -jnp.inf, 0).astype(z.dtype)
+    part = Part(
+        top,
+        None if scaling.soft_cap is None else z,
+        temperature,
+        rest,
+        jnp.zeros_like(rest) if entropy else None,
+        tuple(
+            (terms[0] if moment.dead_counts else jnp.zeros_like(u), terms[1])
+            for moment, terms in ((moment, moment.terms(u)) for moment in moments)
+        ),
+        None if of_label is None else of_label.astype(top.dtype),
+    )
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), part)
+
+
+def together(a: Part, b: Part) -> Part:
+    """Two parts of a row, as one."""
+    first = a.top >= b.top
+    high = jax.tree.map(lambda a, b: jnp.where(first, a, b), a, b)
+    low = jax.tree.map(lambda a, b: jnp.where(first, b, a), a, b)
+    z_low, z_high = (part.top if part.z is None else part.z for part in (low, high))
+    alive = low.top != -jnp.inf
+    delta = jnp.where(alive, z_low - z_high, 0)
+    if high.temperature is not None:
+        delta = delta / high.temperature
+    ratio, total = jnp.exp(delta), jnp.where(alive, 1 + low.rest, 0)
+    return high._replace(
+        rest=high.rest + ratio * total,
+        entropy=None if high.entropy is None else high.entropy + ratio * (low.entropy + delta * total),
+        moments=tuple(
+            (m_high + (m_low + delta * q_low), q_high + q_low)
+            for (m_high, q_high), (m_low, q_low) in zip(high.moments, low.moments, strict=True)
+        ),
+        label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
+    )
+
+
+def one_pass(parts: Part, axes: tuple[int, ...]) -> Part:
+    """All parts of every row as one, with length 1 along it."""
+    neutral = jax.tree.map(lambda a: np.zeros((), a.dtype), parts)
+    neutral = neutral._replace(top=neutral.top - np.inf, rest=neutral.rest - 1)
+    if neutral.temperature is not None:
+        neutral = neutral._replace(temperature=neutral.temperature + 1)
+    whole = lax.reduce(parts, neutral, together, axes)
+    whole = whole._replace(rest=jnp.where(whole.top == -jnp.inf, -1, whole.rest))
+    return jax.tree.map(lambda a: jnp.expand_dims(a, axes), whole)

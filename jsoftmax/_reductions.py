@@ -1,0 +1,222 @@
+"""The state of every row, and further sums over it: every function of the family begins here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import _accelerators, _cpu, online, rules
+from jsoftmax._scaling import Moment, Scaling, exponentials, live, peak, shift, shifted, slipped
+from jsoftmax._sharding import is_whole
+
+Axes = tuple[int | str, ...]
+
+# On CPU, XLA's sums over longer rows are several times slower, and what they share is stored whole.
+LONGEST_WHOLE_ROW = 32768
+BLOCK_SIZE = 2**20  # elements, over all rows
+
+
+class Sums(NamedTuple):
+    """Further sums over a row: Σ exp(u)·u, of every moment Σ q·u and Σ q, and those over the shards of it."""
+
+    entropy: Array | None
+    moments: tuple[tuple[Array, Array], ...]
+    shares: tuple[Array, ...]
+
+
+Shares = Callable[[Array, Any], tuple[Array, ...]]
+
+
+def _no_shares(top: Array, label_logit: Any) -> tuple[Array, ...]:
+    return ()
+
+
+def reduce(
+    x: Array,
+    scaling: Scaling,
+    axes: Axes,
+    moments: tuple[Moment, ...] = (),
+    *,
+    entropy: bool = False,
+    exact: bool = False,
+    labels: Array | None = None,
+    shares: Shares = _no_shares,
+) -> tuple[online.State, Sums]:
+    """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
+
+    `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
+    over them.
+    """
+    static = _Static(axes, tuple(moment.dead_counts for moment in moments), entropy, exact)
+    arrays = x, scaling, tuple(moment.factors for moment in moments), labels
+    _, names = rules.split_axes(axes)
+    if names or not _accelerators.takes_one_pass(x):
+        return _in_two_passes(static, shares, *arrays)
+
+    def on_cpu(*arrays: Any) -> tuple[online.State, Sums]:
+        return _in_two_passes(static, shares, *arrays)
+
+    def on_accelerator(*arrays: Any) -> tuple[online.State, Sums]:
+        state, sums, label_logit = _in_one_pass(static, *arrays)
+        return state, sums._replace(shares=shares(state.max, label_logit))
+
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=on_accelerator)
+
+
+class _Static(NamedTuple):
+    axes: Axes
+    dead_counts: tuple[bool, ...]
+    entropy: bool
+    exact: bool
+
+    def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
+        return tuple(map(Moment, factors, self.dead_counts))
+
+
+def _in_two_passes(
+    static: _Static,
+    shares: Shares,
+    x: Array,
+    scaling: Scaling,
+    factors: tuple[Any, ...],
+    labels: Array | None,
+) -> tuple[online.State, Sums]:
+    """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
+    axes, dead_counts, entropy, exact = static
+    own, _ = rules.split_axes(axes)
+    top = peak(x, scaling, axes)
+    label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+    form = None if dead_counts or entropy or exact or scaling != Scaling(None) else _form(x, axes)
+
+    def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
+        x, where, factors = part
+        here = scaling._replace(where=where)
+        z = shifted(x, here, top, exact)
+        e = exponentials(z)
+        half = jnp.exp(shift(x, here, top, 0.5))
+        scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
+        u = z.u if z.slip is None else z.u + z.slip
+        of_entropy = (e * jnp.where(u == -jnp.inf, 0, u),) if entropy else ()
+        return e, scaled_rest, *of_entropy, *(t for m in static.moments(factors) for t in m.terms(u))
+
+    if form is not None:
+
+        def plain(x: Array, top: Array) -> Array:
+            total, scaled_rest = rules.row_sums(axes, *all_terms((x, None, ())))
+            return online.from_sums(top, total, scaled_rest).rest
+
+        def on_cpu(x: Array, top: Array) -> Array:
+            return _cpu.rest(form, x, top, own[0])
+
+        rest = lax.platform_dependent(x, top, cpu=on_cpu, default=plain)
+        return online.State(top, rest), Sums(None, (), shares(top, label_logit))
+    own_sums = sums(all_terms, (x, scaling.where, factors), own)
+    found = rules.across(axes, *own_sums, *shares(top, label_logit))
+    total, scaled_rest, *further = found[: len(own_sums)]
+    of_entropy = further.pop(0) if entropy else None
+    moments = tuple(zip(further[::2], further[1::2], strict=True))
+    return online.from_sums(top, total, scaled_rest), Sums(of_entropy, moments, tuple(found[len(own_sums) :]))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _in_one_pass(
+    static: _Static, x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None
+) -> tuple[online.State, Sums, Array | None]:
+    """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
+    own, _ = rules.split_axes(static.axes)
+    picked = None
+    if labels is not None:
+        picked = jnp.where(hits(labels, own[0], x.shape[own[0]]), live(x, scaling), 0)
+    parts = _accelerators.classes(x, scaling, static.moments(factors), static.entropy, picked)
+    row = _accelerators.one_pass(parts, own)
+    state = online.State(row.top.astype(x.dtype), row.rest)
+    label_logit = None if row.label_logit is None else row.label_logit.astype(x.dtype)
+    return state, Sums(row.entropy, row.moments, ()), label_logit
+
+
+@_in_one_pass.defjvp
+def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """JAX differentiates no reduction of this kind: the derivative is that of the sums."""
+
+    def in_two_passes(*arrays: Any) -> tuple[online.State, Sums, Array | None]:
+        state, sums = _in_two_passes(static, lambda _, label_logit: (label_logit,), *arrays)
+        return state, sums._replace(shares=()), sums.shares[0]
+
+    _, slope = jax.jvp(in_two_passes, primals, tangents)
+    return _in_one_pass(static, *primals), slope
+
+
+def _form(x: Array, axes: Axes) -> _cpu.Form | None:
+    """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
+    own, names = rules.split_axes(axes)
+    if names or len(own) != 1 or not is_whole(x, *own):
+        return None
+    return _cpu.choose(x.shape, own[0])
+
+
+def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
+    """The sums over a row of the terms made of it; on CPU over blocks of a long one."""
+    x = row[0]
+
+    def whole(row: Any) -> tuple[Array, ...]:
+        return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
+
+    def in_blocks(row: Any) -> tuple[Array, ...]:
+        size = min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
+        steps = (classes - 1) // size
+        first = classes - steps * size
+
+        def block(start: Array | int, size: int) -> tuple[Array, ...]:
+            return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
+
+        def add(total: Array, lost: Array, part: Array) -> tuple[Array, Array]:
+            """Compensated: what one addition loses, the next one gets."""
+            part = part - lost
+            longer = total + part
+            return longer, jnp.where(jnp.isfinite(longer), (longer - total) - part, 0)
+
+        def step(i: Array, sums: tuple[tuple[Array, Array], ...]) -> tuple[tuple[Array, Array], ...]:
+            parts = block(first + i * size, size)
+            return tuple(add(*total, part) for total, part in zip(sums, parts, strict=True))
+
+        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, first))
+        return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
+
+    axis = max(axes, key=lambda i: x.shape[i], default=0)
+    classes = x.shape[axis] if axes else 1
+    if classes <= LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis):
+        return whole(row)
+    return lax.platform_dependent(row, cpu=in_blocks, default=whole)
+
+
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return a if a.shape[axis] == 1 else lax.dynamic_slice_in_dim(a, start, size, axis)
+
+
+def hits(labels: Array, axis: int, classes: int) -> Array:
+    """Where a class is the label of its row: its index, compared. Nothing gathers or scatters."""
+    shape = [1] * labels.ndim
+    shape[axis] = classes
+    return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
+
+
+def of_label(x: Array, labels: Array, axis: int) -> Array:
+    """The logit of each row's label. A sum over the row's one hit, which any sharding of the row keeps.
+
+    On CPU, where XLA would store the summed array, it is read where it lies, if that is one device.
+    """
+
+    def compare(x: Array, labels: Array) -> Array:
+        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0), axis, keepdims=True)
+
+    def read(x: Array, labels: Array) -> Array:
+        return jnp.take_along_axis(x, labels, axis, mode="clip")
+
+    if not is_whole(x, axis):
+        return compare(x, labels)
+    return lax.platform_dependent(x, labels, cpu=read, default=compare)

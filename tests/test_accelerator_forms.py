@@ -1,0 +1,123 @@
+"""The forms for accelerators, run on CPU: beside float64, and beside the CPU's own forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ahead, jit_quickly, named
+from jax import lax
+
+import jsoftmax
+from jsoftmax import _accelerators
+from jsoftmax._scaling import Scaling
+
+REGIMES = {
+    "flat": lambda rng, shape: np.full(shape, 1.7),
+    "N(0, 1)": lambda rng, shape: rng.normal(size=shape),
+    "N(0, 3²)": lambda rng, shape: 3 * rng.normal(size=shape),
+    "N(0, 30²)": lambda rng, shape: 30 * rng.normal(size=shape),
+    "ahead by 15": ahead(15),
+    "ahead by 30": ahead(30),
+    "offset 1e4": lambda rng, shape: 1e4 + 100 * rng.normal(size=shape),
+    "rising": lambda rng, shape: np.sort(3 * rng.normal(size=shape), 1),
+}
+
+
+@pytest.fixture
+def accelerator_forms(monkeypatch):
+    """Programs for a platform that is not CPU."""
+    jax.clear_caches()
+    monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
+    yield
+    jax.clear_caches()
+
+
+@jax.jit
+def by_a_device(x):
+    """The rest of every row in the order of a GPU: each of 256 threads has a chain, and a tree joins them."""
+    parts = _accelerators.classes(x, Scaling(None), (), False, None)
+    chains = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, 256), parts)
+    parts = jax.tree.map(lambda a: jnp.squeeze(a, 1), _accelerators.one_pass(chains, (1,)))
+    while parts.top.shape[1] > 1:
+        parts = _accelerators.together(*(jax.tree.map(lambda a, i=i: a[:, i::2], parts) for i in (0, 1)))
+    return parts.rest[:, 0]
+
+
+@pytest.mark.parametrize("classes", [512, 32768])
+def test_one_pass_rounds_by_at_most_3_ulp(classes):
+    for name, rows in REGIMES.items():
+        x = jnp.asarray(rows(np.random.default_rng(0), (8, classes)), jnp.bfloat16)
+        exact = np.asarray(x, np.float64)
+        terms = np.exp(exact - exact.max(1, keepdims=True))
+        terms[np.arange(len(x)), exact.argmax(1)] = 0
+        exact = terms.sum(1)
+        off = abs(np.asarray(by_a_device(x), np.float64) - exact) / np.spacing(exact.astype(np.float32))
+        assert off.max() <= 3, (name, off.max())
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
+    x = jnp.asarray(REGIMES[regime](np.random.default_rng(0), (16, 257)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    log_p = exact - exact.max(1, keepdims=True)
+    log_p -= np.log1p(np.exp(log_p).sum(1, keepdims=True) - 1)
+    leads = log_p == log_p.max(1, keepdims=True)
+    others = np.where(leads, 0, np.exp(log_p)).sum(1, keepdims=True)
+    log_p = np.where(leads & (leads.sum(1, keepdims=True) == 1), np.log1p(-others), log_p)
+    pairs = (_accelerators.fused_softmax, np.exp(log_p)), (_accelerators.fused_log_softmax, log_p)
+    for form, want in pairs:
+        got = np.asarray(jax.jit(lambda x, form=form: form(x, Scaling(None), (1,)))(x).astype(x.dtype))
+        want = want.astype(got.dtype)
+        ulp = np.exp2(np.floor(np.log2(abs(want.astype(np.float64)) + 1e-300)) - 7)
+        off = abs(got.astype(np.float64) - want.astype(np.float64)) / np.maximum(
+            ulp, np.finfo(np.float32).tiny
+        )
+        assert off.max() <= 1
+
+
+def values_and_gradients(function, *arguments):
+    out, pull = jax.vjp(lambda *a: function.ours(*a, axis=-1), *arguments)
+    return out, pull(jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), out))
+
+
+@pytest.mark.parametrize("function", **named())
+def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, monkeypatch):
+    """With ties, dead classes, an empty row, overflows, and NaN: to a rounding of bfloat16 at most."""
+    x = np.random.default_rng(0).normal(size=(8, 7)) * 3
+    x[0, 2:4] = x[0].max() + 1
+    x[1, 1] = x[2, :] = -np.inf
+    x[3, 4], x[4, 5] = np.inf, np.nan
+    x[5, 0] += 40
+    arguments = tuple(
+        a.astype(jnp.bfloat16) if a.dtype == jnp.float32 and a.shape == x.shape else a
+        for a in function.arguments(x.astype(np.float32))
+    )
+    got = jit_quickly(lambda *a: values_and_gradients(function, *a))(*arguments)
+    monkeypatch.undo()
+    jax.clear_caches()
+    want = jit_quickly(lambda *a: values_and_gradients(function, *a))(*arguments)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if ours.dtype != jax.dtypes.float0:
+            tolerance = 2**-7 if ours.dtype == jnp.bfloat16 else 1e-5
+            np.testing.assert_allclose(
+                np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=tolerance, atol=1e-37
+            )
+
+
+def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.bfloat16)
+    v = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)), jnp.bfloat16)
+    labels = jnp.array([0, 4, 2])
+
+    def loss(x):
+        options = {"label_smoothing": 0.1, "temperature": 0.7, "soft_cap": 5.0, "z_loss": 0.01}
+        return jnp.sum(jsoftmax.cross_entropy(x, labels, **options) + jsoftmax.entropy(x))
+
+    def product(x, v):
+        return jax.vjp(jax.grad(loss), x)[1](v)[0]
+
+    exact = product(x.astype(jnp.float32), v.astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(product(x, v), np.float32), exact, rtol=0.05, atol=0.01)
+    with jsoftmax.forward_mode():
+        twice = jax.jvp(jax.grad(loss), (x,), (v,))[1]
+    np.testing.assert_allclose(np.asarray(twice, np.float32), exact, rtol=0.05, atol=0.01)
