@@ -16,7 +16,6 @@ from jsoftmax._losses import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jsoftmax._maps import log_softmax, softmax
-from jsoftmax._reports import without_reports
 from jsoftmax._row_statistics import RowStatistics, row_statistics
 
 __all__ = [
@@ -40,6 +39,5 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
-    "without_reports",
 ]
 __version__ = "0.1.0"

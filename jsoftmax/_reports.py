@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import checkify
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
 
 from jsoftmax._sharding import ids_of_shard, shard_count
 
-_reports: Any = jax.make_user_context(default_value=True)
 
+class _Reported(Primitive):
+    """The identity, with a check in its `call_jaxpr` that only checkify looks into.
 
-def without_reports() -> AbstractContextManager[None]:
-    """Trace losses without the report that `jax.experimental.checkify` makes of bad class ids.
-
-    The report costs nothing where checkify is not used, but it is an effect of the traced program, and
-    ``jax.export`` cannot serialize effects of that kind. Trace what you serialize in this context.
-
-    >>> import jax, jax.numpy as jnp, jsoftmax
-    >>> loss = jax.jit(jsoftmax.softmax_cross_entropy_with_integer_labels)
-    >>> with jsoftmax.without_reports():
-    ...     exported = jax.export.export(loss)(jnp.zeros((2, 3)), jnp.array([0, 1]))
-    >>> print(exported.call(jnp.zeros((2, 3)), jnp.array([0, 3])))
-    [1.0986123       nan]
+    A check on its own is an effect of every program that holds it. For a program with effects JAX takes its
+    slow way at each call, ten times the time of a small loss, and `jax.export` cannot serialize it.
     """
-    return _reports(False)
+
+    multiple_results = True
+
+    def bind(self, *args: Any, subfuns: Sequence[Any] = (), **params: Any) -> Any:
+        """Of checkify, `subfuns` is the check made visible; it takes and gives the errors too."""
+        return subfuns[0].call_wrapped(*args) if subfuns else Primitive.bind(self, *args, **params)
+
+
+_reported: Any = _Reported("class_ids")
+
+
+def _itself(labels: Any, *, call_jaxpr: Any) -> list[Any]:
+    return [labels]
+
+
+def _batched(labels: Sequence[Any], axes: Sequence[int], *, call_jaxpr: Any) -> tuple[Any, Sequence[int]]:
+    of_all = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(call_jaxpr), tuple(axes), list(axes)))(*labels)
+    return _reported.bind(*labels, call_jaxpr=of_all), axes
+
+
+_reported.def_impl(_itself)
+_reported.def_abstract_eval(_itself)
+mlir.register_lowering(_reported, mlir.lower_fun(_itself, multiple_results=True))
+batching.primitive_batchers[_reported] = _batched
 
 
 def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     """The class ids as a shard counts them, which has so many of the classes along mesh axes: from 0 up.
 
-    Stages a check that names the first bad one; outside checkify it compiles to nothing.
+    checkify names the first that is bad; anything else takes them as they are.
     """
-    if _reports.value and labels.size:
-        _check(
-            labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32), classes * shard_count(names)
-        )
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)  # that holds the number of classes too
+    if labels.size:
+        check = _checked.trace(labels, classes * shard_count(names)).jaxpr
+        labels = _reported.bind(labels, call_jaxpr=check)[0]
     return ids_of_shard(labels, classes, names)
 
 
 @jax.jit(static_argnums=1)
-def _check(labels: Array, classes: int) -> None:
+def _checked(labels: Array, classes: int) -> Array:
     bad = (labels < 0) | (labels >= classes)
     # Sums and minima, which any sharding of the labels keeps.
     row = jnp.zeros(labels.shape, jnp.int32)
@@ -57,3 +74,4 @@ def _check(labels: Array, classes: int) -> None:
         label=jnp.sum(jnp.where(row == first, labels, 0)),
         row=first,
     )
+    return labels

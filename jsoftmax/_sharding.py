@@ -68,8 +68,6 @@ def shard_count(names: tuple[str, ...]) -> int:
 
 def ids_of_shard(ids: Array, classes: int, names: tuple[str, ...]) -> Array:
     """Class ids as counted on a shard that holds so many of the classes: its own are those from 0 up."""
-    if ids.dtype.itemsize < 4:
-        ids = ids.astype(jnp.int32)  # that holds the number of classes too
     return ids - (lax.axis_index(names) * classes).astype(ids.dtype) if names else ids
 
 

@@ -11,8 +11,11 @@ import numpy as np
 
 import jsoftmax
 
-# For programs that run once in float64: half of their time would go into optimising them.
-jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# For programs that run once: most of their time would go into optimising them.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):  # later there is one emitter, a quick one
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+jit_quickly = partial(jax.jit, compiler_options=QUICKLY)
 
 
 class Function(NamedTuple):

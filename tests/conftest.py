@@ -1,7 +1,13 @@
 """A strict world: no silent promotion of dtypes or ranks, and eight devices on any CPU."""
 
 import os
+import tempfile
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # The workers of a run, and the command lines that its tests start, share what they compile.
+    programs = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import jax

@@ -34,6 +34,14 @@ def exactly(values):
     return np.asarray(np.frompyfunc(lambda v: mpf(float(v)), 1, 1)(np.asarray(values)), object)
 
 
+def error(ours, exact):
+    """``ours − exact``, and `exact` itself, as float64s."""
+    high = exact.astype(np.float64)
+    low = (exact - high).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return (np.asarray(ours, np.float64) - high) - low, high
+
+
 def _namespace(x):
     return EXACT if x.dtype == object else FLOAT
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from cases import ahead
-from definitions import mp
+from definitions import error, mp
 from mpmath import mpf
 
 import jsoftmax
@@ -52,6 +52,10 @@ REGIMES = {
         for t in (0.01, 0.7, 100.0)
     },
 }
+
+
+def logsumexp(x):
+    return jsoftmax.logsumexp(x, -1)
 
 
 class Exact(NamedTuple):
@@ -95,10 +99,10 @@ def exact(x, labels, temperature):
 def ulps(ours, exact):
     """The error of every entry in ulp of the exact value; 0 where that is below the normal numbers."""
     ours = np.asarray(ours)
+    off, exact = error(ours, exact)
     size = abs(exact).astype(ours.dtype)
     tiny = np.finfo(ours.dtype).tiny
-    error = abs(FINE(ours) - exact) / FINE(np.spacing(np.maximum(size, tiny)))
-    return np.where(size >= tiny, error.astype(float), 0)
+    return np.where(size >= tiny, abs(off) / np.spacing(np.maximum(size, tiny)).astype(float), 0)
 
 
 @functools.cache
@@ -143,7 +147,7 @@ def programs(temperature):
         "  gradient": (gradient(label_loss), gradient(peer_loss)),
         "cross_entropy, targets": (target_loss, peer_loss),
         "  gradient of targets": (gradient(target_loss), gradient(peer_loss)),
-        "logsumexp": (lambda x, *_: jsoftmax.logsumexp(x, -1), lambda x, *_: jax.nn.logsumexp(x, -1)),
+        "logsumexp": (lambda x, *_: logsumexp(x), lambda x, *_: jax.nn.logsumexp(x, -1)),
     }
     return {name: tuple(map(jax.jit, pair)) for name, pair in pairs.items()}
 
@@ -172,12 +176,7 @@ def measure(dtype, regime):
         table |= {"cross_entropy, targets": loss, "  gradient of targets": gradient}
     found = programs(regime.temperature)
     if regime.temperature is None:
-        # The maximum and the logarithm may cancel: the ulp is that of the larger.
-        size = np.maximum(abs(e.logsumexp), abs(FINE(x.max(1))))
-        spacing = np.spacing(size.astype(dtype)).astype(float)
-        both = (np.asarray(f(x, labels, one_hot)) for f in found["logsumexp"])
-        off = [abs(FINE(a) - e.logsumexp).astype(float) / spacing for a in both]
-        yield "logsumexp", off[0], off[1], np.full(len(x), 4.0)
+        table["logsumexp"] = e.logsumexp, np.full(len(x), 4.0)
     for name, (want, bound) in table.items():
         ours, peer = (ulps(f(x, labels, one_hot), want) for f in found[name])
         yield name, ours, peer, bound
@@ -198,6 +197,51 @@ def test_accuracy(regime, dtype):
             if not np.all(ours <= bound):
                 failures.append(f"{name}: {ours[worst]:.2f} ulp of {bound[worst]:.2f}")
     assert not failures, failures
+
+
+def log_probabilities(x):
+    x = x - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+def of_two(a, b):
+    """Rows of two live classes."""
+    x = np.full((len(a), 100), -np.inf)
+    x[:, 3], x[:, 70] = a, b
+    return x
+
+
+NEAR_ZERO = {
+    "pairs near −log 2": lambda rng: of_two(*np.array([[-0.7, -0.7], [np.log(0.5)] * 2, [-0.69, -0.696]]).T),
+    "pairs": lambda rng: of_two(*3 * rng.normal(size=(2, 60))),
+    "log-probabilities": lambda rng: log_probabilities(3 * rng.normal(size=(20, 100))),
+    "log-probabilities, flat": lambda rng: log_probabilities(np.full((1, 100), 1.7)),
+    **{
+        f"log-probabilities, one ahead by {by}": functools.partial(
+            lambda by, rng: log_probabilities(np.float64(ahead(by)(rng, (10, 100)))), by
+        )
+        for by in (1, 6, 10, 15, 30)
+    },
+    "a small maximum": lambda rng: of_two(rng.uniform(-1e-5, 1e-5, 60), -np.arange(2, 14, 0.2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logsumexp_near_zero(dtype):
+    """Where the maximum and the logarithm cancel, 4 ulp of what they leave."""
+    rng = np.random.default_rng(0)
+    rows = {name: make(rng).astype(dtype) for name, make in NEAR_ZERO.items()}
+    with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
+        found = jax.jit(logsumexp)(np.concatenate(list(rows.values())))
+        found = np.split(np.asarray(found), np.cumsum([len(x) for x in rows.values()])[:-1])
+        if dtype == np.float32:
+            rows["50257 classes"] = log_probabilities(rng.normal(size=(1, 50257))).astype(dtype)
+            found.append(logsumexp(rows["50257 classes"]))
+    for (name, x), ours in zip(rows.items(), found, strict=True):
+        exact = np.frompyfunc(mp.log, 1, 1)(EXP(FINE(np.where(np.isinf(x), -1e4, x))).sum(1))
+        off = ulps(ours, exact)
+        print(f"{name:40}{off.max():10.2f} ulp")
+        assert off.max() <= 4, name
 
 
 def test_the_peers_lose_every_digit_of_a_confident_loss():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ahead, jit_quickly
-from definitions import exactly, mp
+from definitions import error, exactly, mp
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -129,18 +129,15 @@ compiled = jax.jit(divergences_and_gradients, static_argnums=2)
 def worst(ours, exact, roundings, slack):
     """The largest error over 4 ulp and the roundings, of the entries that are normal numbers."""
     ours, dtype = np.asarray(ours).reshape(exact.shape), ours.dtype
+    off, exact = error(ours, exact)
     size = abs(exact).astype(dtype)
     tiny = np.finfo(dtype).tiny
-    ulp = exactly(np.spacing(np.maximum(size, tiny)))
+    ulp = np.spacing(np.maximum(size, tiny)).astype(float)
     # A term below the normal numbers may be lost.
-    bound = 4 * ulp + mpf(float(np.finfo(dtype).eps)) * roundings + slack * mpf(float(tiny))
-    error = abs(exactly(ours) - exact)
+    bound = 4 * ulp + float(np.finfo(dtype).eps) * roundings.astype(float) + slack * float(tiny)
     normal = size >= tiny
     assert normal.any()
-    return (
-        np.where(normal, (error / bound).astype(float), 0).max(),
-        np.where(normal, (error / ulp).astype(float), 0).max(),
-    )
+    return tuple(np.where(normal, abs(off) / scale, 0).max() for scale in (bound, ulp))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
     ("_sharding",),
-    ("rules", "_arguments", "_autodiff", "_blocks", "_reports"),
+    ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
-    ("_rows",),
+    ("_rows", "_cancellation"),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
     ("_loss_terms",),
     ("_products", "_parts"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import jit_quickly
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,10 +18,7 @@ import jsoftmax
 # The same examples everywhere. A test may use any number of them: each shape is compiled once.
 laws = hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
-# Nothing here is worth optimising.
-jit_quickly = functools.partial(
-    jax.jit, static_argnames="axis", compiler_options={"xla_backend_optimization_level": 0}
-)
+jit_laws = functools.partial(jit_quickly, static_argnames="axis")
 
 EPS = np.finfo(np.float32).eps
 SHAPES = (((3, 1), -1), ((4, 3), 0), ((2, 33), -1))
@@ -81,7 +79,7 @@ def rows(draw, logits=anything):
     return Rows(x, y, *(a.astype(np.float32) for a in (t, g, h)), axis)
 
 
-@jit_quickly
+@jit_laws
 def _values_and_gradients(x, y, t, g, h, axis, where=None, temperature=None):
     options = {k: v for k, v in (("where", where), ("temperature", temperature)) if v is not None}
     results = {}
@@ -191,7 +189,7 @@ def test_the_softmax_is_the_exponential_of_the_log_softmax(rows):
     assert np.all(np.abs(np.exp(log_p) - p) <= roundings * EPS * p)
 
 
-@jit_quickly
+@jit_laws
 def _pushed_and_pulled(x, y, t, g, h, v, axis):
     results = {}
     for name, f in FAMILY.items():
@@ -214,7 +212,7 @@ def test_pushing_forward_and_pulling_back_are_transposes(rows, seed):
         assert_close(np.sum(g * pushed), np.sum(pulled * v), scale)
 
 
-@jit_quickly
+@jit_laws
 def _reduced(x, labels, axis):
     def loss(x, reduction):
         return jnp.sum(jsoftmax.cross_entropy(x, labels, axis=axis, reduction=reduction))

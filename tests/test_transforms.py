@@ -65,8 +65,7 @@ def in_a_while_loop(f, *arguments):
 
 
 def through_a_file(f, *arguments):
-    with jsoftmax.without_reports():
-        exported = jax.export.export(jax.jit(f))(*arguments)
+    exported = jax.export.export(jax.jit(f))(*arguments)
     return jax.export.deserialize(exported.serialize(vjp_order=1)).call(*arguments)
 
 
@@ -211,9 +210,8 @@ def test_the_promotion_mode_does_not_change_the_program(function):
     """Value and gradient are the same program, so the same bits, and the strict mode refuses nothing."""
 
     def program(mode, *arguments):
-        # A report of class ids has a number of its own in every program.
-        with jax.numpy_dtype_promotion(mode), jsoftmax.without_reports():
-            return str(jax.make_jaxpr(lambda *a: jax.vjp(on(function), *a))(*arguments))
+        with jax.numpy_dtype_promotion(mode):
+            return jax.jit(lambda *a: jax.vjp(on(function), *a)).lower(*arguments).as_text()
 
     short, full = (float32_arguments(function, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
     mixed = (short[0], *full[1:])
