@@ -266,6 +266,27 @@ def test_several_axes_hold_the_classes_in_the_order_of_their_names():
         agree(run(lambda a, names=names: found(a, axis_name=names), (specs,), P(), a), want)
 
 
+def test_a_confident_row_keeps_its_digits():
+    """Whichever shard has its class, and ulp by ulp: 4, and the gap for gradients and tiny losses."""
+    gap = 60
+    y = jnp.arange(ROWS) * 3
+    x = arrays()["other"].astype(np.float32)
+    x[np.arange(ROWS), y] = gap
+
+    def found(x, y, **on):
+        losses = jsoftmax.cross_entropy(x, y, **on), jsoftmax.entropy(x, **on)
+        in_x = jax.grad(lambda x: jsoftmax.cross_entropy(x, y, reduction="sum", **on))(x)
+        return *losses, in_x, jsoftmax.log_softmax(x, **on)
+
+    want = jit_quickly(found)(x, y)
+    assert want[0].max() < 1e-20
+    got = run(
+        lambda *a: found(*a, axis_name="classes"), (layout(x), layout(y)), jax.tree.map(layout, want), x, y
+    )
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_max_ulp(np.asarray(g), np.asarray(w), 4 + gap)
+
+
 def test_a_mean_over_the_mesh_counts_each_row_once():
     """And the ignored ones on no shard, though there are more of them on one."""
     a = given("hidden", "weight", "class_weights", "y")
