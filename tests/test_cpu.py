@@ -133,3 +133,11 @@ def test_bfloat16_rows_in_blocks():
         for a in (x, x.astype(jnp.float32))
     )
     np.testing.assert_allclose(short, full, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [8, 100])
+def test_probabilities_of_logits_that_are_a_product(classes):
+    """XLA computes the product anew beside the shift, unrounded: the maximum's term is not quite 1."""
+    x = 30 * np.random.default_rng(0).normal(size=(2**14 // classes, classes)).astype(np.float32)
+    got = jax.jit(lambda x: jsoftmax.softmax(0.3535534 * x))(x)
+    np.testing.assert_allclose(got, jax.nn.softmax(np.float32(0.3535534) * x), rtol=1e-4, atol=1e-6)
