@@ -149,7 +149,8 @@ def total(terms: Array, axes: tuple[int, ...]) -> Array:
 
     def repaired(terms: Array, total: Array) -> Array:
         again = 1 + jnp.sum(terms - jnp.floor(terms), axes, keepdims=True)
-        return jnp.where((total < 2) & (jnp.abs(again - total) < 0.5), again, total)
+        left_in = (again > total + 0.5) & (total > 0)
+        return jnp.where((total < 2) & ~left_in, again, total)
 
     total = jnp.sum(terms, axes, keepdims=True)
     return lax.cond(jnp.min(total, initial=2) < 2, repaired, lambda terms, total: total, terms, total)
