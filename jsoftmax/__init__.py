@@ -1,5 +1,7 @@
 """The softmax family in closed form, for JAX."""
 
+import importlib.metadata
+
 from jsoftmax import evaluation, online, rules
 from jsoftmax._autodiff import forward_mode
 from jsoftmax._blocks import BlockPlan
@@ -40,4 +42,4 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
 ]
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("jsoftmax")

@@ -142,11 +142,16 @@ def exponentials(x: Array, top: Array) -> Array:
 
 
 def total(terms: Array, axes: tuple[int, ...]) -> Array:
-    """The sum of a row's `exponentials`; 1 in an empty row. Where one class leads, its 1 is added last."""
+    """The sum of a row's `exponentials`; 1 in an empty row. Where one class leads, its 1 is added last.
+
+    If it is 1: where the logits are a product, XLA may fuse it with the shift, unrounded, and a maximum below
+    the product's gives a term other than 1, which floor may leave in.
+    """
 
     def repaired(terms: Array, total: Array) -> Array:
-        rest = jnp.sum(terms - jnp.floor(terms), axes, keepdims=True)
-        return jnp.where(total < 2, 1 + rest, total)
+        again = 1 + jnp.sum(terms - jnp.floor(terms), axes, keepdims=True)
+        left_in = (again > total + 0.5) & (total > 0)
+        return jnp.where((total < 2) & ~left_in, again, total)
 
     total = jnp.sum(terms, axes, keepdims=True)
     return lax.cond(jnp.min(total, initial=2) >= 2, lambda terms, total: total, repaired, terms, total)

@@ -149,3 +149,11 @@ def test_a_nan_stays_in_its_row(name):
         well, beside = np.asarray(function(x)), np.asarray(function(ill))
         np.testing.assert_array_equal(beside[:2], well[:2])
         assert np.isnan(beside[2:]).all()
+
+
+@pytest.mark.parametrize("classes", [8, 100])
+def test_probabilities_of_logits_that_are_a_product(classes):
+    """XLA computes the product anew beside the shift, unrounded: the maximum's term is not quite 1."""
+    x = 30 * np.random.default_rng(0).normal(size=(2**14 // classes, classes)).astype(np.float32)
+    got = jax.jit(lambda x: jsoftmax.softmax(0.3535534 * x))(x)
+    np.testing.assert_allclose(got, jax.nn.softmax(np.float32(0.3535534) * x), rtol=1e-4, atol=1e-6)

@@ -1,16 +1,21 @@
 """Every command and example of the README runs; the docstrings run as doctests of their modules."""
 
 import contextlib
+import importlib.metadata
 import io
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jsoftmax
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [c for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for c in block.splitlines()]
 
@@ -51,5 +56,69 @@ def test_every_public_function_has_an_example(name):
 
 def test_the_layout_in_the_readme_is_the_layout():
     tree = README[README.index("## Layout") :]
-    for path in re.findall(r"^(jsoftmax/\S+|tests/\S*)", tree, re.MULTILINE):
-        assert (Path(__file__).parents[1] / path).exists(), path
+    for path in re.findall(r"^(jsoftmax/\S+|notebooks/|tests/\S*)", tree, re.MULTILINE):
+        assert (ROOT / path).exists(), path
+
+
+MIGRATING = (ROOT / ".docs/pages/migrating.md").read_text()
+
+
+def what_the_lines_speak_of():
+    rng = np.random.default_rng(0)
+    batch, classes, features = 6, 5, 3
+    x, z, v, bias = (jnp.float32(rng.normal(size=s)) for s in ((batch, classes),) * 3 + ((classes,),))
+    arrays = {
+        "T": 0.5,
+        "V": classes,
+        "images": jnp.float32(rng.normal(size=(batch, classes, 2))),
+        "ids": jnp.int32(rng.integers(0, classes, (batch, 2))),
+        "y": jnp.int32(rng.integers(0, classes, batch)),
+        "t": jnp.float32(rng.dirichlet(np.ones(classes), batch)),
+        "mask": jnp.arange(classes) % 2 == 0,
+        "c": jnp.arange(1.0, classes + 1),
+        "weights": jnp.arange(1.0, batch + 1),
+        "h": jnp.float32(rng.normal(size=(batch, features))),
+        "w": jnp.float32(rng.normal(size=(features, classes))),
+        "log_p": jax.nn.log_softmax(x),
+        "log_q": jax.nn.log_softmax(z),
+    }
+    modules = {"jax": jax, "jnp": jnp, "optax": optax, "jsoftmax": jsoftmax}
+    return modules | arrays | {"x": x, "z": z, "v": v, "bias": bias}
+
+
+@pytest.mark.parametrize("package", re.findall(r"^## From (.+)", MIGRATING, re.MULTILINE))
+def test_migrating_is_as_it_says(package):
+    """Every new line runs; those that take the place of jax.nn and optax give what these gave."""
+    lines = MIGRATING.split(f"## From {package}\n")[1].partition("\n## ")[0]
+    pairs = re.findall(r"^\| `(.+?)` \| `(.+?)` \|", lines, re.MULTILINE)
+    assert len(pairs) == lines.count("\n| ") - 1
+    scope = what_the_lines_speak_of()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for before, now in pairs:
+            *mode, line = now.split("with jsoftmax.forward_mode(): ")
+            with jsoftmax.forward_mode() if mode else contextlib.nullcontext():
+                got = eval(line, scope)
+            if package in ("jax.nn", "optax"):
+                jax.tree.map(
+                    lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6),
+                    got,
+                    eval(before, scope),
+                )
+
+
+def test_the_version_is_that_of_the_metadata_and_has_its_changes():
+    assert jsoftmax.__version__ == importlib.metadata.version("jsoftmax")
+    changes = (ROOT / ".github/CHANGELOG.md").read_text()
+    assert re.search(r"^## (\S+?),", changes, re.MULTILINE)[1] == jsoftmax.__version__
+
+
+def test_every_public_name_has_its_place_in_the_pages():
+    """Named there, or of a module that is there as a whole."""
+    pages = "\n".join(path.read_text() for path in (ROOT / ".docs/pages").glob("*.md"))
+    for name in jsoftmax.__all__:
+        assert f"\n::: jsoftmax.{name}\n" in pages, name
+
+
+def test_the_workflow_is_the_script():
+    steps = re.findall(r"- run: (.+)", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert steps == [".ci/run"]

@@ -1,0 +1,6 @@
+document$.subscribe(({ body }) => renderMathInElement(body, {
+  delimiters: [
+    { left: "\\(", right: "\\)", display: false },
+    { left: "\\[", right: "\\]", display: true },
+  ],
+}));

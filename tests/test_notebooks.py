@@ -1,0 +1,39 @@
+"""The notebooks as they are stored: small, taught, and run; `.ci/notebooks.py` runs them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = (
+    "1-softmax-and-its-jacobian",
+    "2-cross-entropy-and-p-minus-t",
+    "3-training-a-classifier",
+    "4-language-models",
+    "5-many-devices",
+    "6-in-your-model",
+)
+
+
+def test_there_are_these():
+    assert sorted(p.stem for p in FOLDER.glob("*.ipynb")) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_teaches_and_shows_what_it_gave(name):
+    path = FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 100_000
+    cells = json.loads(path.read_text())["cells"]
+    opening = "".join(cells[0]["source"])
+    assert re.match(rf"# {name[0]} · .+\n\nAfter this notebook you will be able to\n\n- ", opening)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {o["output_type"] for o in outputs} <= {"stream", "display_data"}
+    assert {o["name"] for o in outputs if o["output_type"] == "stream"} == {"stdout"}
+    assert sum("image/png" in o.get("data", ()) for o in outputs) >= 2
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    assert "jsoftmax._" not in source
+    assert "_src" not in source
