@@ -39,7 +39,7 @@ def fuses(x: Array, axes: tuple[int, ...]) -> bool:
 
 def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """Probabilities that are good for 16 bits."""
-    terms = jnp.exp(_scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1))
+    terms = jnp.exp(_scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1, at_top=False))
     total = jnp.sum(terms, axes, keepdims=True)
     return terms / jnp.where(total < 1, 1, total)
 
@@ -47,7 +47,7 @@ def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
 def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """Their logarithms, of a leading class too."""
     top = _scaling.peak(x, scaling, axes)
-    u = _scaling.shift(x, scaling, top, 1)
+    u = _scaling.shift(x, scaling, top, 1, at_top=False)
     terms = jnp.exp(u)
     total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
     rest = online.from_sums(top, total, rest, scale=1).rest

@@ -17,6 +17,7 @@ from jsoftmax import rules
 from jsoftmax._autodiff import with_tangent
 
 SCALE = 2.0**64  # of every sum here, so that none of the terms that matter underflows
+_LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
 
 class Form(NamedTuple):
@@ -108,7 +109,7 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
 def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) -> Array:
     """A bare sum for every block; the block that holds the maximum is summed again without it.
 
-    Two blocks may reach 1 only where the total reaches 2, and no repair is needed.
+    Two blocks may hold a 1 only where the total reaches 2, and no repair is needed.
     """
     count = x.shape[axis] // size
     blocks = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
@@ -123,7 +124,7 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
             return jnp.sum(_scaled(_half(block, finite_top)), axis)
 
         sums = jnp.moveaxis(lax.map(of_block, jnp.arange(count)), 0, axis)
-    holds = sums >= SCALE
+    holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
@@ -132,7 +133,8 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     block = jnp.squeeze(jnp.take_along_axis(blocks, index, axis, mode="clip"), axis).astype(top.dtype)
     half = jnp.exp(jnp.where(block == top, -jnp.inf, (block - finite_top) * 0.5))
     rest = others + jnp.sum(_scaled(half), axis, keepdims=True)
-    return jnp.where(_leads(total), rest, total - SCALE) / SCALE
+    others_only = jnp.where(total == 0, -SCALE, jnp.maximum(total - SCALE, 0))
+    return jnp.where(_leads(total) & (others < total), rest, others_only) / SCALE
 
 
 def exponentials(x: Array, top: Array) -> Array:
@@ -173,4 +175,4 @@ def _scaled(half: Array) -> Array:
 
 
 def _leads(total: Array) -> Array:
-    return (total >= SCALE) & (total < 2 * SCALE)
+    return (total > 0) & (total < 2 * _LED)

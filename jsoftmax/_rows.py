@@ -42,7 +42,7 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     """Their logarithms, −inf in an empty row, and the state of every row."""
 
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
-        return shifted(x, scaling, state.max).u - log_total(state.rest)
+        return shifted(x, scaling, state.max, at_top=True).u - log_total(state.rest)
 
     return _with_state(found, _accelerators.fused_log_softmax, x, scaling, axes)
 

@@ -92,17 +92,22 @@ def highest(top: Array, names: tuple[str, ...]) -> Array:
     return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
-def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shifted:
-    """The logits of a row, or of a part of it, less the row's maximum, over the temperature."""
-    u = shift(x, scaling, top, 1)
+def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top: bool = False) -> Shifted:
+    """The logits of a row, or of a part of it, less the row's maximum, over the temperature.
+
+    Where it counts that u is 0 `at_top`, whatever XLA fuses with the difference, say so.
+    """
+    u = shift(x, scaling, top, 1, at_top or exact or scaling.temperature is not None)
     if scaling.temperature is None and not exact:
         return Shifted(u, None)
     return Shifted(u, lax.stop_gradient(_slip(x, scaling, top, u)))
 
 
-def shift(x: Array, scaling: Scaling, top: Array, fraction: float) -> Array:
+def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
     """A fraction of u; fractions are powers of 2, and exact."""
     z, z_top = ordered(x, scaling, top)
+    if at_top:
+        z = rules.rounded(z, z_top)
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
     u = z - z_top
@@ -148,6 +153,7 @@ def exponentials(z: Shifted) -> Array:
 def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
     """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
     x, top = ordered(x, scaling, top)
+    x = rules.rounded(x, top)
     difference = x - top
     finite = jnp.isfinite(difference) & jnp.isfinite(u)
     x, top, difference, u = (jnp.where(finite, a, 0) for a in (x, top, difference, u))

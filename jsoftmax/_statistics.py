@@ -109,7 +109,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
         """The u of a row's label, and whether there is one: of one shard they are those of the row."""
         if logit is None:
             return ()
-        u = _scaling.shifted(logit, scaling._replace(where=None), top).u
+        u = _scaling.shifted(logit, scaling._replace(where=None), top, at_top=True).u
         return jnp.where(here, u, 0), here.astype(u.dtype)
 
     asks_for_entropy = "entropy" in wanted

@@ -62,7 +62,8 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
         raise call.error(ValueError, problem, f"begin with online.empty({rows})")
     x = x.astype(jnp.promote_types(state.rest.dtype, rules.computing_dtype(x.dtype)))
     top = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
-    u = x - jnp.where(top == -jnp.inf, 0, top)
+    finite_top = jnp.where(top == -jnp.inf, 0, top)
+    u = rules.rounded(x, finite_top) - finite_top
     total, scaled_rest = (jnp.sum(a, axes) for a in (jnp.exp(u), rest_terms(jnp.exp(u / 2))))
     part = from_sums(jnp.squeeze(top, axes), total, scaled_rest)
     return merge(state, State(*(a.astype(b.dtype) for a, b in zip(part, state, strict=True))))
@@ -82,7 +83,8 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = 2.0**
 
     Where the total is below 2, one class leads, and its 1 would swamp the rest in the total.
     """
-    return State(top, jnp.where((total >= 1) & (total < 2), scaled_rest / scale, total - 1))
+    leads = (total > 0) & (total < 1.9) & (scaled_rest < scale / 2 * total)
+    return State(top, jnp.where(leads, scaled_rest / scale, total - 1))
 
 
 def merge(a: State, b: State) -> State:

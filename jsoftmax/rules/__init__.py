@@ -17,7 +17,7 @@ from jsoftmax.rules._divergences import (
     kl_gradient_in_q,
     log_to_mean,
 )
-from jsoftmax.rules._rows import across, row_sums, split_axes
+from jsoftmax.rules._rows import across, rounded, row_sums, split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
@@ -48,6 +48,7 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",
+    "rounded",
     "row_sums",
     "soft_cap_jvp",
     "soft_cap_vjp",

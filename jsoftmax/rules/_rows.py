@@ -27,3 +27,12 @@ def across(axes: Axes, *sums: Array) -> tuple[Array, ...]:
     """The sums over all shards of sums over each: one all-reduce of them all, if there are any shards."""
     _, names = split_axes(axes)
     return tuple(lax.psum(jnp.stack(sums), names)) if names and sums else sums
+
+
+def rounded(x: Array, top: Array) -> Array:
+    """x itself, of which `top` is the maximum, before ``x − top``.
+
+    Where x is a product, XLA may compute it once more along with the difference, unrounded, and the maximum
+    would not be 0 above itself. A minimum with something larger keeps the two operations apart.
+    """
+    return jnp.minimum(x, top + jnp.abs(top) + 1)
