@@ -18,7 +18,7 @@ from jsoftmax import _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
 from jsoftmax._scaling import Scaling, Shifted
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 Numbers = tuple[Array, ...]
 
 
@@ -64,7 +64,7 @@ def _apart(z_p: Shifted, z_q: Shifted) -> Array:
 def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
     """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
     gaps = rules.difference(_rows.exponentials(z_p), _rows.exponentials(z_q), _apart(z_p, z_q))
-    gap = jnp.sum(gaps, axes, keepdims=True)
+    (gap,) = rules.row_sums(axes, gaps)
     more = gap > 0
     total = 1 + jnp.where(more, rest_p, rest_q)
     empty = (rest_p < 0) | (rest_q < 0)
@@ -106,13 +106,13 @@ def _with_rules(
         dp, dq, by = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
         dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
-        return jnp.sum(in_p * dp + in_q * dq, axes, keepdims=True)
+        return rules.row_sums(axes, in_p * dp + in_q * dq)[0]
 
     return with_rules(save, pull, push)
 
 
 def _sum_kl(axes: Axes, pair: _Pair) -> tuple[Array, Numbers]:
-    kl = jnp.sum(rules.divergence_terms(pair.p, pair.q, pair.d), axes, keepdims=True)
+    (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d))
     return kl, (kl,)
 
 
@@ -128,7 +128,7 @@ kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
 def _sum_js(axes: Axes, pair: _Pair) -> tuple[Array, Numbers]:
     m, to_mean = (pair.p + pair.q) / 2, rules.log_to_mean(pair.d)
     terms = (rules.divergence_terms(p, m, d) for p, d in zip((pair.p, pair.q), to_mean, strict=True))
-    kl_p, kl_q = (jnp.sum(a, axes, keepdims=True) for a in terms)
+    kl_p, kl_q = rules.row_sums(axes, *terms)
     return jnp.minimum((kl_p + kl_q) / 2, math.log(2)), (kl_p, kl_q)
 
 

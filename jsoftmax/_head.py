@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _scaling
+from jsoftmax import _mesh_axes, _scaling
 from jsoftmax._arguments import Axes, Call
 from jsoftmax._products import Rows, Shared, Static
-from jsoftmax._reports import reported
+from jsoftmax._reports import reported_ids
 from jsoftmax._scaling import Scaling
 
 BlockSize = int | tuple[int, int] | None
@@ -31,6 +31,7 @@ class Head(NamedTuple):
     scaling: Scaling  # [..., 1], or broadcasting to it
     vocab_axis: int
     block_size: BlockSize
+    names: tuple[str, ...]  # the mesh axes of the shards of the classes
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -52,9 +53,7 @@ class Head(NamedTuple):
         """The arguments that are as long as the rows, flattened."""
         size = math.prod(self.row_shape)
         if jnp.issubdtype(labels.dtype, jnp.integer):
-            if labels.dtype.itemsize < 4:
-                labels = labels.astype(jnp.int32)
-            labels = reported(labels, self.logits.shape[-1])
+            labels = reported_ids(labels, self.logits.shape[-1], self.names)
         labels = labels.reshape(size, labels.shape[-1])
         hidden = self.hidden.reshape(size, self.hidden.shape[-1])
         _, temperature, soft_cap = self.scaling
@@ -75,7 +74,7 @@ class Head(NamedTuple):
 
     def static(self, wanted: frozenset[str]) -> Static:
         """What is known when a program is traced."""
-        return Static(self.vocab_axis, self.block_size, wanted)
+        return Static(self.vocab_axis, self.block_size, self.names, wanted)
 
 
 def of_call(call: Call) -> Head:
@@ -111,6 +110,7 @@ def of_call(call: Call) -> Head:
         Scaling(None),
         vocab_axis,
         block_size(call),
+        _mesh_axes.of_classes(call, ("weight",)),
     )
     head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
     backend = call.arguments["backend"]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _scaling, rules
+from jsoftmax import _mesh_axes, _scaling, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._divergences import jensen_shannon, kullback_leibler
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._statistics import numbers
 
 
@@ -20,6 +21,7 @@ def entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The entropy of the softmax of logits/T, in nats.
 
@@ -43,10 +45,14 @@ def entropy(
 
     Source: as for `softmax`.
     """
-    call = Call("entropy", logits=logits, axis=axis, where=where, temperature=temperature)
+    call = Call(
+        "entropy", logits=logits, axis=axis, where=where, temperature=temperature, axis_name=axis_name
+    )
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    return numbers(axes, frozenset({"entropy"}), x, None, _scaling.of_call(call, x, axes))["entropy"]
+    names = _mesh_axes.of_classes(call, ("logits",))
+    scaling = _scaling.of_call(call, x, axes)
+    return numbers(axes, frozenset({"entropy"}), x, None, scaling, names=names)["entropy"]
 
 
 def log_prob(
@@ -56,6 +62,7 @@ def log_prob(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The log-probability of each row's class, log softmax(logits/T) at the labels.
 
@@ -78,11 +85,21 @@ def log_prob(
 
     Source: as for `softmax`.
     """
-    call = Call("log_prob", logits=logits, labels=labels, axis=axis, where=where, temperature=temperature)
+    call = Call(
+        "log_prob",
+        logits=logits,
+        labels=labels,
+        axis=axis,
+        where=where,
+        temperature=temperature,
+        axis_name=axis_name,
+    )
     x = call.floats("logits")
     axes = call.axes(x.shape)
     y = call.class_ids(x.shape, axes)
-    return -numbers(axes, frozenset({"nll"}), x, y, _scaling.of_call(call, x, axes))["nll"]
+    names = _mesh_axes.of_classes(call, ("logits",))
+    scaling = _scaling.of_call(call, x, axes)
+    return -numbers(axes, frozenset({"nll"}), x, y, scaling, names=names)["nll"]
 
 
 def kl_divergence(
@@ -92,6 +109,7 @@ def kl_divergence(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The Kullback-Leibler divergence KL(p‖q) of two softmaxes, in nats.
 
@@ -117,6 +135,7 @@ def kl_divergence(
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count, in both; broadcasts to the shape of the logits.
       temperature: T of both, a number, or an array with one entry a row.
+      axis_name: as in `softmax`; both arguments are then the shard's own classes.
 
     Returns:
       The divergences, in the shape of the logits without `axis`.
@@ -143,6 +162,7 @@ def kl_divergence(
         axis=axis,
         where=where,
         temperature=temperature,
+        axis_name=axis_name,
     )
     return _rowwise(kullback_leibler, call)
 
@@ -154,6 +174,7 @@ def js_divergence(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The Jensen-Shannon divergence of two softmaxes, in nats: at most log 2.
 
@@ -182,6 +203,7 @@ def js_divergence(
         axis=axis,
         where=where,
         temperature=temperature,
+        axis_name=axis_name,
     )
     return _rowwise(jensen_shannon, call)
 
@@ -189,7 +211,9 @@ def js_divergence(
 def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
     p, q = call.alike("p_logits", "q_logits")
     axes = call.axes(p.shape)
+    names = _mesh_axes.of_classes(call, ("p_logits", "q_logits"))
     dtype = max((rules.computing_dtype(x.dtype) for x in (p, q)), key=lambda dtype: dtype.itemsize)
     # Short logits stay short where they are kept: only what is computed from them is wider.
     p, q = (x if rules.computing_dtype(x.dtype) == dtype else x.astype(dtype) for x in (p, q))
-    return jnp.squeeze(divergence(axes, p, q, _scaling.of_call(call, p, axes)), axes)
+    divergences = divergence((*axes, *names), p, q, _scaling.of_call(call, p, axes))
+    return jnp.squeeze(divergences, axes)

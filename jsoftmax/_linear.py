@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
 
-from jsoftmax import _blocks, _parts, _products, _scaling, _statistics, rules
+from jsoftmax import _blocks, _parts, _products, _rows, _scaling, _statistics, rules
 from jsoftmax._autodiff import with_gradients, with_rules
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._parts import Part
@@ -36,17 +36,22 @@ def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
             found, saved, _ = _forward(static, size, rows, shared)
             return found, saved
 
-        return None, _tiled(plan, forward, rows, shared)
+        return None, _tiled(static, plan, forward, rows, shared)
 
     _, (found, saved) = _blocks.over_rows(plan, block, None, rows)
     return found, (rows, shared, saved)
 
 
-def _tiled(plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
+def _tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
     """``function(classes at a time, rows, …)``: on CPU in tiles, elsewhere as planned."""
     shared = arguments[0]
     planned = partial(function, plan.block_classes)
-    if plan.block_classes <= TILE or not rows.has_class_ids or not is_whole(shared.weight, 0, 1):
+    if (
+        static.names
+        or plan.block_classes <= TILE
+        or not rows.has_class_ids
+        or not is_whole(shared.weight, 0, 1)
+    ):
         return planned(rows, *arguments)
     return lax.platform_dependent(rows, *arguments, cpu=partial(function, TILE), default=planned)
 
@@ -89,12 +94,13 @@ def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | i
     if not whole:
         has_label = problem.labels >= 0
         problem = problem._replace(labels=jnp.where(has_label, problem.labels, 0))
-    found, saved = _statistics.save((1, static.wanted), problem)
+    found, saved = _statistics.save((1, static.names, static.wanted), problem)
     if not whole:
         found["nll"] = jnp.where(has_label, found["nll"], 0)
     if "prediction" in static.wanted:
-        live = lax.stop_gradient(_scaling.ordered_live(x, problem.scaling))
-        found["prediction"] = start + jnp.argmax(live, 1, keepdims=True).astype(jnp.int32)
+        found["prediction"] = start + _rows.prediction(
+            _scaling.ordered_live(x, problem.scaling), (1, *static.names)
+        )
     return Part(saved.state, found, saved.sum_weights, has_label)
 
 
@@ -118,7 +124,7 @@ def _backward(
         of_tile = _products.logits(static, rows, tile) if x is None else _blocks.part(x, start, length, 1)
         problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
         here = saved._replace(problem=problem)
-        back = _statistics.pull((1, static.wanted), here, cotangents, so_far is None)[0]
+        back = _statistics.pull((1, static.names, static.wanted), here, cotangents, so_far is None)[0]
         so_much = static.part(sums, start, length)
         dhidden, so_much = _products.back(
             static, asked[0], so_much, rows.hidden, tile.weight, back.x, back.weights
@@ -142,7 +148,7 @@ def _pull(
             return _backward(static, size, asked, rows, *arguments)
 
         rows, saved, cotangents = part
-        return _tiled(plan, backward, rows, shared, sums, saved, cotangents)
+        return _tiled(static, plan, backward, rows, shared, sums, saved, cotangents)
 
     begun = _products.none_yet(asked[1], rows, shared)
     sums, of_rows = _blocks.over_rows(plan, block, begun, (rows, saved, cotangents))
@@ -177,14 +183,14 @@ def _push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers
                 dx += dtile.bias.astype(dx.dtype)
             dproblem = _products.problem(dx, drows, dtile)
             of_part = saved._replace(problem=problem)
-            out = _statistics.push((1, static.wanted), of_part, (dproblem,), so_far is None)
+            out = _statistics.push((1, static.names, static.wanted), of_part, (dproblem,), so_far is None)
             return out if so_far is None else jax.tree.map(jnp.add, so_far, out)
 
         return None, _blocks.over_classes(plan.classes, plan.block_classes, add, None)
 
     out = _blocks.over_rows(plan, block, None, (rows, saved, drows))[1]
     if "prediction" in static.wanted:
-        out["prediction"] = np.zeros(saved.numbers["prediction"].shape, jax.dtypes.float0)
+        out["prediction"] = zero_from_primal(saved.numbers["prediction"])
     return out
 
 
@@ -224,8 +230,8 @@ def _total_and_gradients(
             return sums, (losses, of_rows._replace(terms=of_terms))
 
         if not differentiated:
-            return sums, (_tiled(plan, value, rows, shared), None)
-        return _tiled(plan, both, rows, shared, sums)
+            return sums, (_tiled(static, plan, value, rows, shared), None)
+        return _tiled(static, plan, both, rows, shared, sums)
 
     begun = _products.none_yet(asked[1], rows, shared)
     of_shared, (losses, of_rows) = _blocks.over_rows(plan, block, begun, rows)

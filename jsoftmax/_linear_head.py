@@ -5,12 +5,13 @@ from __future__ import annotations
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _blocks, _head, _linear, _loss_terms
+from jsoftmax import _blocks, _head, _linear, _loss_terms, _mesh_axes
 from jsoftmax._arguments import Call
 from jsoftmax._autodiff import in_forward_mode
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._head import Backend, BlockSize
 from jsoftmax._loss_terms import LossTerms, Reduction
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._row_statistics import RowStatistics
 
 
@@ -30,6 +31,8 @@ def linear_cross_entropy(
     reduction: Reduction = "none",
     block_size: BlockSize = None,
     backend: Backend = None,
+    axis_name: MeshAxes = None,
+    row_axis_name: MeshAxes = None,
 ) -> Array:
     """The cross-entropy of ``hidden @ weight + bias`` with labels, without ever holding these logits.
 
@@ -61,6 +64,11 @@ def linear_cross_entropy(
       block_size: the number of rows in a block, or a pair, its rows and its classes. None takes what
         `linear_plan` finds.
       backend: "blocked", or "xla" for all logits at once. None is "blocked"; of several, the first is taken.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
+        `weight`, `bias`, `class_weights` and target probabilities are the shard's own classes, as many on
+        each: pad the last, and give the padding a bias of −inf. `hidden` is the same on all, and its gradient
+        the sum of theirs. Blocks are cut along the rows alone, and for each two reductions are sent.
+      row_axis_name: as in `cross_entropy`.
 
     Returns:
       The losses, in the shape [...], or their mean or sum.
@@ -98,9 +106,12 @@ def linear_cross_entropy(
         reduction=reduction,
         block_size=block_size,
         backend=backend,
+        axis_name=axis_name,
+        row_axis_name=row_axis_name,
     )
     head = _head.of_call(call)
-    loss = _loss_terms.of_call(call, head.logits, head.class_axis)
+    row_names = _mesh_axes.of_rows(call, "hidden")
+    loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names)
     rows, shared = head.rows(loss.labels, loss.counted), head.shared(loss.class_weights)
     static = head.static(loss.terms.wanted)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
@@ -122,6 +133,7 @@ def linear_row_statistics(
     temperature: ArrayLike | None = None,
     block_size: BlockSize = None,
     backend: Backend = None,
+    axis_name: MeshAxes = None,
 ) -> RowStatistics:
     """The log-normalizer, nll, entropy and prediction of ``hidden @ weight + bias``, row by row.
 
@@ -157,6 +169,7 @@ def linear_row_statistics(
         temperature=temperature,
         block_size=block_size,
         backend=backend,
+        axis_name=axis_name,
     )
     head = _head.of_call(call)
     t = call.labels(head.logits.shape, head.class_axis)

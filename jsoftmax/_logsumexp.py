@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _cancellation, _rows, _scaling, online
+from jsoftmax import _cancellation, _mesh_axes, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._scaling import Scaling
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 _Saved = tuple[Array, Scaling, online.State]  # a, its mask, and the state of every row
 _WeightedSaved = tuple[Array, Array, Array | None, Array, Array]  # a, b, where, maximum, total
 
@@ -23,6 +24,8 @@ def logsumexp(
     keepdims: bool = False,
     return_sign: bool = False,
     where: ArrayLike | None = None,
+    *,
+    axis_name: MeshAxes = None,
 ) -> Array | tuple[Array, Array]:
     """The logarithm of a sum of exponentials, ``log Σ b·exp(a)``.
 
@@ -45,6 +48,7 @@ def logsumexp(
       keepdims: whether the summed axes stay, with length 1.
       return_sign: whether to return ``(log |sum|, sign of the sum)``. Without, a negative sum gives NaN.
       where: True for the entries that count; broadcasts to the shape of `a`.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over whose shards the sum goes too.
 
     Returns:
       The shape of `a` without `axis`; with `return_sign`, a pair of such arrays.
@@ -59,16 +63,17 @@ def logsumexp(
 
     Source: as for `softmax`.
     """
-    call = Call("logsumexp", a=a, axis=axis, b=b, where=where)
+    call = Call("logsumexp", a=a, axis=axis, b=b, where=where, axis_name=axis_name)
     a = call.floats("a")
+    names = _mesh_axes.of_classes(call, ("a",))
     if b is None:
         axes = call.axes(a.shape)
-        out = _logsumexp(axes, a, Scaling(call.mask(a.shape)))
+        out = _logsumexp((*axes, *names), a, Scaling(call.mask(a.shape)))
         sign = jnp.where(jnp.isnan(out), out, (out > -jnp.inf).astype(out.dtype))
     else:
         a, b = call.together("a", "b")
         axes = call.axes(a.shape)
-        out, sign = _weighted_logsumexp(axes, a, b, call.mask(a.shape))
+        out, sign = _weighted_logsumexp((*axes, *names), a, b, call.mask(a.shape))
         if not return_sign:
             out = out * jnp.where(sign < 0, jnp.nan, 1)  # the gradient is NaN too
     if not keepdims:
@@ -79,8 +84,9 @@ def logsumexp(
 def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     state, _ = _rows.reduce(a, scaling, axes)
     plain = online.finish(state)
-    if a.dtype == plain.dtype:  # a shorter one hides what is lost
-        plain = _cancellation.restored(plain, a, scaling.where, axes, state)
+    own, names = rules.split_axes(axes)
+    if a.dtype == plain.dtype and not names:  # a shorter one hides what is lost
+        plain = _cancellation.restored(plain, a, scaling.where, own, state)
     return plain.astype(a.dtype), (a, scaling, state)
 
 
@@ -96,7 +102,7 @@ def _logsumexp_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None]:
 
 def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) -> Array:
     shares, da = _shares(saved), _scaling.masked(tangents[0], saved[1].where)
-    return jnp.sum(shares * da.astype(shares.dtype), axes, keepdims=True).astype(da.dtype)
+    return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 
 _logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push)
@@ -109,9 +115,9 @@ def _weighted_save(
     peak = _scaling.peak(a, Scaling(counts), axes)
     exponentials, maximal = _exponentials(a, b, where, peak)
     terms = _scaling.masked(b, where).astype(exponentials.dtype) * exponentials
-    total = jnp.sum(terms, axes, keepdims=True)
     maximal = (counts & maximal).astype(terms.dtype)
-    rest = jnp.sum(terms - maximal, axes, keepdims=True) + (jnp.sum(maximal, axes, keepdims=True) - 1)
+    total, rest, ones = rules.row_sums(axes, terms, terms - maximal, maximal)
+    rest = rest + (ones - 1)
     empty = peak == -jnp.inf
     total = jnp.where(empty, 1, total)
     near_one = jnp.abs(rest) < 0.5
@@ -155,7 +161,7 @@ def _weighted_push(
     a, _, where, *_ = saved
     parts = zip(_weighted_shares(saved), tangents[:2], strict=True)
     terms = sum(s * _scaling.masked(d, where).astype(s.dtype) for s, d in parts if d is not None)
-    out = jnp.sum(jnp.asarray(terms), axes, keepdims=True).astype(a.dtype)
+    out = rules.row_sums(axes, jnp.asarray(terms))[0].astype(a.dtype)
     return out, jnp.zeros_like(out)
 
 

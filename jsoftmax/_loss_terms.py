@@ -10,6 +10,7 @@ from jax import Array
 
 from jsoftmax import rules
 from jsoftmax._arguments import Call, Logits
+from jsoftmax._sharding import ids_of_shard, shard_count
 from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
@@ -60,6 +61,7 @@ class Loss(NamedTuple):
     counted: Array | None  # with length 1 along the row; False where the class id is to be ignored
     terms: LossTerms  # without the class axes
     reduction: Reduction
+    row_names: tuple[str, ...]  # the mesh axes of the shards of the rows that are reduced
 
     def reduced(self, losses: Array, axes: Axes) -> Array:
         """The losses of all rows, their sum, or their mean."""
@@ -70,17 +72,24 @@ class Loss(NamedTuple):
     def of_sum(self, total: Array, rows: tuple[int, ...], axes: Axes) -> Array:
         """The sum, or the mean: over the rows counted, or over the sum of their labels' weights."""
         if self.reduction == "sum":
-            return total
+            return rules.across(self.row_names, total)[0]
         if self.counted is None and self.terms.label_weights is None:
-            return total / max(math.prod(rows), 1)
+            (total,) = rules.across(self.row_names, total)
+            return total / max(math.prod(rows) * shard_count(self.row_names), 1)
         count = jnp.ones_like(total) if self.terms.label_weights is None else self.terms.label_weights
         counted = True if self.counted is None else jnp.squeeze(self.counted, axes)
         count = jnp.sum(jnp.where(counted, count, 0))
+        total, count = rules.across(self.row_names, total, count)
         return total / jnp.where(count == 0, 1, count)
 
 
-def of_call(call: Call, logits: Logits, axes: Axes) -> Loss:
-    """The loss that the arguments of a public function ask for."""
+def of_call(
+    call: Call, logits: Logits, axes: Axes, names: tuple[str, ...], row_names: tuple[str, ...]
+) -> Loss:
+    """The loss that the arguments of a public function ask for.
+
+    The classes are sharded over mesh axes of some names, the rows over others.
+    """
     labels = call.labels(logits.shape, axes)
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
@@ -96,6 +105,17 @@ def of_call(call: Call, logits: Logits, axes: Axes) -> Loss:
         labels = jnp.where(counted, labels, 0)
     label_weights = None
     if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
-        label_weights = jnp.take(weights, jnp.squeeze(labels, axes), mode="clip")
+        label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
     terms = LossTerms(label_weights, smoothing, z_loss)
-    return Loss(labels, weights, counted, terms, call.arguments["reduction"])
+    return Loss(labels, weights, counted, terms, call.arguments["reduction"], row_names)
+
+
+def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
+    """The weight of each label, wherever its class lies."""
+    if not names:
+        return jnp.take(weights, labels, mode="clip")
+    last = weights.size * shard_count(names) - 1
+    labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
+    labels = ids_of_shard(labels, weights.size, names)
+    here = (labels >= 0) & (labels < weights.size)
+    return rules.across(names, jnp.where(here, jnp.take(weights, labels, mode="clip"), 0))[0]

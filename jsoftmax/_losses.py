@@ -5,10 +5,11 @@ from __future__ import annotations
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _loss_terms, _scaling
+from jsoftmax import _loss_terms, _mesh_axes, _scaling
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import forward_mode
 from jsoftmax._loss_terms import Reduction
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import numbers
 
@@ -28,6 +29,8 @@ def cross_entropy(
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     reduction: Reduction = "none",
+    axis_name: MeshAxes = None,
+    row_axis_name: MeshAxes = None,
 ) -> Array:
     """The cross-entropy −Σ t·log softmax(z) of logits with labels, in nats, with every usual option.
 
@@ -62,6 +65,11 @@ def cross_entropy(
       temperature: T, a number, or one a row.
       reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows not
         ignored, or with class ids and class weights over the sum of the labels' weights; 0 over nothing.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
+        `logits`, target probabilities, `where` and `class_weights` are the shard's own classes, as many on
+        each: pad the last, and mask the padding. Class ids count all of them, from the first shard's first.
+      row_axis_name: within `jax.shard_map`, the mesh axis, or several, whose shards of the rows the sum or
+        the mean is of too. A mean of the shards' means would not do: some count fewer rows.
 
     Returns:
       The losses, in the shape of `logits` without `axis`, or their mean or sum.
@@ -69,7 +77,7 @@ def cross_entropy(
     Raises:
       TypeError, ValueError: for complex logits, labels that are neither integers nor floats, no classes, an
         unknown reduction, `ignore_index` with target probabilities, or a number, shape or axis that does not
-        fit.
+        fit; for a name that is no mesh axis there, or over which the logits do not vary.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[2.0, 1.0, 0.1], [0.0, 30.0, 0.0]])
@@ -103,12 +111,15 @@ def cross_entropy(
         soft_cap=soft_cap,
         temperature=temperature,
         reduction=reduction,
+        axis_name=axis_name,
+        row_axis_name=row_axis_name,
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    loss = _loss_terms.of_call(call, x, axes)
+    names = _mesh_axes.of_classes(call, ("logits",))
+    loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"))
     scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, loss.terms.wanted, x, loss.labels, scaling, loss.class_weights, loss.counted)
+    found = numbers(axes, loss.terms.wanted, x, loss.labels, scaling, loss.class_weights, loss.counted, names)
     return loss.reduced(loss.terms.losses(found), axes)
 
 

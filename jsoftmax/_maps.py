@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _rows, _scaling, online, rules
+from jsoftmax import _mesh_axes, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._scaling import Scaling, Shifted
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 Tangents = tuple[Array | None, Scaling]
 
 
@@ -24,6 +25,7 @@ def softmax(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """Probabilities proportional to exp(x/T).
 
@@ -35,7 +37,8 @@ def softmax(
     a live class makes that row NaN, and no other.
 
     Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
-    masked class. Kept for it: the output; for 16-bit `x`, or with a temperature, `x` and two numbers a row.
+    masked class. Kept for it: the output; for 16-bit `x`, with a temperature, or of sharded classes, `x` and
+    two numbers a row.
 
     Args:
       x: logits, any shape.
@@ -43,12 +46,15 @@ def softmax(
       where: True for the classes that count; broadcasts to the shape of `x`.
       temperature: T, a number, or an array with one entry a row: the shape of `x` without `axis`, or with
         length 1 there. Negative turns the order round; at 0 the row is NaN.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded. `x`
+        and `where` are the shard's own classes, as many on each: pad the last, and mask the padding.
 
     Returns:
       Probabilities in the shape of `x`.
 
     Raises:
-      TypeError, ValueError: for complex `x`, no classes, or an axis, mask, or temperature that does not fit.
+      TypeError, ValueError: for complex `x`, no classes, or an axis, mask, or temperature that does not fit;
+        for an `axis_name` that is no mesh axis there, or over which `x` does not vary.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
@@ -57,10 +63,11 @@ def softmax(
     Source: Blanchard, Higham & Higham, *Accurately computing the log-sum-exp and softmax functions*,
     IMA J. Numer. Anal. 41 (2021).
     """
-    call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature)
+    call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
     x = call.floats("x")
     axes = call.axes(x.shape)
-    return _softmax(axes, x, _scaling.of_call(call, x, axes))
+    names = _mesh_axes.of_classes(call, ("x",))
+    return _softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
 
 
 def log_softmax(
@@ -69,6 +76,7 @@ def log_softmax(
     where: ArrayLike | None = None,
     *,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The logarithm of the softmax of x/T, exact where the softmax rounds to 0 or to 1.
 
@@ -92,17 +100,19 @@ def log_softmax(
 
     Source: as for `softmax`.
     """
-    call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature)
+    call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
     x = call.floats("x")
     axes = call.axes(x.shape)
-    return _log_softmax(axes, x, _scaling.of_call(call, x, axes))
+    names = _mesh_axes.of_classes(call, ("x",))
+    return _log_softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
 
 
 class _Saved(NamedTuple):
     """What a map keeps for its derivative: one array in the shape of its output.
 
-    The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, and a
-    temperature's derivative needs the logits: there it is the logits, with the state of every row.
+    The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, a
+    temperature's derivative needs the logits, and of sharded classes the state of every row saves a sum over
+    the shards: there it is the logits, with that state.
     """
 
     kept: Array
@@ -140,8 +150,9 @@ class _Saved(NamedTuple):
         return _scaling.push(self.kept, u, dx, of_scaling, self.scaling)
 
 
-def _save(p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
-    if p.dtype == x.dtype and scaling.temperature is None:
+def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
+    _, names = rules.split_axes(axes)
+    if p.dtype == x.dtype and scaling.temperature is None and not names:
         return _Saved(p, scaling, None)
     return _Saved(x, scaling, state)
 
@@ -149,7 +160,7 @@ def _save(p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     state, _ = _rows.reduce(x, scaling, axes)
     p = _rows.all_probabilities(x, scaling, state, axes)
-    return p.astype(x.dtype), _save(p, x, scaling, state)
+    return p.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
@@ -171,7 +182,7 @@ def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _S
     shifted = _scaling.shifted(x, scaling, state.max)
     p = _rows.marked_probabilities(shifted, state.rest)
     out = shifted.u - _rows.log_total(state.rest)
-    return out.astype(x.dtype), _save(p, x, scaling, state)
+    return out.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:

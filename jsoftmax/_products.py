@@ -56,6 +56,7 @@ class Static(NamedTuple):
 
     vocab_axis: int  # of the weight
     block_size: int | tuple[int, int] | None
+    names: tuple[str, ...]  # the mesh axes of the shards of the classes
     wanted: frozenset[str]
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
@@ -77,7 +78,7 @@ class Static(NamedTuple):
             block_size=block_size,
         )
         plan = plan._replace(rows=size, classes=classes, block_rows=plan.block_rows * row_shards)
-        cuttable = rows.has_class_ids and class_shards == 1
+        cuttable = rows.has_class_ids and class_shards == 1 and not self.names
         return plan if cuttable else plan._replace(block_classes=classes)
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:

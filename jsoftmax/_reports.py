@@ -12,6 +12,8 @@ from jax.experimental import checkify
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
+from jsoftmax._sharding import ids_of_shard, shard_count
+
 
 class _Reported(Primitive):
     """The identity, with a check in its `call_jaxpr` that only checkify looks into.
@@ -45,11 +47,17 @@ mlir.register_lowering(_reported, mlir.lower_fun(_itself, multiple_results=True)
 batching.primitive_batchers[_reported] = _batched
 
 
-def reported(labels: Array, classes: int) -> Array:
-    """The same class ids; checkify names the first that is bad, and anything else takes them as they are."""
-    if not labels.size:
-        return labels
-    return _reported.bind(labels, call_jaxpr=_checked.trace(labels, classes).jaxpr)[0]
+def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
+    """The class ids as a shard counts them, which has so many of the classes along mesh axes: from 0 up.
+
+    checkify names the first that is bad; anything else takes them as they are.
+    """
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)  # that holds the number of classes too
+    if labels.size:
+        check = _checked.trace(labels, classes * shard_count(names)).jaxpr
+        labels = _reported.bind(labels, call_jaxpr=check)[0]
+    return ids_of_shard(labels, classes, names)
 
 
 @jax.jit(static_argnums=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _scaling
+from jsoftmax import _mesh_axes, _rows, _scaling
 from jsoftmax._arguments import Axis, Call
-from jsoftmax._scaling import Scaling
+from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._statistics import numbers, one_axis
 
 
@@ -36,6 +36,7 @@ def row_statistics(
     where: ArrayLike | None = None,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
 ) -> RowStatistics:
     """The log-normalizer, negative log-likelihood, entropy and prediction of every row, in one pass.
 
@@ -83,17 +84,16 @@ def row_statistics(
         where=where,
         soft_cap=soft_cap,
         temperature=temperature,
+        axis_name=axis_name,
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
+    names = _mesh_axes.of_classes(call, ("logits",))
     t = call.labels(x.shape, axes)
     scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, frozenset({"log_normalizer", "nll", "entropy"}), x, t, scaling)
-    return RowStatistics(**found, prediction=_prediction(x, axes, scaling))
-
-
-def _prediction(x: Array, axes: tuple[int, ...], scaling: Scaling) -> Array:
-    ordered = lax.stop_gradient(_scaling.ordered_live(x, scaling))
-    if len(axes) == 1:
-        return jnp.argmax(ordered, axes[0]).astype(jnp.int32)
-    return jnp.argmax(one_axis(ordered, axes), -1).astype(jnp.int32)
+    found = numbers(axes, frozenset({"log_normalizer", "nll", "entropy"}), x, t, scaling, names=names)
+    ordered = _scaling.ordered_live(x, scaling)
+    if len(axes) != 1:
+        ordered, axes = one_axis(ordered, axes), (-1,)
+    prediction = _rows.prediction(ordered, (*axes, *names))
+    return RowStatistics(**found, prediction=jnp.squeeze(prediction, axes))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _cpu, online, rules
-from jsoftmax._scaling import Scaling, Shifted, peak, shift, shifted
+from jsoftmax._scaling import Scaling, Shifted, highest, peak, shift, shifted
 from jsoftmax._sharding import is_whole
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 
 # On CPU, XLA's sums over longer rows are several times slower, and what they share is stored whole.
 LONGEST_WHOLE_ROW = 32768
@@ -24,6 +24,10 @@ def _no_terms(z: Shifted, e: Array, arrays: Any) -> tuple[Array, ...]:
     return ()
 
 
+def _no_shares(top: Array) -> tuple[Array, ...]:
+    return ()
+
+
 def reduce(
     x: Array,
     scaling: Scaling,
@@ -31,12 +35,15 @@ def reduce(
     terms: Callable[[Shifted, Array, Any], tuple[Array, ...]] = _no_terms,
     arrays: Any = (),
     exact: bool = False,
+    shares: Callable[[Array], tuple[Array, ...]] = _no_shares,
 ) -> tuple[online.State, tuple[Array, ...]]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and the sums of any further terms.
 
     `terms` makes them of the shifted logits, their exponentials, and `arrays` as long as the row. u/2 is
-    computed anew: XLA on CPU stores what two sums share.
+    computed anew: XLA on CPU stores what two sums share. `shares` makes of the maximum what each shard of a
+    row adds to further sums over them.
     """
+    own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes)
     form = None if terms is not _no_terms or exact or scaling != Scaling(None) else _form(x, axes)
 
@@ -52,25 +59,27 @@ def reduce(
     if form is not None:
 
         def plain(x: Array, top: Array) -> Array:
-            total, scaled_rest = (jnp.sum(t, axes, keepdims=True) for t in all_terms((x, None, arrays)))
+            total, scaled_rest = rules.row_sums(axes, *all_terms((x, None, arrays)))
             return online.from_sums(top, total, scaled_rest).rest
 
         def on_cpu(x: Array, top: Array) -> Array:
-            return _cpu.rest(form, x, top, *axes)
+            return _cpu.rest(form, x, top, own[0])
 
-        return online.State(top, lax.platform_dependent(x, top, cpu=on_cpu, default=plain)), ()
-    total, scaled_rest, *further = _sums(all_terms, (x, scaling.where, arrays), axes)
+        return online.State(top, lax.platform_dependent(x, top, cpu=on_cpu, default=plain)), shares(top)
+    sums = _sums(all_terms, (x, scaling.where, arrays), own)
+    total, scaled_rest, *further = rules.across(axes, *sums, *shares(top))
     return online.from_sums(top, total, scaled_rest), tuple(further)
 
 
 def _form(x: Array, axes: Axes) -> _cpu.Form | None:
     """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
-    if len(axes) != 1 or not is_whole(x, *axes):
+    own, names = rules.split_axes(axes)
+    if names or len(own) != 1 or not is_whole(x, *own):
         return None
-    return _cpu.choose(x.shape, axes[0])
+    return _cpu.choose(x.shape, own[0])
 
 
-def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: Axes) -> tuple[Array, ...]:
+def _sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
     """The sums over a row of the terms made of it; on CPU over blocks of a long one."""
     x = row[0]
 
@@ -126,15 +135,16 @@ def probabilities(z: Shifted, rest: Array) -> Array:
 
 def all_probabilities(x: Array, scaling: Scaling, state: online.State, axes: Axes) -> Array:
     """`probabilities` of whole rows; on CPU, bare ones from exponentials computed once, in their place."""
+    own, names = rules.split_axes(axes)
 
     def plain(x: Array, state: online.State) -> Array:
         return probabilities(shifted(x, scaling, state.max), state.rest)
 
     def on_cpu(x: Array, state: online.State) -> Array:
         terms = _cpu.exponentials(x, state.max)
-        return terms / _cpu.total(terms, axes)
+        return terms / _cpu.total(terms, own)
 
-    if scaling != Scaling(None):
+    if names or scaling != Scaling(None):
         return plain(x, state)
     return lax.platform_dependent(x, state, cpu=on_cpu, default=plain)
 
@@ -152,11 +162,13 @@ def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool =
     """
     rest = jnp.where(rest < 0, 0, rest)
     leads = (z.u == 0) & (rest < 1)
-    of_lead = jnp.exp(jnp.sum(jnp.where(leads, z.u, 0), axes, keepdims=True))  # 1, but has a derivative
-    g_lead = jnp.sum(jnp.where(leads, g, 0), axes, keepdims=True)
+    others = g * exponentials(z) / (1 + rest) if weighted else g
+    u_lead, g_lead, g_others = rules.row_sums(
+        axes, *(jnp.where(leads, a, 0) for a in (z.u, g)), jnp.where(leads, 0, others)
+    )
+    of_lead = jnp.exp(u_lead)  # 1, but has a derivative
     if weighted:
-        g, g_lead = g * exponentials(z) / (1 + rest), g_lead * of_lead / (1 + rest)
-    g_others = jnp.sum(jnp.where(leads, 0, g), axes, keepdims=True)
+        g_lead = g_lead * of_lead / (1 + rest)
     return rules.RowSums((rest + (1 - of_lead)) / (1 + rest), g_lead + g_others, g_others)
 
 
@@ -170,6 +182,19 @@ def hits(labels: Array, axis: int, classes: int) -> Array:
     shape = [1] * labels.ndim
     shape[axis] = classes
     return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
+
+
+def prediction(ordered: Array, axes: Axes) -> Array:
+    """The first of the largest along one axis, and its shards, of logits in the order of z."""
+    (axis,), names = rules.split_axes(axes)
+    ordered = lax.stop_gradient(ordered)
+    index = jnp.argmax(ordered, axis, keepdims=True).astype(jnp.int32)
+    if not names:
+        return index
+    largest = jnp.max(ordered, axis, keepdims=True)
+    leads = jnp.isnan(largest) | (largest == highest(largest, names))
+    index = index + lax.axis_index(names) * ordered.shape[axis]
+    return lax.pmin(jnp.where(leads, index, jnp.iinfo(jnp.int32).max), names)
 
 
 def label_logit(x: Array, labels: Array, axis: int) -> Array:

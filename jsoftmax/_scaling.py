@@ -14,7 +14,7 @@ from jax import Array, lax
 from jsoftmax import rules
 from jsoftmax._arguments import Call, Logits
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
 
 
 class Scaling(NamedTuple):
@@ -37,7 +37,7 @@ class Shifted(NamedTuple):
     slip: Array | None
 
 
-def of_call(call: Call, x: Logits, axes: Axes) -> Scaling:
+def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public function ask for."""
     dtype = rules.computing_dtype(x.dtype)
     where = call.mask(x.shape)
@@ -53,7 +53,17 @@ def ordered_live(x: Array, scaling: Scaling) -> Array:
 
 def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
     """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
-    return lax.stop_gradient(jnp.max(ordered_live(x, scaling), axes, keepdims=True))
+    own, names = rules.split_axes(axes)
+    top = lax.stop_gradient(jnp.max(ordered_live(x, scaling), own, keepdims=True))
+    if not names:
+        return top
+    top = highest(top, names)
+    return jnp.where(top == jnp.inf, jnp.nan, top)
+
+
+def highest(top: Array, names: tuple[str, ...]) -> Array:
+    """The largest over shards; +inf stands for a NaN too, which a maximum over shards may lose."""
+    return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
 def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False) -> Shifted:

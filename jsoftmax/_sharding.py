@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -58,6 +59,21 @@ def one_device() -> bool:
         return jax.device_count("cpu") == 1
     except RuntimeError:  # JAX may be told to use no CPU at all
         return True
+
+
+def shard_count(names: tuple[str, ...]) -> int:
+    """How many shards there are along mesh axes of `jax.shard_map`."""
+    return lax.axis_size(names) if names else 1
+
+
+def ids_of_shard(ids: Array, classes: int, names: tuple[str, ...]) -> Array:
+    """Class ids as counted on a shard that holds so many of the classes: its own are those from 0 up."""
+    return ids - (lax.axis_index(names) * classes).astype(ids.dtype) if names else ids
+
+
+def of_first_shard(a: Array, names: tuple[str, ...]) -> Array:
+    """An array on the first shard, and 0 on the others: what their sum is to hold once."""
+    return jnp.where(lax.axis_index(names) == 0, a, 0) if names else a
 
 
 def shards(a: Array, axis: int) -> int:

@@ -18,12 +18,13 @@ from jax import Array, lax
 
 from jsoftmax import _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
-from jsoftmax._reports import reported
+from jsoftmax._reports import reported_ids
 from jsoftmax._scaling import Scaling, Shifted
+from jsoftmax._sharding import of_first_shard
 
 Axes = tuple[int, ...]
-Static = tuple[int, frozenset[str]]  # the class axis, and the numbers asked for
-
+# The class axis, any mesh axes of the shards of the classes, and the numbers asked for.
+Static = tuple[int, tuple[str, ...], frozenset[str]]
 
 # Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
 # "entropy"; "spread", −Σ w·log p over the live classes, with the constant "live", how many there are.
@@ -34,7 +35,7 @@ class Problem(NamedTuple):
     """The arguments; also their tangents and cotangents. The class axis is `axis`, alone."""
 
     x: Array
-    labels: Any  # class ids [B, 1], targets [B, V], or None
+    labels: Any  # class ids [B, 1], of this shard those from 0 up; targets [B, V]; or None
     weights: Array | None  # [1, V]
     scaling: Scaling
     counted: Array | None  # [B, 1]: False in a row whose every number is 0
@@ -55,8 +56,12 @@ def numbers(
     scaling: Scaling,
     weights: Array | None = None,
     counted: Array | None = None,
+    names: tuple[str, ...] = (),
 ) -> Numbers:
-    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last."""
+    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
+
+    `names` are the mesh axes of the shards of the classes.
+    """
     if len(axes) != 1:
         where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
         arrays = (x, labels, scaling._replace(where=where), counted)
@@ -65,10 +70,8 @@ def numbers(
     if weights is not None:
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if _are_ids(labels):
-        if labels.dtype.itemsize < 4:
-            labels = labels.astype(jnp.int32)  # that holds the number of classes too
-        labels = reported(labels, x.shape[axes[0]])
-    found = of_rows((axes[0], wanted), Problem(x, labels, weights, scaling, counted))
+        labels = reported_ids(labels, x.shape[axes[0]], names)
+    found = of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 
@@ -88,10 +91,13 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
 
 
 def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
-    axis, wanted = static
+    axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
-    ids = _are_ids(labels)
-    targets = None if ids or "nll" not in wanted else labels
+    targets = None if _are_ids(labels) or "nll" not in wanted else labels
+    if asks_for_id := "nll" in wanted and targets is None:
+        here = (labels >= 0) & (labels < x.shape[axis])
+        labels = jnp.where(here, labels, -1).astype(jnp.int32)
+        problem = problem._replace(labels=labels)
 
     def terms(z: Shifted, exponentials: Array, arrays: Any) -> tuple[Array, ...]:
         targets, weights = arrays
@@ -108,9 +114,20 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
             out += [t * jnp.where(dead & (t != 0), -jnp.inf, u), t]
         return tuple(out)
 
+    def of_id(top: Array) -> tuple[Array, ...]:
+        """The u of a row's label, and whether there is one: of one shard they are those of the row."""
+        if not asks_for_id:
+            return ()
+        live_x = x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
+        logit = _rows.label_logit(live_x, labels, axis)
+        u = _scaling.shifted(logit, scaling._replace(where=None), top).u
+        return jnp.where(here, u, 0), here.astype(u.dtype)
+
     bare = targets is None and wanted.isdisjoint({"entropy", "spread"})
-    further = () if bare else (terms, (targets, weights), "entropy" in wanted)
-    state, sums = _rows.reduce(x, scaling, (axis,), *further)
+    further: Any = (
+        {} if bare else {"terms": terms, "arrays": (targets, weights), "exact": "entropy" in wanted}
+    )
+    state, sums = _rows.reduce(x, scaling, (axis, *names), shares=of_id, **further)
     empty, log_total = state.rest < 0, _rows.log_total(state.rest)
     found: Numbers = {}
     sum_weights = None
@@ -125,14 +142,9 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
     if targets is not None:
         moment, sum_targets = sums
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment)
-    elif "nll" in wanted:
-        valid = (labels >= 0) & (labels < x.shape[axis])
-        labels = jnp.where(valid, labels, -1).astype(jnp.int32)
-        live_x = x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
-        logit = _rows.label_logit(live_x, labels, axis)
-        u = _scaling.shifted(logit, scaling._replace(where=None), state.max).u
-        found["nll"] = jnp.where(empty, 0, jnp.where(valid, log_total - u, jnp.nan))
-        problem = problem._replace(labels=labels)
+    elif asks_for_id:
+        u, valid = sums
+        found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
     found = {name: _of_counted(number, counted) for name, number in found.items()}
     return found, Saved(problem, state, found, sum_weights)
 
@@ -145,7 +157,8 @@ class _Row(NamedTuple):
     residuals: Numbers  # the gradient in z of every number asked for
 
 
-def _restore(axis: int, saved: Saved, asked: Iterable[str]) -> _Row:
+def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
+    axis, names, _ = static
     (x, labels, weights, scaling, _), state, found, sum_weights = saved
     z = _scaling.shifted(x, scaling, state.max, exact="entropy" in found)
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
@@ -157,7 +170,7 @@ def _restore(axis: int, saved: Saved, asked: Iterable[str]) -> _Row:
         residuals["log_normalizer"] = p
     if soft:
         t = _weighted_targets(labels, weights, p.dtype)
-        sums = _rows.lead_sums(z, state.rest, t, (axis,))
+        sums = _rows.lead_sums(z, state.rest, t, (axis, *names))
         in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
@@ -177,7 +190,7 @@ def pull(
     """`of_maximum`: of the parts of a row, one takes along what belongs to its maximum."""
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
-    u, cost, residuals = _restore(static[0], saved, given)
+    u, cost, residuals = _restore(static, saved, given)
     dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
     for name, g in given.items():
         dz = dz + g * residuals[name]
@@ -194,6 +207,7 @@ def pull(
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
         # z is u + max, and the row of dz sums to this cotangent.
         dt = _of_counted(given["log_normalizer"] * _max_slope(saved), counted)
+        dt = of_first_shard(dt, static[1])
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
     of_weights = None if weights is None else _scaling.spread_sum(_of_counted(dweights, counted), weights)
@@ -202,22 +216,23 @@ def pull(
 
 def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
     """As `pull`."""
-    axis, wanted = static
+    axis, names, wanted = static
     x, labels, weights, scaling, counted = saved.problem
     dx, dlabels, dweights, dscaling, _ = tangents[0]
-    u, cost, residuals = _restore(axis, saved, wanted)
+    u, cost, residuals = _restore(static, saved, wanted)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
-    out = {name: _sum(residual * dz, axis) for name, residual in residuals.items()}
-    if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
-        out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
+    terms = {name: residual * dz for name, residual in residuals.items()}
     if "nll" in wanted and not _are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
         dt = dt if weights is None else dt * weights
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
-        out["nll"] += _sum(_scaling.masked(dt, scaling.where) * cost, axis)
+        terms["nll"] += _scaling.masked(dt, scaling.where) * cost
+    if "spread" in wanted and dweights is not None:
+        terms["spread"] += dweights * jnp.where(u == -jnp.inf, 0, cost)
+    out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
+    if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
+        out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "spread" in wanted:
-        if dweights is not None:
-            out["spread"] += _sum(dweights * jnp.where(u == -jnp.inf, 0, cost), axis)
         out["live"] = jnp.zeros_like(out["spread"])
     return {name: _of_counted(number, counted) for name, number in out.items()}
 
@@ -226,10 +241,6 @@ def _max_slope(saved: Saved) -> Array:
     """The derivative in the temperature of the maximum of z = x/T."""
     scaling = saved.problem.scaling
     return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
-
-
-def _sum(values: Array, axis: int) -> Array:
-    return jnp.sum(values, axis, keepdims=True)
 
 
 def _of_counted(values: Array, counted: Array | None) -> Array:

@@ -115,6 +115,11 @@ ERRORS = {
         r"kl_divergence\(p_logits=float32\[4,3\], q_logits=float32\[3\], axis=-1\): "
         r"p_logits of shape \(4, 3\) beside q_logits of shape \(3,\); give both one shape",
     ),
+    "a mesh axis without a mesh": (
+        lambda: jsoftmax.softmax(X, axis_name="model"),
+        ValueError,
+        r"axis_name='model'\): axis_name 'model' is no mesh axis here; call it within a jax\.shard_map",
+    ),
     "no classes in two rows": (
         lambda: jsoftmax.js_divergence(jnp.zeros((4, 0)), jnp.zeros((4, 0))),
         ValueError,

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 LAYERS = (
     ("_sharding",),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point"),
-    ("online", "_scaling", "_cpu"),
+    ("online", "_scaling", "_cpu", "_mesh_axes"),
     ("_rows", "_cancellation"),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
     ("_loss_terms",),

@@ -104,6 +104,24 @@ def test_under_jit(name, kind, several_devices):
             assert sent <= {"all-reduce"}
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_weight_sharded_over_features_too(kind, several_devices):
+    """Gathered is the part of the weight that a device multiplies by, and nothing as long as the rows."""
+    h, w, y = arrays()
+    gradient = jax.jit(jax.value_and_grad(head("mean"), (0, 1)))
+    want = gradient(h, w, y)
+    with jax.set_mesh(mesh(kind)):
+        specs = P("rows"), P("rows", "classes"), P("rows")
+        sharded = [
+            jax.device_put(a, NamedSharding(mesh(kind), s)) for a, s in zip((h, w, y), specs, strict=True)
+        ]
+        compiled = gradient.lower(*sharded).compile()
+        agree(compiled(*sharded), want)
+    gathered = re.findall(r"= \w+(\S+)\{[\d,]*\} all-gather\(", compiled.as_text())
+    assert set(gathered) == {f"[{FEATURES},{CLASSES // 4}]"}
+    assert not re.search(r" (all-to-all|collective-\w+)\(", compiled.as_text())
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_rows_within_shard_map(name):
     """What shards share gets the sum of their gradients, from within and from without."""

@@ -1,7 +1,8 @@
 """The closed forms: every derivative of the softmax family, each written once.
 
 Plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to its
-own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
+own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1. With
+classes sharded within `jax.shard_map`, `axis` also names the mesh axes of the shards: ``(-1, "classes")``.
 Sums are taken in at least float32; results have the promoted dtype of the arguments.
 
 All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
@@ -16,6 +17,7 @@ from jsoftmax.rules._divergences import (
     kl_gradient_in_q,
     log_to_mean,
 )
+from jsoftmax.rules._rows import across, row_sums, split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
@@ -33,6 +35,7 @@ from jsoftmax.rules._softmax import (
 
 __all__ = [
     "RowSums",
+    "across",
     "computing_dtype",
     "cross_entropy_hvp",
     "cross_entropy_residual",
@@ -45,10 +48,12 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",
+    "row_sums",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",
     "softmax_product",
+    "split_axes",
     "temperature_jvp",
     "temperature_vjp",
     "weighted_residual",

@@ -7,7 +7,8 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax.rules._softmax import Axes, leads_of, row_sum
+from jsoftmax.rules._rows import Axes, row_sums
+from jsoftmax.rules._softmax import leading
 
 
 def difference(p: Array, q: Array, d: Array) -> Array:
@@ -40,10 +41,10 @@ def kl_gradient_in_p(p: Array, d: Array, kl: Array, axis: Axes = -1) -> Array:
     """The gradient of KL(p‖q) in the logits of p, ``−p·(d + KL)``, d = log q − log p; 0 where KL is +inf."""
     infinite = kl == jnp.inf
     d, kl = jnp.where(jnp.isinf(d), 0, d), jnp.where(infinite, 0, kl)
-    leads, others = leads_of(p, axis)
+    leads = leading(p)
+    others, of_others = row_sums(axis, *(jnp.where(leads, 0, a) for a in (p, p * d)))
     # At the leading class d + KL = d − Σ p·d = d·(1 − p) − Σ_others p·d.
-    at_lead = d * others - row_sum(jnp.where(leads, 0, p * d), axis)
-    return jnp.where(infinite, 0, -p * jnp.where(leads, at_lead, d + kl))
+    return jnp.where(infinite, 0, -p * jnp.where(leads, d * others - of_others, d + kl))
 
 
 def kl_gradient_in_q(p: Array, q: Array, d: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-Axes = int | tuple[int, ...]
+from jsoftmax.rules._rows import Axes, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
@@ -46,11 +46,11 @@ def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1, *, sums: RowSum
 def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``."""
     p, v, dtype = _operands(p, v)
-    leads, p_others = leads_of(p, axis)
-    product = p * v
+    leads, product = leading(p), p * v
+    (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
+    mean, of_others = row_sums(axis, product, jnp.where(leads, 0, product))
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
-    at_lead = v * p_others - row_sum(jnp.where(leads, 0, product), axis)
-    return jnp.where(leads, at_lead, v - row_sum(product, axis)).astype(dtype)
+    return jnp.where(leads, v * p_others - of_others, v - mean).astype(dtype)
 
 
 class RowSums(NamedTuple):
@@ -67,12 +67,13 @@ def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSum
     `sums`, if known, are the `RowSums` of p and g.
     """
     p, g, dtype = _operands(p, g)
+    leads = leading(p)
     if sums is None:
-        leads, p_others = leads_of(p, axis)
-        sums = RowSums(p_others, row_sum(g, axis), row_sum(jnp.where(leads, 0, g), axis))
+        (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
+        sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
     at_lead = g * sums.p_others - p * sums.g_others
-    return jnp.where(_leading(p), at_lead, g - p * sums.g_all).astype(dtype)
+    return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
 
 
 def cross_entropy_residual(
@@ -129,19 +130,9 @@ def _operands(p: ArrayLike, v: ArrayLike) -> tuple[Array, Array, jnp.dtype]:
     return p.astype(computed), v.astype(computed), dtype
 
 
-def _leading(p: Array) -> Array:
+def leading(p: Array) -> Array:
     """Where p > 1/2, by more than any rounding of p: elsewhere 1 − p keeps its digits."""
     return p > 0.5625
-
-
-def leads_of(p: Array, axis: Axes) -> tuple[Array, Array]:
-    """Where the leading class is, and the sum of the other probabilities of the row."""
-    leads = _leading(p)
-    return leads, row_sum(jnp.where(leads, 0, p), axis)
-
-
-def row_sum(values: Array, axis: Axes) -> Array:
-    return jnp.sum(values, axis=axis, keepdims=True)
 
 
 def finite(u: Array) -> Array:

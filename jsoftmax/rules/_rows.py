@@ -1,0 +1,29 @@
+"""Sums over a row, wherever its classes lie."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+Axes = int | tuple[int | str, ...]
+
+
+def split_axes(axes: Axes) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The axes of an array, and the mesh axes over which the shards of its classes lie."""
+    axes = (axes,) if isinstance(axes, int) else axes
+    return tuple(a for a in axes if isinstance(a, int)), tuple(a for a in axes if not isinstance(a, int))
+
+
+def row_sums(axes: Axes, *terms: Array) -> tuple[Array, ...]:
+    """The sums over a row of each of the terms, with length 1 along it.
+
+    What is linear in a tangent stays apart from what is not: JAX sees no line between parts of one sum.
+    """
+    own, _ = split_axes(axes)
+    return across(axes, *(jnp.sum(t, own, keepdims=True) for t in terms))
+
+
+def across(axes: Axes, *sums: Array) -> tuple[Array, ...]:
+    """The sums over all shards of sums over each: one all-reduce of them all, if there are any shards."""
+    _, names = split_axes(axes)
+    return tuple(lax.psum(jnp.stack(sums), names)) if names and sums else sums
