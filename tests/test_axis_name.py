@@ -279,7 +279,7 @@ def test_a_confident_row_keeps_its_digits():
         return *losses, in_x, jsoftmax.log_softmax(x, **on)
 
     want = jit_quickly(found)(x, y)
-    assert want[0].max() < 1e-20
+    assert np.all((want[0] > 0) & (want[0] < 1e-20))
     got = run(
         lambda *a: found(*a, axis_name="classes"), (layout(x), layout(y)), jax.tree.map(layout, want), x, y
     )
