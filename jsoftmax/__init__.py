@@ -18,10 +18,12 @@ from jsoftmax._losses import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jsoftmax._maps import log_softmax, softmax
+from jsoftmax._placement import Placement, linear_placement
 from jsoftmax._row_statistics import RowStatistics, row_statistics
 
 __all__ = [
     "BlockPlan",
+    "Placement",
     "RowStatistics",
     "cross_entropy",
     "entropy",
@@ -30,6 +32,7 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_placement",
     "linear_plan",
     "linear_row_statistics",
     "log_prob",

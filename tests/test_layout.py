@@ -20,7 +20,7 @@ LAYERS = (
     ("_products", "_parts"),
     ("_linear",),
     ("_losses", "_information", "_row_statistics", "_head"),
-    ("_linear_head", "evaluation"),
+    ("_linear_head", "_placement", "evaluation"),
     ("__init__",),
 )
 EVALUATION = (
