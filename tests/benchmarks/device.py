@@ -48,20 +48,10 @@ def prepared(case, sets):
     found = {who: functools.partial(compiled, program) for who, program in case.programs().items()}
     if device_peers.has_torch():
         torch.compiler.reset()
+        torch.cuda.empty_cache()
         arrays = device_peers.of_torch(sets)
         found |= {who: lambda call=call: (call, arrays, None) for who, call in case.of_torch().items()}
     return found
-
-
-def in_flight(call):
-    """Of torch, results that can be waited for."""
-
-    def launched(*arrays):
-        results = call(*arrays)
-        is_torch = torch is not None and isinstance(jax.tree.leaves(results)[0], torch.Tensor)
-        return device_peers.InFlight(results) if is_torch else results
-
-    return launched
 
 
 def quartiles(ratios):
@@ -76,13 +66,14 @@ def checked(case, sets):
     for name, program in prepared(case, sets).items():
         try:
             call, arrays, temporaries = program()
-            parts = case.parts(jax.tree.leaves(call(*arrays[0])), *sets[0])
+            results = jax.tree.leaves(call(*arrays[0]))
+            parts = case.parts(results, *sets[0])
         except Exception as reason:  # one that runs out of memory, or does not compile, does not end the run
             failed[name] = f"{type(reason).__name__}: {reason}"[:500]
             continue
         error = device_cases.error(parts, exact)
         if error <= bound:  # not so a NaN
-            calls[name] = timing.rotating(in_flight(call), arrays)
+            calls[name] = timing.rotating(device_peers.launched(call, results), arrays)
             who[name] = {"error": error, "temporaries": temporaries}
         else:
             failed[name] = f"an error of {error:.1e}, above {bound:.0e}"

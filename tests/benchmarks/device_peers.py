@@ -92,7 +92,7 @@ def _chunks(w):
 def _chunk(h, w, start, classes):
     """A chunk of the logits, −inf in the columns that were added, its columns of the weight, their ids."""
     of_weight = lax.dynamic_slice_in_dim(w, start, CHUNK, 1)
-    ids = start + jnp.arange(CHUNK)
+    ids = start + jnp.arange(CHUNK)[None]
     return jnp.where(ids < classes, float32_logits(h, of_weight), -jnp.inf), of_weight, ids
 
 
@@ -154,6 +154,13 @@ class InFlight:
 
     def block_until_ready(self):
         torch.cuda.synchronize()
+
+
+def launched(call, results):
+    """The call, given what it results in, so that it can be waited for."""
+    if torch is None or not isinstance(results[0], torch.Tensor):
+        return call
+    return lambda *arrays: InFlight(call(*arrays))
 
 
 def in_torch(name, loss, derivatives):
