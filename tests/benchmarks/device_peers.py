@@ -123,7 +123,7 @@ def _chunked_back(kept, g):
     def add(carry, start):
         dh, dw = carry
         logits, of_weight, ids = _chunk(h, padded, start, w.shape[1])
-        s = jnp.exp(logits - log_normalizer[:, None]) - (ids == y[:, None])
+        s = jnp.exp(logits - log_normalizer[:, None]) - (ids == y[:, None]).astype(jnp.float32)
         s = (s * (g / len(h))).astype(h.dtype)
         dh = dh + jnp.dot(s, of_weight.T, preferred_element_type=jnp.float32)
         return (dh, lax.dynamic_update_slice_in_dim(dw, h.T @ s, start, 1)), None
