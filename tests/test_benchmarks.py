@@ -79,6 +79,7 @@ def test_a_run_out_of_time_names_what_it_left_out(on_device, capsys):
     report = on_device("--budget", "0", "--only", "softmax")
     assert report["left out"] == ["32x100 softmax", "32x100 log_softmax"]
     assert "--only '32x100 softmax'" in capsys.readouterr().out
+    assert on_device("--budget", "0", "--only", "32x100 loss")["left out"] == ["32x100 loss"]
 
 
 def test_results_are_those_of_devices():

@@ -64,7 +64,7 @@ class Logits(NamedTuple):
     function: str
     rows: int
     classes: int
-    dtype: str
+    dtype: str = "bfloat16"
 
     @property
     def name(self):
@@ -131,7 +131,7 @@ class Head(NamedTuple):
     rows: int
     features: int
     classes: int
-    dtype: str
+    dtype: str = "bfloat16"
 
     @property
     def name(self):
@@ -198,10 +198,10 @@ class Head(NamedTuple):
         return [scalar(value), taken(dh, rows), *(taken(dw, at, 1) for at in self.columns(y))]
 
 
-def cases(dtype, rows=shapes.DEVICE_ROWS, heads=shapes.DEVICE_HEADS):
+def cases(rows=shapes.DEVICE_ROWS, heads=shapes.DEVICE_HEADS):
     """The first of each kind first: a run that ends early has the most telling ones."""
-    logits = [Logits(function, *shape, dtype) for shape in rows for function in device_peers.ROWS]
-    gradients = [Head("loss and gradients", *shape, dtype) for shape in heads]
-    losses = [Head("loss", *shape, dtype) for shape in heads]
+    logits = [Logits(function, *shape) for shape in rows for function in device_peers.ROWS]
+    gradients = [Head("loss and gradients", *shape) for shape in heads]
+    losses = [Head("loss", *shape) for shape in heads]
     first = len(device_peers.ROWS)
     return logits[:first] + gradients[:2] + losses[:1] + logits[first:] + gradients[2:] + losses[1:]
