@@ -12,12 +12,11 @@ MARKERS = {
 }
 
 
-def scatter(panel, records, unit):
+def scatter(panel, records, unit, names):
     """A point for each program of each record, ours filled; the functions below their operations a byte."""
     places = {}
     for r in records:
         places.setdefault(r["operations"] / r["bytes"], []).append(r["function"])
-    names = dict.fromkeys(name for r in records for name in r["who"])
     for colour, name in enumerate(names):
         shown = {"label": name}
         for r in (r for r in records if name in r["who"]):
@@ -50,14 +49,15 @@ def draw(records, device, path):
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
     logits, heads = ([r for r in records if ("features" in r) == head] for head in (False, True))
+    names = dict.fromkeys(name for r in records for name in r["who"])
     bandwidth = max((r["limit"]["bytes/s"] for r in logits), default=np.inf)
     peak = max((r["limit"]["operations/s"] for r in heads), default=np.inf)
-    places = scatter(left, logits, "bytes/s")
+    places = scatter(left, logits, "bytes/s", names)
     if logits:
         left.set_xticks(list(places), ["\n".join([f"{at:.3g}", *named(f)]) for at, f in places.items()])
-        left.minorticks_off()
+        left.set_xticks([], minor=True)
         left.axhline(bandwidth, color="black", linewidth=1, label="copy, maximum")
-    places = scatter(right, heads, "operations/s")
+    places = scatter(right, heads, "operations/s", names)
     if heads:
         roof = np.geomspace(1, 1e5, 500)
         right.plot(roof, np.minimum(bandwidth * roof, peak), "k-", linewidth=1, label="copy, products")
