@@ -10,6 +10,17 @@ GRID = (2, 10, 100, 256, 1000, 4096, 8192, 32000, 32768, 65536, 100000, 131072, 
 CLASSES = tuple(sorted({*GRID, *VOCABULARIES.values()}))
 SMALL = ((1, 10), (32, 10), (256, 1000))
 ELEMENTS = 2**25
+# What a device is timed on: rows of logits, the most telling first, and heads as rows, features, classes.
+DEVICE_ROWS = tuple((8192, n) for n in (131072, *VOCABULARIES.values()))
+DEVICE_HEADS = (
+    (8192, 4096, 128256),
+    (4096, 2304, 256000),
+    (1024, 4096, 128256),
+    (4096, 4096, 128256),
+    (16384, 4096, 128256),
+    (8192, 3584, 151936),
+    (8192, 768, 50257),
+)
 
 
 def model(classes):

@@ -1,12 +1,19 @@
-"""The benchmark program runs: tiny sizes, two of the functions."""
+"""The benchmark programs run: tiny sizes, a few of the functions."""
 
 import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import pytest
+
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks import dense, device_peers, linear
+
+RESULTS = Path(benchmarks.__file__).parent / "results"
 
 
 def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
@@ -23,3 +30,66 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
         assert json.loads((tmp_path / f"{name}.json").read_text())["machine"]["platform"] == "cpu"
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert "quartiles" in capsys.readouterr().out
+
+
+@pytest.fixture
+def on_device(tmp_path):
+    sizes = ["--rows", "32", "100", "--head", "32", "8", "50", "--seconds", "0", "--out", str(tmp_path)]
+    return lambda *options: benchmarks.main(["device", *sizes, *options])
+
+
+def test_a_tiny_run_for_devices(on_device, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(device_peers, "CHUNK", 16)  # and the last one holds 2 of the 50 classes
+    report = on_device("--only", "loss and gradient", "logsumexp")
+    assert json.loads((tmp_path / "device.json").read_text()) == report
+    assert (tmp_path / "roofline.png").stat().st_size > 1000
+    loss, logsumexp, head = report["records"]
+    assert head["who"].keys() == {"ours", "optax", "materialised", "chunked"}
+    assert head["limit"]["name"] == "three products"
+    assert loss["limit"]["name"] == "copy"
+    assert logsumexp["best peer"] == "jax.nn"
+    for record in report["records"]:
+        assert not record["failed"]
+        assert record["copies"] == 16
+        assert max(who["error"] for who in record["who"].values()) < report["bound"]
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_not_timed(on_device, tmp_path, monkeypatch):
+    """Away from the labels, where gradients are small; and in one of a head's gradients."""
+    value_and_gradient = dense.PAIRS["loss and gradient"]
+
+    def wrong(x, y, axis):
+        value, gradient = value_and_gradient.ours(x, y, axis)
+        return value, jnp.where(gradient < 0, gradient, 1.05 * gradient)
+
+    monkeypatch.setitem(dense.PAIRS, "loss and gradient", value_and_gradient._replace(ours=wrong))
+    right = linear.ours
+    monkeypatch.setattr(linear, "ours", lambda h, w, y: right(jax.lax.stop_gradient(h), w, y))
+    with pytest.raises(
+        SystemExit, match="ours failed in: 32x100 loss and gradient, 32x8x50 loss and gradients"
+    ):
+        on_device("--only", "loss and gradient")
+    for record in json.loads((tmp_path / "device.json").read_text())["records"]:
+        assert "an error of" in record["failed"]["ours"]
+        assert "ours" not in record["who"]
+
+
+def test_a_run_out_of_time_names_what_it_left_out(on_device, capsys):
+    report = on_device("--budget", "0", "--only", "softmax")
+    assert report["left out"] == ["32x100 softmax", "32x100 log_softmax"]
+    assert "--only '32x100 softmax'" in capsys.readouterr().out
+    assert on_device("--budget", "0", "--only", "32x100 loss")["left out"] == ["32x100 loss"]
+
+
+def test_results_are_those_of_devices():
+    """With date, versions and command; and the page says that there are none, or lists them."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.rglob("device.json"))]
+    page = (RESULTS / "README.md").read_text()
+    assert ("nothing is measured" in page) == (not reports)
+    for report in reports:
+        assert report["machine"]["platform"] != "cpu"
+        assert report["machine"]["jax"]
+        assert report["records"]
+        assert report["date"][:10] in page
+        assert report["command"] in page

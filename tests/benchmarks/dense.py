@@ -31,7 +31,7 @@ def _optax(x, y, axis):
     return optax.softmax_cross_entropy_with_integer_labels(x, y, axis=axis)
 
 
-def _gradient(loss):
+def value_and_gradient(loss):
     return lambda x, y, axis: jax.value_and_grad(lambda x: jnp.mean(loss(x, y, axis)))(x)
 
 
@@ -79,7 +79,7 @@ PAIRS = {
         None,
         lambda x, y, axis: -_exact_loss(x, y, axis),
     ),
-    "loss and gradient": Pair(_gradient(_loss), _gradient(_optax), None, _exact_gradient),
+    "loss and gradient": Pair(value_and_gradient(_loss), value_and_gradient(_optax), None, _exact_gradient),
     "softmax": Pair(
         lambda x, y, axis: jsoftmax.softmax(x, axis),
         lambda x, y, axis: jax.nn.softmax(x, axis),

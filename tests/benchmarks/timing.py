@@ -1,5 +1,6 @@
 """Interleaved timing in one process: a ratio is that of two runs a moment apart."""
 
+import itertools
 import os
 import platform
 import time
@@ -20,23 +21,37 @@ class Timing(NamedTuple):
     high: float
 
 
-def once(call):
+def once(call, count=1):
+    """Milliseconds a call, of several in a row with one wait at their end."""
     start = time.perf_counter()
-    jax.block_until_ready(call())
-    return 1e3 * (time.perf_counter() - start)
+    for _ in range(count):
+        out = call()
+    jax.block_until_ready(out)
+    return 1e3 * (time.perf_counter() - start) / count
 
 
-def seconds_each(calls, seconds, least=5):
-    """Times in ms of every call, in turns, `least` turns or until the seconds are over: {name: array}."""
-    for call in calls.values():
-        once(call), once(call)
+def rotating(function, sets):
+    """A call of the function that takes the next set of arguments each time, so that no cache holds them."""
+    turns = itertools.cycle(sets)
+    return lambda: function(*next(turns))
+
+
+def seconds_each(calls, seconds, least=5, sample=0):
+    """Times in ms of every call, in turns, `least` turns or until the seconds are over: {name: array}.
+
+    One time is that of as many calls as take `sample` ms together: a device's queue hides their launch.
+    """
+    counts = {}
+    for name, call in calls.items():
+        once(call)
+        counts[name] = max(1, round(sample / once(call)))
     times = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     turn = 0
     while turn < least or time.perf_counter() < end:
         # The order turns round each time: what runs after another finds its caches.
         for name in list(calls)[:: 1 if turn % 2 else -1]:
-            times[name].append(once(calls[name]))
+            times[name].append(once(calls[name], counts[name]))
         turn += 1
     return {name: np.array(t) for name, t in times.items()}
 
@@ -52,7 +67,7 @@ def temporaries(function, arguments):
 
 
 def machine():
-    packages = ("jax", "jaxlib", "optax", "torch", "numpy")
+    packages = ("jax", "jaxlib", "jax-cuda13-plugin", "libtpu", "optax", "torch", "numpy")
     found = {}
     for package in packages:
         try:
@@ -63,6 +78,7 @@ def machine():
     return {
         "device": device.device_kind,
         "platform": device.platform,
+        "runtime": device.client.platform_version,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

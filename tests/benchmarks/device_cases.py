@@ -1,0 +1,207 @@
+"""What is timed on a device: functions of whole logits, and linear heads; the limits, and the check.
+
+The rows of an array are few, repeated in random order: so float64 on the host tells every row of any size,
+and means and sums over all rows are those of the few.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests import shapes
+from tests.benchmarks import dense, device_peers, linear
+from tests.benchmarks.dense import torch
+
+DISTINCT = 32
+
+
+def repeated(rows):
+    """Which of the distinct rows stands where, how many they are, and where each stands first."""
+    distinct = math.gcd(rows, DISTINCT)
+    index = np.random.default_rng(0).permutation(np.arange(rows) % distinct)
+    return index, distinct, np.unique(index, return_index=True)[1]
+
+
+def some(rows):
+    return np.arange(0, rows, max(1, rows // 16))
+
+
+def taken(array, places, axis=0):
+    """A part of an array of JAX or of torch, on the host in float64."""
+    if isinstance(array, np.ndarray):
+        return np.take(array, places, axis)
+    if torch is not None and isinstance(array, torch.Tensor):
+        places = torch.as_tensor(places, device=array.device)
+        return array.index_select(axis, places).double().cpu().numpy()
+    return np.asarray(jnp.take(array, places, axis), np.float64)
+
+
+def scalar(array):
+    return np.array(float(array))
+
+
+def at_labels_and_elsewhere(rows, labels):
+    """Two parts: next to the −1 at a label, an error anywhere else would not be seen."""
+    at = np.arange(len(rows)), labels
+    elsewhere = rows.copy()
+    elsewhere[at] = 0
+    return [rows[at], elsewhere]
+
+
+def error(parts, exact):
+    """The largest of the errors of the parts, each ‖out − exact‖ / ‖exact‖."""
+    errors = [np.linalg.norm(p - e) / np.linalg.norm(e) for p, e in zip(parts, exact, strict=True)]
+    return float(np.max(errors))
+
+
+class Logits(NamedTuple):
+    """A function of whole logits."""
+
+    function: str
+    rows: int
+    classes: int
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self):
+        return f"{self.rows}x{self.classes} {self.function}"
+
+    @property
+    def peers(self):
+        return device_peers.ROWS[self.function]
+
+    def arrays(self):
+        index, distinct, _ = repeated(self.rows)
+        few = jax.random.normal(jax.random.key(0), (distinct, self.classes)).astype(self.dtype)
+        y = np.random.default_rng(1).integers(0, self.classes, distinct)
+        return jnp.take(few, index, axis=0), jnp.asarray(y[index], jnp.int32)
+
+    def programs(self):
+        functions = {"ours": dense.PAIRS[self.function].ours, self.peers.peer: self.peers.jax}
+        return {who: functools.partial(f, axis=-1) for who, f in functions.items()}
+
+    def of_torch(self):
+        return device_peers.in_torch("torch", self.peers.torch, 1 if "gradient" in self.function else 0)
+
+    def limits(self, sets):
+        limits = {name: jax.jit(functools.partial(f, axis=-1)) for name, f in dense.LIMITS.items()}
+        return {name: (f, [s[:1] for s in sets]) for name, f in limits.items()}
+
+    def limit(self, times):
+        """A copy is two passes; one pass is the reading of a maximum, or half a copy if that is faster."""
+        if self.peers.passes == 2:
+            return "copy", times["copy"]
+        return "one pass", np.minimum(times["max"], times["copy"] / 2)
+
+    def work(self):
+        """Bytes that have to be moved, operations."""
+        logits = self.rows * self.classes
+        return logits * jnp.dtype(self.dtype).itemsize * self.peers.passes, logits * self.peers.operations
+
+    def exact(self, x, y):
+        """What `parts` takes from the results, of the exact ones."""
+        index, distinct, first = repeated(self.rows)
+        few, labels = taken(x, first), taken(y, first).astype(int)
+        results = jax.tree.leaves(dense.PAIRS[self.function].exact(few, labels, -1))
+        if "gradient" in self.function:
+            results[1] = results[1] * (distinct / self.rows)
+        return self.of_results(results, index[some(self.rows)], labels[index[some(self.rows)]])
+
+    def parts(self, results, x, y):
+        return self.of_results(results, some(self.rows), taken(y, some(self.rows)).astype(int))
+
+    def of_results(self, results, rows, labels):
+        found = []
+        for result in results:
+            if result.ndim == 2:
+                found += at_labels_and_elsewhere(taken(result, rows), labels)
+            else:
+                found.append(taken(result, rows) if result.ndim else scalar(result))
+        return found
+
+
+class Head(NamedTuple):
+    """The loss of a linear head, or it and both gradients."""
+
+    function: str
+    rows: int
+    features: int
+    classes: int
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self):
+        return f"{self.rows}x{self.features}x{self.classes} {self.function}"
+
+    @property
+    def products(self):
+        return 3 if "gradients" in self.function else 1
+
+    def arrays(self):
+        index, distinct, _ = repeated(self.rows)
+        of_hidden, of_weight = jax.random.split(jax.random.key(0))
+        few = jax.random.normal(of_hidden, (distinct, self.features)).astype(self.dtype)
+        w = jax.random.normal(of_weight, (self.features, self.classes), self.dtype) * self.features**-0.5
+        y = np.random.default_rng(1).integers(0, self.classes, distinct)
+        return jnp.take(few, index, axis=0), w.astype(self.dtype), jnp.asarray(y[index], jnp.int32)
+
+    def programs(self):
+        losses = {"ours": linear.ours} | device_peers.HEADS
+        if self.products == 1:
+            return losses
+        return {who: jax.value_and_grad(loss, (0, 1)) for who, loss in losses.items()}
+
+    def of_torch(self):
+        derivatives = 2 if self.products == 3 else 0
+        return {
+            who: call
+            for name, loss in device_peers.torch_heads().items()
+            for who, call in device_peers.in_torch(name, loss, derivatives).items()
+        }
+
+    def limits(self, sets):
+        name = "three products" if self.products == 3 else "one product"
+        return {name: (linear.products(*sets[0])[name], [()])}
+
+    def limit(self, times):
+        return next((name, t) for name, t in times.items() if "product" in name)
+
+    def work(self):
+        """Bytes that have to be moved, operations."""
+        numbers = self.features * (self.rows + self.classes) * (2 if self.products == 3 else 1)
+        operations = 2 * self.rows * self.features * self.classes * self.products
+        return numbers * jnp.dtype(self.dtype).itemsize, operations
+
+    def columns(self, y):
+        """Those of the labels, and some others."""
+        labels = np.unique(y)
+        return labels, np.setdiff1d(np.linspace(0, self.classes - 1, 64).astype(int), labels)
+
+    def exact(self, h, w, y):
+        index, distinct, first = repeated(self.rows)
+        value, dh, dw = linear.exact(taken(h, first), w, taken(y, first).astype(int))
+        results = (value, dh * (distinct / self.rows), dw)
+        return self.of_results(results[: self.products], index[some(self.rows)], np.asarray(y))
+
+    def parts(self, results, h, w, y):
+        return self.of_results(results, some(self.rows), np.asarray(y))
+
+    def of_results(self, results, rows, y):
+        value, *gradients = results
+        if not gradients:
+            return [scalar(value)]
+        dh, dw = gradients
+        return [scalar(value), taken(dh, rows), *(taken(dw, at, 1) for at in self.columns(y))]
+
+
+def cases(rows=shapes.DEVICE_ROWS, heads=shapes.DEVICE_HEADS):
+    """The first of each kind first: a run that ends early has the most telling ones."""
+    logits = [Logits(function, *shape) for shape in rows for function in device_peers.ROWS]
+    gradients = [Head("loss and gradients", *shape) for shape in heads]
+    losses = [Head("loss", *shape) for shape in heads]
+    first = len(device_peers.ROWS)
+    return logits[:first] + gradients[:2] + losses[:1] + logits[first:] + gradients[2:] + losses[1:]

@@ -1,0 +1,190 @@
+"""What a device runs beside ours: jax.nn, optax, two plain formulas of a linear head, torch."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tests.benchmarks import dense
+from tests.benchmarks.dense import torch
+
+CHUNK = 2048  # classes, as many as tokamax's chunked_xla takes
+
+
+def optax(x, y, axis):
+    """In float32, as optax has to be given logits of 16 bits for a loss with more than two digits."""
+    return dense.PAIRS["loss"].peer(x.astype(jnp.float32), y, axis)
+
+
+class Rows(NamedTuple):
+    """A function of whole logits: the peers' programs, the passes over the logits and operations it needs.
+
+    The operations for a logit: a comparison, a difference, an exponential, a sum, and what makes the result.
+    """
+
+    peer: str
+    jax: object
+    torch: object
+    passes: int
+    operations: int
+
+
+def of_jax_nn(name, passes, operations):
+    pair = dense.PAIRS[name]
+    return Rows("jax.nn", pair.peer, lambda x, y: pair.torch(x, y, -1), passes, operations)
+
+
+ROWS = {
+    "loss and gradient": Rows(
+        "optax",
+        dense.value_and_gradient(optax),
+        lambda x, y: torch.nn.functional.cross_entropy(x.float(), y),
+        2,
+        6,
+    ),
+    "loss": Rows("optax", optax, lambda x, y: dense.PAIRS["loss"].torch(x.float(), y, -1), 1, 4),
+    "softmax": Rows("jax.nn", dense.PAIRS["softmax"].peer, lambda x, y: torch.softmax(x, -1), 2, 5),
+    "log_softmax": Rows(
+        "jax.nn", dense.PAIRS["log_softmax"].peer, lambda x, y: torch.log_softmax(x, -1), 2, 5
+    ),
+    "logsumexp": Rows("jax.nn", dense.PAIRS["logsumexp"].peer, lambda x, y: torch.logsumexp(x, -1), 1, 4),
+}
+
+
+def optax_on_full_logits(h, w, y):
+    return optax(h @ w, y, -1).mean()
+
+
+def float32_logits(h, w):
+    return jnp.dot(h, w, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def materialised(h, w, y):
+    """The formula of tokamax's xla, all logits at once, with float32 where that rounds to 16 bits."""
+    return _materialised(h, w, y)[0]
+
+
+def _materialised(h, w, y):
+    logits = float32_logits(h, w)
+    log_normalizer = jax.nn.logsumexp(logits, -1)
+    label = jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
+    return jnp.mean(log_normalizer - label), (h, w, y, log_normalizer)
+
+
+def _materialised_back(kept, g):
+    h, w, y, log_normalizer = kept
+    p = jnp.exp(float32_logits(h, w) - log_normalizer[:, None])
+    s = ((p - jax.nn.one_hot(y, w.shape[1])) * (g / len(h))).astype(h.dtype)
+    return s @ w.T, h.T @ s, None
+
+
+materialised.defvjp(_materialised, _materialised_back)
+
+
+def _chunks(w):
+    """The weight with columns of zeros to whole chunks, and their starts."""
+    padded = jnp.pad(w, ((0, 0), (0, -w.shape[1] % CHUNK)))
+    return padded, jnp.arange(0, padded.shape[1], CHUNK)
+
+
+def _chunk(h, w, start, classes):
+    """A chunk of the logits, −inf in the columns that were added, its columns of the weight, their ids."""
+    of_weight = lax.dynamic_slice_in_dim(w, start, CHUNK, 1)
+    ids = start + jnp.arange(CHUNK)[None]
+    return jnp.where(ids < classes, float32_logits(h, of_weight), -jnp.inf), of_weight, ids
+
+
+@jax.custom_vjp
+def chunked(h, w, y):
+    """The formula of tokamax's chunked_xla: a scan over chunks of classes, there and back."""
+    return _chunked(h, w, y)[0]
+
+
+def _chunked(h, w, y):
+    padded, starts = _chunks(w)
+
+    def absorb(carry, start):
+        log_normalizer, label = carry
+        logits, _, ids = _chunk(h, padded, start, w.shape[1])
+        label = label + jnp.sum(jnp.where(ids == y[:, None], logits, 0), -1)
+        return (jnp.logaddexp(log_normalizer, jax.nn.logsumexp(logits, -1)), label), None
+
+    begun = jnp.full(y.shape, -jnp.inf), jnp.zeros(y.shape)
+    (log_normalizer, label), _ = lax.scan(absorb, begun, starts)
+    return jnp.mean(log_normalizer - label), (h, w, y, log_normalizer)
+
+
+def _chunked_back(kept, g):
+    h, w, y, log_normalizer = kept
+    padded, starts = _chunks(w)
+
+    def add(carry, start):
+        dh, dw = carry
+        logits, of_weight, ids = _chunk(h, padded, start, w.shape[1])
+        s = jnp.exp(logits - log_normalizer[:, None]) - (ids == y[:, None]).astype(jnp.float32)
+        s = (s * (g / len(h))).astype(h.dtype)
+        dh = dh + jnp.dot(s, of_weight.T, preferred_element_type=jnp.float32)
+        return (dh, lax.dynamic_update_slice_in_dim(dw, h.T @ s, start, 1)), None
+
+    (dh, dw), _ = lax.scan(add, (jnp.zeros(h.shape), jnp.zeros_like(padded)), starts)
+    return dh.astype(h.dtype), dw[:, : w.shape[1]], None
+
+
+chunked.defvjp(_chunked, _chunked_back)
+
+HEADS = {"optax": optax_on_full_logits, "materialised": materialised, "chunked": chunked}
+
+
+def torch_heads():
+    """Torch's losses of a head, with the linear one where it has it."""
+    functional = torch.nn.functional
+    losses = {"torch": lambda h, w, y: functional.cross_entropy((h @ w).float(), y)}
+    if hasattr(functional, "linear_cross_entropy"):
+        losses["torch linear"] = lambda h, w, y: functional.linear_cross_entropy(h, w.T, y)
+    return losses
+
+
+class InFlight:
+    """Results of torch, waited for as those of JAX are."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def block_until_ready(self):
+        torch.cuda.synchronize()
+
+
+def launched(call, results):
+    """The call, given what it results in, so that it can be waited for."""
+    if torch is None or not isinstance(results[0], torch.Tensor):
+        return call
+    return lambda *arrays: InFlight(call(*arrays))
+
+
+def in_torch(name, loss, derivatives):
+    """The function, eager and compiled; with derivatives, it and those of so many first arguments."""
+
+    def called(function, *arrays):
+        if not derivatives:
+            with torch.no_grad():
+                return function(*arrays)
+        leaves = [a.detach().requires_grad_() for a in arrays[:derivatives]]
+        value = function(*leaves, *arrays[derivatives:])
+        return value.detach(), torch.autograd.grad(value, leaves)
+
+    def of(function):
+        return lambda *arrays: called(function, *arrays)
+
+    return {name: of(loss), f"{name}.compile": of(torch.compile(loss, dynamic=False))}
+
+
+def has_torch():
+    """Whether torch runs on the device that JAX runs on."""
+    return torch is not None and jax.default_backend() == "gpu" and torch.cuda.is_available()
+
+
+def of_torch(sets):
+    """The same arrays as torch's, on the same device and not copied, labels in the type that it takes."""
+    return [tuple(t.long() if t.dtype == torch.int32 else t for t in map(torch.from_dlpack, s)) for s in sets]
