@@ -74,22 +74,24 @@ def classes(
     top = _scaling.ordered_live(x, scaling).astype(z.dtype)
     dead = top == -jnp.inf
     temperature = None if scaling.temperature is None else jnp.abs(scaling.temperature)
-    # NaN where z will be none, or +inf: not by z itself, which then XLA on GPU would store.
-    nothing = top - top
+    # 0, or NaN where z is NaN or +inf; not made of z, which XLA on GPU would then store. That of a dead class
+    # is not looked at.
+    rest = top - top
     for option, of_zero in ((scaling.soft_cap, jnp.multiply), (temperature, jnp.divide)):
-        nothing = nothing if option is None else of_zero(nothing, option)
-    rest = nothing
+        rest = rest if option is None else of_zero(rest, option)
     u = jnp.where(dead, -jnp.inf, 0).astype(z.dtype)
+
+    def first(moment: Moment) -> tuple[Array, Array]:
+        of_u, q = moment.terms(u)
+        return of_u if moment.dead_counts else jnp.zeros_like(u), q
+
     part = Part(
         top,
         None if scaling.soft_cap is None else z,
         temperature,
         rest,
         jnp.zeros_like(rest) if entropy else None,
-        tuple(
-            (terms[0] if moment.dead_counts else jnp.zeros_like(u), terms[1])
-            for moment, terms in ((moment, moment.terms(u)) for moment in moments)
-        ),
+        tuple(map(first, moments)),
         None if of_label is None else of_label.astype(top.dtype),
     )
     return jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), part)
