@@ -22,19 +22,23 @@ from jax import Array, lax
 
 from jsoftmax import _scaling, online
 from jsoftmax._scaling import Moment, Scaling
+from jsoftmax._sharding import spec
 
 # XLA on GPU makes one kernel of a whole softmax over the last axis, up to this.
 LONGEST_FUSED_ROW = 16384
 
 
-def takes_one_pass(x: Array) -> bool:
-    """Merging parts rounds, up to 3 ulp over a row: 16-bit logits allow it, float32 ones get two passes."""
-    return x.dtype.itemsize == 2
+def takes_one_pass(x: Array, axes: tuple[int, ...]) -> bool:
+    """Merging parts rounds, up to 3 ulp over a row: 16-bit logits allow it, float32 ones get two passes.
+
+    So do classes that are known to be sharded: XLA gathers the parts of a row, and reduces plain sums.
+    """
+    return x.dtype.itemsize == 2 and all(spec(x)[axis] is None for axis in axes)
 
 
 def fuses(x: Array, axes: tuple[int, ...]) -> bool:
     """Whether a map is one kernel, if it is written as what XLA looks for: it reads a row once anyway."""
-    return takes_one_pass(x) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
+    return takes_one_pass(x, axes) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
 
 
 def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:

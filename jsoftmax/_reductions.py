@@ -54,8 +54,8 @@ def reduce(
     """
     static = _Static(axes, tuple(moment.dead_counts for moment in moments), entropy, exact)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
-    _, names = rules.split_axes(axes)
-    if names or not _accelerators.takes_one_pass(x):
+    own, names = rules.split_axes(axes)
+    if names or not _accelerators.takes_one_pass(x, own):
         return _in_two_passes(static, shares, *arrays)
 
     def on_cpu(*arrays: Any) -> tuple[online.State, Sums]:

@@ -1,11 +1,15 @@
 """The forms for accelerators, run on CPU: beside float64, and beside the CPU's own forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ahead, jit_quickly, named
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax import _accelerators
@@ -122,3 +126,30 @@ def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
     with jsoftmax.forward_mode():
         twice = jax.jvp(jax.grad(loss), (x,), (v,))[1]
     np.testing.assert_allclose(np.asarray(twice, np.float32), exact, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("over", [("rows", None), (None, "classes"), ("rows", "classes")], ids=str)
+def test_sharded_logits_are_not_gathered(over, kind, accelerator_forms):
+    """Parts of rows that may be sharded are, where nothing says so: as many numbers a row as shards."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 64)), jnp.bfloat16)
+    labels = jnp.arange(16)
+
+    @jit_quickly
+    def losses(x, labels):
+        of_labels = jsoftmax.cross_entropy(x, labels, label_smoothing=0.1, temperature=0.7)
+        return jnp.sum(of_labels) + jnp.sum(jsoftmax.log_softmax(x).astype(jnp.float32))
+
+    want = losses(x, labels)
+    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(kind,) * 2)
+    with jax.set_mesh(mesh):
+        arguments = (
+            jax.device_put(x, NamedSharding(mesh, P(*over))),
+            jax.device_put(labels, NamedSharding(mesh, P(over[0]))),
+        )
+        program = losses.lower(*arguments).compile()
+    np.testing.assert_allclose(program(*arguments), want, rtol=1e-5)
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", program.as_text())
+    if kind == AxisType.Explicit or over[1] is None:
+        assert not gathered
+    assert all(int(shape.split(",")[-1]) <= 4 for shape in gathered)
