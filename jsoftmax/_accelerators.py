@@ -13,6 +13,7 @@ roundings.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -66,7 +67,7 @@ class Part(NamedTuple):
     temperature: Array | None  # |T|
     rest: Array
     entropy: Array | None  # Σ exp(u)·u
-    moments: tuple[tuple[Array, Array], ...]  # Σ q·u and Σ q
+    moments: tuple[tuple[Array, ...], ...]  # Σ q·u and Σ q, or Σ q alone
     label_logit: Array | None
 
 
@@ -85,9 +86,9 @@ def classes(
         rest = rest if option is None else of_zero(rest, option)
     u = jnp.where(dead, -jnp.inf, 0).astype(z.dtype)
 
-    def first(moment: Moment) -> tuple[Array, Array]:
-        of_u, q = moment.terms(u)
-        return of_u if moment.dead_counts else jnp.zeros_like(u), q
+    def first(moment: Moment) -> tuple[Array, ...]:
+        *of_u, q = moment.terms(u)
+        return *(of_u if moment.dead_counts else map(jnp.zeros_like, of_u)), q
 
     part = Part(
         top,
@@ -115,12 +116,15 @@ def together(a: Part, b: Part) -> Part:
     return high._replace(
         rest=high.rest + ratio * total,
         entropy=None if high.entropy is None else high.entropy + ratio * (low.entropy + delta * total),
-        moments=tuple(
-            (m_high + (m_low + delta * q_low), q_high + q_low)
-            for (m_high, q_high), (m_low, q_low) in zip(high.moments, low.moments, strict=True)
-        ),
+        moments=tuple(map(partial(_joined, delta), high.moments, low.moments)),
         label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
     )
+
+
+def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The sums of one moment."""
+    (*of_high, q_high), (*of_low, q_low) = high, low
+    return *(a + (b + delta * q_low) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
 
 
 def one_pass(parts: Part, axes: tuple[int, ...]) -> Part:

@@ -22,10 +22,10 @@ BLOCK_SIZE = 2**20  # elements, over all rows
 
 
 class Sums(NamedTuple):
-    """Further sums over a row: Σ exp(u)·u, of every moment Σ q·u and Σ q, and those over the shards of it."""
+    """Further sums over a row: Σ exp(u)·u, those of every moment, and those over the shards of the row."""
 
     entropy: Array | None
-    moments: tuple[tuple[Array, Array], ...]
+    moments: tuple[tuple[Array, ...], ...]
     shares: tuple[Array, ...]
 
 
@@ -52,7 +52,7 @@ def reduce(
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
     over them.
     """
-    static = _Static(axes, tuple(moment.dead_counts for moment in moments), entropy, exact)
+    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     if names or not _accelerators.takes_one_pass(x, own):
@@ -70,12 +70,13 @@ def reduce(
 
 class _Static(NamedTuple):
     axes: Axes
-    dead_counts: tuple[bool, ...]
+    kinds: tuple[Moment, ...]  # without their factors
     entropy: bool
     exact: bool
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
-        return tuple(map(Moment, factors, self.dead_counts))
+        pairs = zip(self.kinds, factors, strict=True)
+        return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
 
 def _in_two_passes(
@@ -87,11 +88,11 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
-    axes, dead_counts, entropy, exact = static
+    axes, kinds, entropy, exact = static
     own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
-    form = None if dead_counts or entropy or exact or scaling != Scaling(None) else _form(x, axes)
+    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes)
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -119,7 +120,7 @@ def _in_two_passes(
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
     total, scaled_rest, *further = found[: len(own_sums)]
     of_entropy = further.pop(0) if entropy else None
-    moments = tuple(zip(further[::2], further[1::2], strict=True))
+    moments = tuple(tuple(further.pop(0) for _ in range(2 - kind.only_total)) for kind in kinds)
     return online.from_sums(top, total, scaled_rest), Sums(of_entropy, moments, tuple(found[len(own_sums) :]))
 
 

@@ -44,10 +44,11 @@ class Moment(NamedTuple):
     """
 
     factors: tuple[Array, ...]
-    dead_counts: bool
+    dead_counts: bool = False
+    only_total: bool = False  # Σ q alone
 
-    def terms(self, u: Array) -> tuple[Array, Array]:
-        """The terms of both sums."""
+    def terms(self, u: Array) -> tuple[Array, ...]:
+        """The terms of the sums."""
         dead = u == -jnp.inf
         q = jnp.ones_like(u)
         for factor in self.factors:
@@ -55,7 +56,7 @@ class Moment(NamedTuple):
         if self.dead_counts:
             return q * jnp.where(dead & (q == 0), 0, u), q
         q = jnp.where(dead, 0, q)
-        return q * jnp.where(dead, 0, u), q
+        return (q,) if self.only_total else (q * jnp.where(dead, 0, u), q)
 
 
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:

@@ -101,9 +101,9 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
 
     moments = []
     if "spread" in wanted:
-        moments += [Moment(() if weights is None else (weights,), False), Moment((), False)]
+        moments += [Moment(() if weights is None else (weights,)), Moment((), only_total=True)]
     if targets is not None:
-        moments += [Moment((targets,) if weights is None else (targets, weights), True)]
+        moments += [Moment((targets,) if weights is None else (targets, weights), dead_counts=True)]
 
     def of_id(top: Array, logit: Array | None) -> tuple[Array, ...]:
         """The u of a row's label, and whether there is one: of one shard they are those of the row."""
@@ -131,7 +131,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
     if sums.entropy is not None:
         found["entropy"] = log_total - sums.entropy / jnp.where(empty, 1, 1 + state.rest)
     if "spread" in wanted:
-        (moment, sum_weights), (_, live), *_ = sums.moments
+        (moment, sum_weights), (live,), *_ = sums.moments
         found["spread"], found["live"] = sum_weights * log_total - moment, lax.stop_gradient(live)
     if targets is not None:
         moment, sum_targets = sums.moments[-1]

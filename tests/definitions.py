@@ -6,12 +6,17 @@ numbers they are exact, to 400 bits.
 
 from types import SimpleNamespace
 
+import gmpy2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from mpmath import mp, mpf
 
 mp.prec = 400
+gmpy2.get_context().precision = 400
+# The same numbers as MPFR's, with its functions: where there are many, in a tenth of the time.
+FINE = np.frompyfunc(lambda a: gmpy2.mpfr(float(a)), 1, 1)
+EXP, LOG, LOG1P = (np.frompyfunc(f, 1, 1) for f in (gmpy2.exp, gmpy2.log, gmpy2.log1p))
 
 EXACT = SimpleNamespace(
     exp=np.frompyfunc(mp.exp, 1, 1),

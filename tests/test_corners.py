@@ -284,4 +284,4 @@ def test_without_checkify_the_check_is_not_in_the_program():
     assert "check" in str(traced.jaxpr)
     text = traced.lower().as_text()
     assert "check" not in text
-    assert "minimum" not in text  # of the rows that are bad
+    assert "applies stablehlo.minimum" not in text  # over the rows that are bad

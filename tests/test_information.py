@@ -9,17 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ahead, jit_quickly
-from definitions import error, exactly, mp
+from definitions import EXP, FINE, LOG, error
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from mpmath import mpf
 from scipy import special
 
 import jsoftmax
 
 INF, NAN = np.inf, np.nan
-LOG, EXP = np.frompyfunc(mp.log, 1, 1), np.frompyfunc(mp.exp, 1, 1)
 DIVERGENCES = {"kl": jsoftmax.kl_divergence, "js": jsoftmax.js_divergence}
 each = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
 modes = pytest.mark.parametrize("mode", [nullcontext, jsoftmax.forward_mode], ids=["reverse", "forward"])
@@ -68,11 +66,11 @@ def total(values):
 
 
 class Exact:
-    """By mpmath: the divergences and gradients of every row, and the roundings that each may carry."""
+    """By MPFR: the divergences and gradients of every row, and the roundings that each may carry."""
 
     def __init__(self, p_logits, q_logits, temperature):
-        scale = 1 if temperature is None else mpf(float(p_logits.dtype.type(temperature)))
-        u_p, u_q = (exactly(x) / scale for x in (p_logits, q_logits))
+        scale = 1 if temperature is None else FINE(p_logits.dtype.type(temperature))
+        u_p, u_q = (FINE(x) / scale for x in (p_logits, q_logits))
         u_p, u_q = (u - np.asarray(u.max(1, keepdims=True)) for u in (u_p, u_q))
         e_p, e_q = EXP(u_p), EXP(u_q)
         s_p, s_q = total(e_p), total(e_q)
