@@ -56,7 +56,7 @@ def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Arra
     terms = jnp.exp(u)
     total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
     rest = online.from_sums(top, total, rest, scale=1).rest
-    return u - jnp.log1p(jnp.where(rest < 0, 0, rest))
+    return u - online.log_total(rest)
 
 
 class Part(NamedTuple):

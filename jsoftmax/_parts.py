@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _rows, _scaling, online
+from jsoftmax import _scaling, online
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Numbers
 
@@ -44,7 +44,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
 
     numbers: Numbers = {}
     if "log_normalizer" in a.numbers:
-        normalizer = _scaling.maximum(scaling, top) + _rows.log_total(state.rest)
+        normalizer = _scaling.maximum(scaling, top) + online.log_total(state.rest)
         numbers["log_normalizer"] = jnp.where(state.rest < 0, -jnp.inf, normalizer)
     if "nll" in a.numbers:
         numbers["nll"] = total(lambda p, cost: p.numbers["nll"] + jnp.where(p.has_label, cost, 0))
@@ -76,7 +76,7 @@ def _costs(parts: tuple[Part, Part], shifts: list[Array]) -> list[Array]:
     empty = [part.state.rest < 0 for part in parts]
     alone = empty[0] | empty[1]
     logs = [
-        jnp.where(alone, 0, u + _rows.log_total(part.state.rest))
+        jnp.where(alone, 0, u + online.log_total(part.state.rest))
         for part, u in zip(parts, shifts, strict=True)
     ]
     costs = jnp.logaddexp(0, logs[1] - logs[0]), jnp.logaddexp(0, logs[0] - logs[1])

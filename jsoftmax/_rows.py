@@ -42,7 +42,7 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     """Their logarithms, −inf in an empty row, and the state of every row."""
 
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
-        return shifted(x, scaling, state.max, at_top=True).u - log_total(state.rest)
+        return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
     return _with_state(found, _accelerators.fused_log_softmax, x, scaling, axes)
 
@@ -90,11 +90,6 @@ def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool =
     if weighted:
         g_lead = g_lead * of_lead / (1 + rest)
     return rules.RowSums((rest + (1 - of_lead)) / (1 + rest), g_lead + g_others, g_others)
-
-
-def log_total(rest: Array) -> Array:
-    """``log Σ exp(u)``; 0 in an empty row, where u is −inf already."""
-    return jnp.log1p(jnp.where(rest < 0, 0, rest))
 
 
 def prediction(ordered: Array, axes: Axes) -> Array:

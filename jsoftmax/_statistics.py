@@ -123,7 +123,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
         labels=labels if asks_for_id else None,
         shares=of_id,
     )
-    empty, log_total = state.rest < 0, _rows.log_total(state.rest)
+    empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}
     sum_weights = None
     if "log_normalizer" in wanted:
@@ -160,7 +160,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
     soft = "nll" in asked and not _are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
-    cost = jnp.where(nothing, 0, _rows.log_total(state.rest) - z.u)
+    cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
     residuals: Numbers = {}
     if "log_normalizer" in asked:
         residuals["log_normalizer"] = p

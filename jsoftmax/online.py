@@ -124,8 +124,12 @@ def _together(
     return State(top, rest + (leading - 1))
 
 
+def log_total(rest: Array) -> Array:
+    """``log Σ exp(u)``; 0 in an empty row, where u is −inf already."""
+    return jnp.log1p(jnp.where(rest < 0, 0, rest))
+
+
 def finish(state: State) -> Array:
     """The log-sum-exp, ``max + log1p(rest)``."""
-    is_empty = state.rest < 0
-    log = jnp.log1p(jnp.where(is_empty, 0, state.rest))
-    return jnp.where(is_empty, -jnp.inf, state.max.astype(log.dtype) + log)
+    log = log_total(state.rest)
+    return jnp.where(state.rest < 0, -jnp.inf, state.max.astype(log.dtype) + log)
