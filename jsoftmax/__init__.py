@@ -45,4 +45,14 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
 ]
-__version__ = importlib.metadata.version("jsoftmax")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """The version, looked up when asked for: sources that are not installed have none."""
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("jsoftmax")
+        except importlib.metadata.PackageNotFoundError as error:
+            raise AttributeError("jsoftmax is not installed, so it has no __version__") from error
+    raise AttributeError(f"module 'jsoftmax' has no attribute {name!r}")

@@ -163,7 +163,7 @@ def main(arguments):
     if options.only is not None:
         chosen = selected(chosen, options.only)
     command = "python -m tests.benchmarks device " + shlex.join(arguments)
-    machine = timing.machine() | {"jsoftmax": jsoftmax.__version__}
+    machine = timing.machine() | {"jsoftmax": getattr(jsoftmax, "__version__", "not installed")}
     report = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "machine": machine}
     report |= {"bound": BOUND, "records": [], "left out": []}
     print(json.dumps(machine), HEADER, sep="\n", flush=True)
