@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ahead, jit_quickly
+from cases import ahead, curvature, jit_quickly
 from definitions import EXP, FINE, LOG, error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,19 +227,21 @@ def test_laws(pair):
 @jit_quickly
 def _first_and_second(p, q, where, temperature):
     def of(divergence):
-        def summed(p, q, temperature):
-            return jnp.sum(divergence(p, q, where=where, temperature=temperature))
+        def rows(p, q, temperature=None):
+            return divergence(p, q, where=where, temperature=temperature)
 
-        arguments = (0, 1) if temperature is None else (0, 1, 2)
-        gradient = jax.grad(summed, arguments)
-        value = divergence(p, q, where=where, temperature=temperature)
-        return value, gradient(p, q, temperature), jax.jacrev(gradient, arguments)(p, q, temperature)
+        def summed(*floats):
+            return jnp.sum(rows(*floats))
+
+        floats = (p, q) if temperature is None else (p, q, temperature)
+        return rows(*floats), jax.grad(summed, tuple(range(len(floats))))(*floats), curvature(summed, floats)
 
     return {name: of(divergence) for name, divergence in DIVERGENCES.items()}
 
 
 def first_and_second(p, q, where=None, temperature=None, forward=False):
-    """By divergence: values, gradients in both logits and the temperature, and the second derivatives."""
+    """By divergence: values, gradients in both logits and the temperature, and a product with the Hessian."""
+    temperature = None if temperature is None else jnp.float32(temperature)
     with jsoftmax.forward_mode() if forward else nullcontext():
         return jax.tree.map(np.asarray, _first_and_second(p, q, where, temperature))
 
@@ -297,7 +299,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
 
 @corners
 def test_a_row_that_is_empty_in_either(temperature, forward):
-    live, dead = jnp.array([[1.0, 0.0, -2.0, -1.0]]), jnp.full((1, 4), -INF)
+    live, dead = jnp.array([[1.0, 0.0, -2.0, -1.0]]), jnp.array([[-INF] * 4])
     for p, q in ((dead, live), (live, dead), (dead, dead)):
         with jax.debug_nans(True):
             results = first_and_second(p, q, temperature=temperature, forward=forward)

@@ -97,8 +97,13 @@ class Flat:
             jnp.asarray(rng.normal(size=a.shape)) for a in (self.x, jax.eval_shape(plain, self.x))
         )
         derivatives = plain, jax.jacfwd(plain), jax.hessian(lambda x: plain(x) @ self.g)
-        definition = jit_quickly(lambda x: [derivative(x) for derivative in derivatives])
-        self.value, self.jacobian, self.hessian = map(np.asarray, definition(self.x))
+        self.definition = jit_quickly(lambda x: [derivative(x) for derivative in derivatives])
+        self.value, self.jacobian, _ = map(np.asarray, self.definition(self.x))
+
+    def at(self, regime):
+        """The point with logits of this regime."""
+        x = logits(regime, (2, 3)).ravel()
+        return self.x.at[: x.size].set(x)
 
     def __call__(self, f, x, wrap=lambda f, *arguments: f(*arguments)):
         """`f` at x, called through a wrapping."""
@@ -151,22 +156,32 @@ def test_transformations_of_derivatives(function, x64):
     f = case.ours()
     gradient = jax.grad(lambda x: f(x) @ case.g)
 
+    def pushed(x):
+        return jax.jvp(f, (x,), (case.v,))[1] @ case.g
+
     @jit_quickly
     def everything(x):
         with jsoftmax.forward_mode():
-            transposed = jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)
+            (transposed,) = jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)
             hessian = jax.hessian(lambda x: f(x) @ case.g)(x)
+            jacfwd = jax.jacfwd(pushed)(x)
         return {
-            "jacrev": (jax.jacrev(f)(x), case.jacobian),
-            "linear_transpose of jvp": (*transposed, case.g @ case.jacobian),
-            "hessian": (hessian, case.hessian),
-            "jacrev of grad": (jax.jacrev(gradient)(x), case.hessian),
-            "jvp of grad": (jax.jvp(gradient, (x,), (case.v,))[1], case.hessian @ case.v),
-            "grad of grad": (jax.grad(lambda x: gradient(x) @ case.v)(x), case.hessian @ case.v),
+            "jacrev": jax.jacrev(f)(x),
+            "linear_transpose of jvp": transposed,
+            "hessian": hessian,
+            "jacfwd of jvp": jacfwd,
+            "jvp of grad": jax.jvp(gradient, (x,), (case.v,))[1],
+            "grad of grad": jax.grad(lambda x: gradient(x) @ case.v)(x),
         }
 
-    for name, (got, want) in everything(case.x).items():
-        agree(name, got, want)
+    for regime in ("unit", "tied", "peaked by 15"):
+        x = case.at(regime)
+        _, jacobian, hessian = map(np.asarray, case.definition(x))
+        want = dict.fromkeys(("jvp of grad", "grad of grad", "jacfwd of jvp"), hessian @ case.v)
+        want |= {"hessian": hessian, "jacrev": jacobian, "linear_transpose of jvp": case.g @ jacobian}
+        for name, got in everything(x).items():
+            tolerance = 1e-11 * (10 + np.abs(x).max()) * max(1, np.abs(want[name]).max())
+            np.testing.assert_allclose(got, want[name], rtol=0, atol=tolerance, err_msg=f"{name}, {regime}")
 
 
 @pytest.mark.parametrize("function", **named())

@@ -1,11 +1,13 @@
 """Every function has the value of its definition."""
 
+from functools import partial
+
 import definitions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import REGIMES, SHAPES, logits, mask, named
+from cases import REGIMES, SHAPES, jit_quickly, logits, mask, named
 
 import jsoftmax
 
@@ -22,7 +24,7 @@ def error(ours, exact):
 @pytest.mark.parametrize("function", **named())
 def test_value_on_any_shape_and_axis(function, shape, axis):
     arguments = function.arguments(logits("unit", shape, axis, np.float32), axis)
-    ours = function.ours(*arguments, axis=axis)
+    ours = jit_quickly(lambda *arguments: function.ours(*arguments, axis=axis))(*arguments)
     off, exact = error(ours, function.exact(arguments, axis))
     assert ours.dtype == jnp.float32
     assert ours.shape == exact.shape
@@ -60,12 +62,15 @@ def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
     x = jnp.asarray(logits("unit", (3, 4, 5), dtype=np.float32))
     where = jnp.asarray(mask(np.random.default_rng(0), (1, 4, 5), -1)[0]) if masked else None
     axis_of_jax = tuple(axis) if isinstance(axis, list) else axis
-    for name in ("softmax", "log_softmax"):
-        ours = getattr(jsoftmax, name)(x, axis, where)
-        np.testing.assert_allclose(ours, getattr(jax.nn, name)(x, axis_of_jax, where), rtol=16 * EPS)
-    for keepdims in (False, True):
-        ours = jsoftmax.logsumexp(x, axis, keepdims=keepdims, where=where)
-        peer = jax.nn.logsumexp(x, axis_of_jax, keepdims=keepdims, where=where)
+
+    def all_of(library, axis, x, where):
+        maps = [getattr(library, name)(x, axis, where) for name in ("softmax", "log_softmax")]
+        return maps + [
+            library.logsumexp(x, axis, keepdims=keepdims, where=where) for keepdims in (False, True)
+        ]
+
+    of_each = (partial(all_of, jsoftmax, axis), partial(all_of, jax.nn, axis_of_jax))
+    for ours, peer in zip(*(jit_quickly(f)(x, where) for f in of_each), strict=True):
         assert ours.shape == peer.shape
         np.testing.assert_allclose(ours, peer, rtol=16 * EPS, atol=EPS)
 
