@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import jit_quickly
+from cases import curvature, jit_quickly
 from jax import lax
 from jax.experimental import checkify
 
@@ -125,23 +125,23 @@ def test_both_modes_to_second_order(size, reduction, x64):
     options = {"ignore_index": -1, "reduction": reduction}
     along = jax.tree.map(jnp.cos, floats)
 
-    def derivatives(f, **options):
-        f = functools.partial(f, labels=labels, **options)
-        gradient = jax.grad(curved(f))
-        product = jax.grad(
-            lambda x: sum(
-                jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient(x), along)), strict=True)
-            )
-        )
-        with jsoftmax.forward_mode():
-            forward = jax.jvp(f, (floats,), (along,)), jax.jvp(jax.grad(curved(f)), (floats,), (along,))[1]
-        return forward, jax.jvp(gradient, (floats,), (along,))[1], product(floats)
+    def pushed(f):
+        return jax.jvp(f, (floats,), (along,))
 
     @jit_quickly
     def everything():
-        return derivatives(linear, block_size=size, **options), derivatives(dense, **options)
+        ours = functools.partial(linear, labels=labels, block_size=size, **options)
+        plain = functools.partial(dense, labels=labels, **options)
+        with jsoftmax.forward_mode():
+            want = pushed(plain), pushed(jax.grad(curved(plain)))[1]
+            forward = pushed(ours), pushed(jax.grad(curved(ours)))[1]
+        gradient = jax.grad(curved(ours))
+        return want, forward, pushed(gradient)[1], curvature(curved(ours), (floats,), (along,))[0]
 
-    agree(*everything(), rtol=1e-9)
+    want, forward, forward_over_reverse, twice_reverse = everything()
+    agree(forward, want, rtol=1e-9)
+    agree(forward_over_reverse, want[1], rtol=1e-9)
+    agree(twice_reverse, want[1], rtol=1e-9)
 
 
 @pytest.mark.parametrize(
