@@ -42,21 +42,46 @@ def fuses(x: Array, axes: tuple[int, ...]) -> bool:
     return takes_one_pass(x, axes) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
 
 
+class FusedRow(NamedTuple):
+    """Probabilities that are good for 16 bits, and what a backward in the same kernel asks of them.
+
+    The leading class is seen by its u: seen by p, the kernel falls apart.
+    """
+
+    p: Array
+    u: Array
+    leads: Array
+    empty: Array
+
+
+def fused_row(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> FusedRow:
+    """A row's probabilities, from the logits alone."""
+    u = _fused_shift(x, scaling, axes)
+    terms = jnp.exp(u)
+    total = jnp.sum(terms, axes, keepdims=True)
+    p = terms / jnp.where(total < 1, 1, total)
+    return FusedRow(p, u, (u == 0) & (total < 2), total == 0)
+
+
 def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """Probabilities that are good for 16 bits."""
-    terms = jnp.exp(_scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1, at_top=False))
-    total = jnp.sum(terms, axes, keepdims=True)
-    return terms / jnp.where(total < 1, 1, total)
+    return fused_row(x, scaling, axes).p
 
 
 def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """Their logarithms, of a leading class too."""
-    top = _scaling.peak(x, scaling, axes)
-    u = _scaling.shift(x, scaling, top, 1, at_top=False)
+    u = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
-    rest = online.from_sums(top, total, rest, scale=1).rest
+    rest = online.from_sums(total, total, rest, scale=1).rest
     return u - online.log_total(rest)
+
+
+def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
+    """``z − max z``, for a kernel that takes a mask only once. With T < 0, its −inf would be the maximum."""
+    if scaling.temperature is None:
+        x, scaling = _scaling.live(x, scaling), scaling._replace(where=None)
+    return _scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1, at_top=False)
 
 
 class Part(NamedTuple):
@@ -127,12 +152,28 @@ def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tu
     return *(a + (b + delta * q_low) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
 
 
-def one_pass(parts: Part, axes: tuple[int, ...]) -> Part:
+def pieces_on_gpu(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Into how many pieces of a row XLA on GPU is told to cut it: alone it makes, and stores, about 200.
+
+    They are equal, of 1024 to 4096 classes; 1 where a row has no such pieces, or needs none.
+    """
+    classes = shape[axes[0]] if len(axes) == 1 else 0
+    if classes <= LONGEST_FUSED_ROW:
+        return 1
+    counts = range(-(-classes // 4096), classes // 1024 + 1)
+    return next((count for count in counts if classes % count == 0), 1)
+
+
+def one_pass(parts: Part, axes: tuple[int, ...], pieces: int = 1) -> Part:
     """All parts of every row as one, with length 1 along it."""
     neutral = jax.tree.map(lambda a: np.zeros((), a.dtype), parts)
     neutral = neutral._replace(top=neutral.top - np.inf, rest=neutral.rest - 1)
     if neutral.temperature is not None:
         neutral = neutral._replace(temperature=neutral.temperature + 1)
+    if pieces > 1:
+        (axis,) = axes
+        split = jax.tree.map(lambda a: a.reshape(*a.shape[:axis], pieces, -1, *a.shape[axis + 1 :]), parts)
+        parts = lax.reduce(split, neutral, together, (axis + 1,))
     whole = lax.reduce(parts, neutral, together, axes)
     whole = whole._replace(rest=jnp.where(whole.top == -jnp.inf, -1, whole.rest))
     return jax.tree.map(lambda a: jnp.expand_dims(a, axes), whole)

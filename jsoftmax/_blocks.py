@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax._sharding import is_whole
+
 SMALL_BLOCK = 2**26  # bytes of logits that are never worth cutting
 LARGE_BLOCK = 2**30  # bytes of logits that a block never exceeds, but for one row's
 FEWEST_ROWS = 64  # of a block with all classes: below, products are slow
@@ -100,21 +102,26 @@ def over_rows(
 ) -> tuple[Any, Any]:
     """``carry, outputs = body(carry, rows of a block)``, over all blocks; the outputs as long as the rows.
 
-    Block k of n has the rows k, k + n, k + 2n, …: a part of every shard of the rows, if they are sharded.
-    Places left at the end are filled with the last row, whose booleans are False there.
+    A block has rows that lie side by side; if they may be sharded, block k of n has the rows k, k + n,
+    k + 2n, …, some of every shard. Places left at the end are filled with the last row, whose booleans are
+    False there.
     """
     count, size = plan.row_blocks, plan.block_rows
     if count == 1:
         return body(carry, rows)
+    side_by_side = all(is_whole(a, 0) for a in jax.tree.leaves(rows))
 
     def cut(a: Array) -> Array:
         if count * size > plan.rows:
             width = [(0, count * size - plan.rows)] + [(0, 0)] * (a.ndim - 1)
             a = jnp.pad(a, width, mode="constant" if a.dtype == bool else "edge")
+        if side_by_side:
+            return a.reshape(count, size, *a.shape[1:])
         return jnp.swapaxes(a.reshape(size, count, *a.shape[1:]), 0, 1)
 
     def join(a: Array) -> Array:
-        a = jnp.swapaxes(a, 0, 1).reshape(size * count, *a.shape[2:])
+        a = a if side_by_side else jnp.swapaxes(a, 0, 1)
+        a = a.reshape(size * count, *a.shape[2:])
         return a if len(a) == plan.rows else a[: plan.rows]
 
     # What a derivative of this loop keeps of a block, beyond its rows, it computes again.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _mesh_axes, _rows, _scaling, online, rules
+from jsoftmax import _accelerators, _mesh_axes, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
 from jsoftmax._mesh_axes import MeshAxes
@@ -127,6 +127,10 @@ class _Saved(NamedTuple):
         """
         return _scaling.shifted(self.kept, self.scaling, lax.optimization_barrier(state.max))
 
+    def fused_row(self, axes: tuple[int, ...]) -> _accelerators.FusedRow:
+        """The probabilities, from the logits alone; a barrier for the same reason."""
+        return _accelerators.fused_row(lax.optimization_barrier(self.kept), self.scaling, axes)
+
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
         if self.state is None:
@@ -139,6 +143,10 @@ class _Saved(NamedTuple):
         if self.state is None:
             return None
         return _rows.lead_sums(self.again(self.state), self.state.rest, g, axes, weighted=weighted)
+
+    def masked(self, g: Array, dtype: jnp.dtype) -> Array:
+        """A cotangent of the output, which does not count where masked."""
+        return _scaling.masked(g, self.scaling.where).astype(dtype)
 
     def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
         """The cotangents of x and of its scaling, from that of z."""
@@ -157,15 +165,34 @@ def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State)
     return _Saved(x, scaling, state)
 
 
+def _one_kernel(
+    axes: Axes, saved: _Saved, g: Array, in_one: Callable[..., Any], in_two_sweeps: Callable[..., Any]
+) -> tuple[Array, Array]:
+    """u and the cotangent of z: on accelerators, where XLA makes one, from a kernel that reads a row once."""
+    own, names = rules.split_axes(axes)
+    masked_and_divided = saved.scaling.where is not None and saved.scaling.temperature is not None
+    if names or masked_and_divided or not _accelerators.fuses(saved.kept, own):
+        return in_two_sweeps(saved, g)
+    return lax.platform_dependent(saved, g, cpu=in_two_sweeps, default=in_one)
+
+
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     p, state = _rows.all_probabilities(x, scaling, axes)
     return p.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    p, u = saved.restore(_rows.probabilities)
-    g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
-    return saved.pull(u, rules.softmax_product(p, g, axes, sums=saved.sums(g, axes, weighted=True)))
+    def in_two_sweeps(saved: _Saved, g: Array) -> tuple[Array, Array]:
+        p, u = saved.restore(_rows.probabilities)
+        g = saved.masked(g, p.dtype)
+        return u, rules.softmax_product(p, g, axes, sums=saved.sums(g, axes, weighted=True))
+
+    def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
+        row = saved.fused_row(own)
+        return row.u, rules.softmax_product(row.p, saved.masked(g, row.p.dtype), own, leads=row.leads)
+
+    own, _ = rules.split_axes(axes)
+    return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
@@ -184,10 +211,19 @@ def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _S
 
 
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    p, u = saved.restore(_rows.marked_probabilities)
-    g = _scaling.masked(g, saved.scaling.where).astype(p.dtype)
-    dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes, sums=saved.sums(g, axes))
-    return saved.pull(u, jnp.where(p < 0, 0, dz))
+    def in_two_sweeps(saved: _Saved, g: Array) -> tuple[Array, Array]:
+        p, u = saved.restore(_rows.marked_probabilities)
+        g = saved.masked(g, p.dtype)
+        dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes, sums=saved.sums(g, axes))
+        return u, jnp.where(p < 0, 0, dz)
+
+    def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
+        row = saved.fused_row(own)
+        dz = rules.log_softmax_vjp(row.p, saved.masked(g, row.p.dtype), own, leads=row.leads)
+        return row.u, jnp.where(row.empty, 0, dz)
+
+    own, _ = rules.split_axes(axes)
+    return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
 
 
 def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:

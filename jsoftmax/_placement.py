@@ -48,7 +48,7 @@ class Placement(NamedTuple):
     >>> import jsoftmax
     >>> placement = jsoftmax.linear_placement(65536, 4096, 131072, mesh=(2, 4), fsdp=True, dtype="bfloat16")
     >>> print(placement)
-    2 × 4 devices: 2.8 GiB held by each, 1.0 GiB sent
+    2 × 4 devices: 2.5 GiB held by each, 1.0 GiB sent
     >>> print(placement.plan)
     16 blocks of 2048 rows × 32768 classes, 256.0 MiB of logits each
     >>> for transfer in placement.transfers[1:3]:
@@ -84,11 +84,11 @@ class Placement(NamedTuple):
 
     @property
     def temporary_bytes(self) -> int:
-        """At most: a block of logits and its gradient, wide gradients, hidden cut, the weight gathered."""
-        cut = self._hidden if self.plan.row_blocks > 1 else 0
+        """At most: a block of logits and its gradient, wide gradients, hidden padded, the weight gathered."""
+        padded = self._hidden if self.plan.row_blocks * self.plan.block_rows > self.plan.rows else 0
         gathered = self._weight if self.fsdp and self.mesh[0] > 1 else 0
         wide = self.wide * (self._hidden + self._weight)
-        return 2 * self.plan.block_bytes + wide + self.itemsize * (cut + gathered)
+        return 2 * self.plan.block_bytes + wide + self.itemsize * (padded + gathered)
 
     @property
     def device_bytes(self) -> int:
@@ -178,7 +178,7 @@ def linear_placement(
     >>> for mesh in (8, 1), (1, 8):
     ...     print(jsoftmax.linear_placement(65536, 4096, 131072, mesh=mesh, dtype="bfloat16"))
     8 × 1 devices: 6.3 GiB held by each, 3.5 GiB sent
-    1 × 8 devices: 3.3 GiB held by each, 1.8 GiB sent
+    1 × 8 devices: 2.8 GiB held by each, 1.8 GiB sent
     """
     call = Call(
         "linear_placement",

@@ -52,7 +52,7 @@ def reduce(
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
     over them.
     """
-    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact)
+    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact, 1)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     if names or not _accelerators.takes_one_pass(x, own):
@@ -61,11 +61,13 @@ def reduce(
     def on_cpu(*arrays: Any) -> tuple[online.State, Sums]:
         return _in_two_passes(static, shares, *arrays)
 
-    def on_accelerator(*arrays: Any) -> tuple[online.State, Sums]:
-        state, sums, label_logit = _in_one_pass(static, *arrays)
+    def on_accelerator(pieces: int, *arrays: Any) -> tuple[online.State, Sums]:
+        state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
         return state, sums._replace(shares=shares(state.max, label_logit))
 
-    return lax.platform_dependent(*arrays, cpu=on_cpu, default=on_accelerator)
+    pieces = _accelerators.pieces_on_gpu(x.shape, own)
+    on_gpu, on_tpu = (partial(on_accelerator, count) for count in (pieces, 1))
+    return lax.platform_dependent(*arrays, cpu=on_cpu, tpu=on_tpu, default=on_gpu)
 
 
 class _Static(NamedTuple):
@@ -73,6 +75,7 @@ class _Static(NamedTuple):
     kinds: tuple[Moment, ...]  # without their factors
     entropy: bool
     exact: bool
+    pieces: int  # of a row, if it is read in one pass
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
         pairs = zip(self.kinds, factors, strict=True)
@@ -88,7 +91,7 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
-    axes, kinds, entropy, exact = static
+    axes, kinds, entropy, exact, _ = static
     own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
@@ -134,7 +137,7 @@ def _in_one_pass(
     if labels is not None:
         picked = jnp.where(hits(labels, own[0], x.shape[own[0]]), live(x, scaling), 0)
     parts = _accelerators.classes(x, scaling, static.moments(factors), static.entropy, picked)
-    row = _accelerators.one_pass(parts, own)
+    row = _accelerators.one_pass(parts, own, static.pieces)
     state = online.State(row.top.astype(x.dtype), row.rest)
     label_logit = None if row.label_logit is None else row.label_logit.astype(x.dtype)
     return state, Sums(row.entropy, row.moments, ()), label_logit

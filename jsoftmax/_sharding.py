@@ -47,18 +47,19 @@ def is_whole(a: Array, *axes: int) -> bool:
 
     Under `jax.jit` alone an array may be sharded in any way, which is not known while it is traced.
     """
-    if jax.typeof(a).sharding.mesh.empty:
+    mesh = jax.typeof(a).sharding.mesh
+    if mesh.empty:
         return one_device()
-    known = AxisType.Auto not in jax.typeof(a).sharding.mesh.axis_types
-    return known and all(spec(a)[axis] is None for axis in axes)
+    known = AxisType.Auto not in mesh.axis_types
+    return mesh.size == 1 or (known and all(spec(a)[axis] is None for axis in axes))
 
 
 def one_device() -> bool:
-    """Whether there is no second CPU device that an array could lie on."""
+    """Whether there is no second device that an array could lie on."""
     try:
-        return jax.device_count("cpu") == 1
+        return jax.device_count() == jax.device_count("cpu") == 1
     except RuntimeError:  # JAX may be told to use no CPU at all
-        return True
+        return jax.device_count() == 1
 
 
 def shard_count(names: tuple[str, ...]) -> int:

@@ -155,7 +155,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     (x, labels, weights, scaling, _), state, found, sum_weights = saved
     # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
-    again = lax.optimization_barrier(scaling)
+    again = scaling._replace(soft_cap=lax.optimization_barrier(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
     soft = "nll" in asked and not _are_ids(labels)

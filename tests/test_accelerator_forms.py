@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ahead, jit_quickly, named
+from cases import FUNCTIONS, Function, ahead, jit_quickly, mask, named
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -79,13 +79,45 @@ def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
         assert off.max() <= 1
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
+    """Beyond it, a few roundings of float32 of what they are sums of: of a leading class, of the others."""
+    rng = np.random.default_rng(0)
+    x, g = (
+        jnp.asarray(a, jnp.bfloat16) for a in (REGIMES[regime](rng, (16, 257)), rng.normal(size=(16, 257)))
+    )
+    exact_x, exact_g = (np.asarray(a, np.float64) for a in (x, g))
+    p = np.exp(exact_x - exact_x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    leads = p > 0.5
+    rest = np.where(leads, np.where(leads, 0, p).sum(1, keepdims=True), 1)  # 1 − p where that is small
+
+    def terms(v):
+        """Of ``v − p·Σv``; at a leading class, of ``v·(1 − p) − p·Σ_others v``."""
+        others = np.where(leads, 0, v).sum(1, keepdims=True)
+        return v * rest, p * np.where(leads, others, v.sum(1, keepdims=True))
+
+    for function, v in ((jsoftmax.softmax, p * exact_g), (jsoftmax.log_softmax, exact_g)):
+        (found,) = jit_quickly(lambda x, g, f=function: jax.vjp(f, x)[1](g))(x, g)
+        assert found.dtype == jnp.bfloat16
+        want, size = np.subtract(*terms(v)), np.add(*terms(abs(v)))
+        off = abs(np.asarray(found, np.float64) - want)
+        assert np.all(off <= 2.0**-8 * abs(want) + 2.0**-21 * size + 4 * np.finfo(np.float32).tiny)
+
+
 def values_and_gradients(function, *arguments):
     out, pull = jax.vjp(lambda *a: function.ours(*a, axis=-1), *arguments)
     cotangents = jax.tree.map(lambda a: (jnp.arange(a.size) % 3 + 1).reshape(a.shape).astype(a.dtype), out)
     return out, pull(cotangents)
 
 
-@pytest.mark.parametrize("function", **named())
+MASKED = [
+    Function(name, lambda x, m, axis, f=f: f(x, axis, m), None, mask, reduces=False)
+    for name, f in (("softmax, masked", jsoftmax.softmax), ("log_softmax, masked", jsoftmax.log_softmax))
+]
+
+
+@pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
 def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, monkeypatch):
     """With ties, dead classes, an empty row, overflows, and NaN: to a rounding of bfloat16 at most."""
     x = np.random.default_rng(0).normal(size=(8, 7)) * 3
@@ -107,6 +139,37 @@ def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, mon
             np.testing.assert_allclose(
                 np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=tolerance, atol=1e-37
             )
+
+
+@pytest.mark.parametrize("classes", [20000, 13 * 1291, 16411], ids=["5 pieces", "13 pieces", "a prime"])
+def test_long_rows_are_cut_into_pieces(classes, accelerator_forms, monkeypatch):
+    """One piece dead, a maximum in the last, an empty row. Run on CPU, a piece is one long chain of sums."""
+    rng = np.random.default_rng(0)
+    x = 3 * rng.normal(size=(4, classes))
+    x[0, : classes // 4] = -np.inf
+    x[1, -1] = x[1].max() + 20
+    x[2] = -np.inf
+    x = jnp.asarray(x, jnp.bfloat16)
+    options = {"label_smoothing": 0.1, "z_loss": 0.01, "soft_cap": 30.0, "temperature": 0.7}
+    labels = jnp.array([classes - 1, 3, 5, 7])
+    pieces = _accelerators.pieces_on_gpu(x.shape, (1,))
+    assert pieces == {20000: 5, 13 * 1291: 13, 16411: 1}[classes]
+
+    def found():
+        def total(x):
+            losses = jsoftmax.cross_entropy(x, labels, **options)
+            return jnp.sum(losses), (losses, jsoftmax.row_statistics(x, labels)[:3])
+
+        return jit_quickly(jax.value_and_grad(total, has_aux=True))(x)
+
+    got = found()
+    monkeypatch.undo()
+    jax.clear_caches()
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(found()), strict=True):
+        tolerance = 2**-7 if ours.dtype == jnp.bfloat16 else 5e-5
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=tolerance, atol=1e-30
+        )
 
 
 def test_second_derivatives_are_those_of_two_passes(accelerator_forms):

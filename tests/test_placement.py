@@ -76,7 +76,8 @@ def test_the_compiled_program(place):
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes == found.argument_bytes
     assert 0 <= memory.output_size_in_bytes - found.gradient_bytes < 64  # the loss, and where they lie
-    assert 0.65 < memory.temp_size_in_bytes / found.temporary_bytes < 1.02
+    # Where gradients are as wide as what is computed, XLA may add them up where the results lie.
+    assert 0.6 < memory.temp_size_in_bytes / found.temporary_bytes < 1.02
 
 
 def test_sixteen_bits():

@@ -28,10 +28,17 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
     return softmax_product(p, jnp.broadcast_to(basis, (*p.shape[:-2], *basis.shape)))
 
 
-def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
+def softmax_product(
+    p: ArrayLike,
+    v: ArrayLike,
+    axis: Axes = -1,
+    *,
+    sums: RowSums | None = None,
+    leads: Array | None = None,
+) -> Array:
     """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``; symmetric, so both J v and Jᵀ v.
 
-    `sums`, if known, are the `RowSums` of p and p·v.
+    If known, `sums` are the `RowSums` of p and p·v, and `leads` tells where p > 1/2.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -40,7 +47,7 @@ def softmax_product(p: ArrayLike, v: ArrayLike, axis: Axes = -1, *, sums: RowSum
     """
     p, v, dtype = _operands(p, v)
     # The softmax is exp of the log-softmax: pull p·v back through the latter.
-    return log_softmax_vjp(p, p * v, axis, sums=sums).astype(dtype)
+    return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads).astype(dtype)
 
 
 def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
@@ -61,13 +68,20 @@ class RowSums(NamedTuple):
     g_others: Array
 
 
-def log_softmax_vjp(p: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
+def log_softmax_vjp(
+    p: ArrayLike,
+    g: ArrayLike,
+    axis: Axes = -1,
+    *,
+    sums: RowSums | None = None,
+    leads: Array | None = None,
+) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
-    `sums`, if known, are the `RowSums` of p and g.
+    If known, `sums` are the `RowSums` of p and g, and `leads` tells where p > 1/2.
     """
     p, g, dtype = _operands(p, g)
-    leads = leading(p)
+    leads = leading(p) if leads is None else leads
     if sums is None:
         (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
         sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
