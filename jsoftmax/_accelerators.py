@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax import _scaling, online
+from jsoftmax import _scaling, online, rules
 from jsoftmax._scaling import Moment, Scaling
 from jsoftmax._sharding import spec
 
@@ -78,10 +78,14 @@ def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Arra
 
 
 def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """``z − max z``, for a kernel that takes a mask only once. With T < 0, its −inf would be the maximum."""
-    if scaling.temperature is None:
-        x, scaling = _scaling.live(x, scaling), scaling._replace(where=None)
-    return _scaling.shift(x, scaling, _scaling.peak(x, scaling, axes), 1, at_top=False)
+    """``z − max z``, all of it made of one array: no kernel takes a mask twice, or x in two dtypes."""
+    where, temperature, _ = scaling
+    z = x.astype(rules.computing_dtype(x.dtype))
+    z = z if temperature is None else z * jnp.sign(temperature)
+    z = z if where is None else jnp.where(where, z, -jnp.inf)
+    top = lax.stop_gradient(jnp.max(z, axes, keepdims=True))
+    u = z - jnp.maximum(top, jnp.finfo(z.dtype).min)
+    return u if temperature is None else _scaling.divided(u, temperature)
 
 
 class Part(NamedTuple):

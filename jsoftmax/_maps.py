@@ -119,30 +119,26 @@ class _Saved(NamedTuple):
     scaling: Scaling
     state: online.State | None
 
-    def again(self, state: online.State) -> Shifted:
-        """The shifted logits, computed once more.
-
-        The barrier keeps XLA on GPU from seeing that the value has the same exponentials: it would store
-        them, as float32 and in the shape of the logits.
-        """
-        return _scaling.shifted(self.kept, self.scaling, lax.optimization_barrier(state.max))
+    # With a barrier in each of these, XLA on GPU does not see that they, and the value, have the same
+    # exponentials: it would store them, as float32 and in the shape of the logits.
 
     def fused_row(self, axes: tuple[int, ...]) -> _accelerators.FusedRow:
-        """The probabilities, from the logits alone; a barrier for the same reason."""
+        """The probabilities, from the logits alone."""
         return _accelerators.fused_row(lax.optimization_barrier(self.kept), self.scaling, axes)
 
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
         if self.state is None:
             return self.kept, self.kept
-        shifted = self.again(self.state)
+        shifted = _scaling.shifted(lax.optimization_barrier(self.kept), self.scaling, self.state.max)
         return probabilities(shifted, self.state.rest), shifted.u
 
     def sums(self, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums | None:
         """What the rules need to know of whole rows, where the state of every row tells a part of it."""
         if self.state is None:
             return None
-        return _rows.lead_sums(self.again(self.state), self.state.rest, g, axes, weighted=weighted)
+        shifted = _scaling.shifted(self.kept, self.scaling, lax.optimization_barrier(self.state.max))
+        return _rows.lead_sums(shifted, self.state.rest, g, axes, weighted=weighted)
 
     def masked(self, g: Array, dtype: jnp.dtype) -> Array:
         """A cotangent of the output, which does not count where masked."""
@@ -170,8 +166,7 @@ def _one_kernel(
 ) -> tuple[Array, Array]:
     """u and the cotangent of z: on accelerators, where XLA makes one, from a kernel that reads a row once."""
     own, names = rules.split_axes(axes)
-    masked_and_divided = saved.scaling.where is not None and saved.scaling.temperature is not None
-    if names or masked_and_divided or not _accelerators.fuses(saved.kept, own):
+    if names or not _accelerators.fuses(saved.kept, own):
         return in_two_sweeps(saved, g)
     return lax.platform_dependent(saved, g, cpu=in_two_sweeps, default=in_one)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -29,8 +30,8 @@ class Shifted(NamedTuple):
     """``z − max z``, rounded: 0 at the maximum, −inf where dead. The shift comes before the division by T.
 
     `slip` is what the roundings took away, and exp passes on as a relative error |u| times as large. It is
-    recovered where a temperature adds a second rounding, and where asked; the one of x − max alone is within
-    the contract.
+    recovered where a temperature adds a second rounding, unless 16 bits hide it, and where asked; the one of
+    x − max alone is within the contract.
     """
 
     u: Array
@@ -99,7 +100,7 @@ def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top:
     Where it counts that u is 0 `at_top`, whatever XLA fuses with the difference, say so.
     """
     u = shift(x, scaling, top, 1, at_top or exact or scaling.temperature is not None)
-    if scaling.temperature is None and not exact:
+    if not exact and (scaling.temperature is None or x.dtype.itemsize == 2):
         return Shifted(u, None)
     return Shifted(u, lax.stop_gradient(_slip(x, scaling, top, u)))
 
@@ -118,9 +119,21 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
-        dead = u == -jnp.inf  # whose derivative in the temperature would be infinite
-        u = jnp.where(dead, u, jnp.where(dead, 0, u) / jnp.abs(scaling.temperature))
+        u = divided(u, scaling.temperature)
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
+
+
+@jax.custom_jvp
+def divided(u: Array, temperature: Array) -> Array:
+    """``u/|T|``; of a dead class −inf, whose derivative in the temperature would be infinite."""
+    return u / jnp.abs(temperature)
+
+
+@divided.defjvp
+def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (u, temperature), (du, dt) = primals, tangents
+    finite_u = jnp.where(u == -jnp.inf, 0, u)
+    return divided(u, temperature), (du - finite_u * dt / temperature) / jnp.abs(temperature)
 
 
 def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:

@@ -98,8 +98,9 @@ class Case(NamedTuple):
 softmax, log_softmax = jsoftmax.softmax, jsoftmax.log_softmax
 CASES = {
     "softmax": Case(lambda x: (softmax, (x,)), (1, 2), 1, (1, 4)),
-    "softmax, backward": Case(backward(softmax), (2, 4), 1, (1, 8)),
+    "softmax, backward": Case(backward(softmax), (2, 4), 1, (1, 9)),
     "softmax, value and backward": Case(value_and_backward(softmax), (3, 5), 2, (2, 10)),
+    "softmax of x/T": Case(value_and_backward(lambda x: softmax(x, temperature=0.7)), (3, 5), 2, (2, 10)),
     "softmax, one mask": Case(
         lambda x: (masked, (x, x, jax.ShapeDtypeStruct(x.shape[1:], bool))), (3, 5), 2, (2, 10)
     ),
@@ -107,7 +108,7 @@ CASES = {
         lambda x: (masked, (x, x, jax.ShapeDtypeStruct(x.shape, bool))), (5, 8), 2, (2, 10)
     ),
     "log_softmax": Case(lambda x: (log_softmax, (x,)), (1, 2), 1, (1, 4)),
-    "log_softmax, backward": Case(backward(log_softmax), (2, 4), 1, (1, 9)),
+    "log_softmax, backward": Case(backward(log_softmax), (2, 4), 1, (1, 10)),
     "log_softmax, value and backward": Case(value_and_backward(log_softmax), (3, 5), 2, (2, 11)),
     "logsumexp": Case(lambda x: (functools.partial(jsoftmax.logsumexp, axis=-1), (x,)), (1, 1), 0, (2, 3)),
     "class ids": Case(lambda x: (jsoftmax.cross_entropy, (x, class_ids(x))), (1, 1), 0, (3, 4)),
