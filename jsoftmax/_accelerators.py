@@ -25,7 +25,8 @@ from jsoftmax import _scaling, online, rules
 from jsoftmax._scaling import Moment, Scaling
 from jsoftmax._sharding import spec
 
-# XLA on GPU makes one kernel of a whole softmax over the last axis, up to this.
+# XLA on GPU makes one kernel of a whole softmax over the last axis, up to this. XLA on TPU reads logits in
+# the same form once more than in that for longer rows.
 LONGEST_FUSED_ROW = 16384
 
 
@@ -38,7 +39,7 @@ def takes_one_pass(x: Array, axes: tuple[int, ...]) -> bool:
 
 
 def fuses(x: Array, axes: tuple[int, ...]) -> bool:
-    """Whether a map is one kernel, if it is written as what XLA looks for: it reads a row once anyway."""
+    """Whether XLA on GPU makes one kernel of a map, written as what it looks for: it reads a row once."""
     return takes_one_pass(x, axes) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
 
 

@@ -164,11 +164,11 @@ def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State)
 def _one_kernel(
     axes: Axes, saved: _Saved, g: Array, in_one: Callable[..., Any], in_two_sweeps: Callable[..., Any]
 ) -> tuple[Array, Array]:
-    """u and the cotangent of z: on accelerators, where XLA makes one, from a kernel that reads a row once."""
+    """u and the cotangent of z: on GPU, where XLA makes one, from a kernel that reads a row once."""
     own, names = rules.split_axes(axes)
     if names or not _accelerators.fuses(saved.kept, own):
         return in_two_sweeps(saved, g)
-    return lax.platform_dependent(saved, g, cpu=in_two_sweeps, default=in_one)
+    return lax.platform_dependent(saved, g, cpu=in_two_sweeps, tpu=in_two_sweeps, default=in_one)
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:

@@ -66,7 +66,7 @@ def _with_state(
     own, names = rules.split_axes(axes)
     if names or not _accelerators.fuses(x, own):
         return from_state(x, scaling)
-    return lax.platform_dependent(x, scaling, cpu=from_state, default=beside_state)
+    return lax.platform_dependent(x, scaling, cpu=from_state, tpu=from_state, default=beside_state)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:

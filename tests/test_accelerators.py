@@ -226,6 +226,14 @@ def test_how_often_the_logits_are_read(program, name, classes):
     assert program.passes()[0] == CASES[name].reads[CLASSES.index(classes)]
 
 
+@pytest.mark.accelerators
+@pytest.mark.parametrize("name", [name for name in CASES if "softmax" in name and "masks" not in name])
+def test_a_tpu_reads_short_rows_as_it_reads_long_ones(name):
+    """Where a GPU has a kernel that keeps a row. Masks are moved to a nearer memory, another kind of pass."""
+    program = of_case("v6e", name, min(CLASSES))
+    assert program.passes() == (CASES[name].reads[1], CASES[name].writes)
+
+
 @on("h200")
 def test_how_many_kernels_are_launched(program, name, classes):
     assert len(program.kernels) == CASES[name].kernels[CLASSES.index(classes)]
