@@ -1,5 +1,6 @@
 """A strict world: no silent promotion of dtypes or ranks, and eight devices on any CPU."""
 
+import gc
 import os
 import tempfile
 
@@ -7,7 +8,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # The workers of a run, and the command lines that its tests start, share what they compile.
     programs = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import jax
@@ -18,6 +19,7 @@ from jsoftmax import _sharding
 collect_ignore = ["data/record_torch.py"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000)  # tracing makes many objects, and little garbage
 _sharding.one_device = lambda: True  # as where users are: the forms for arrays that lie on one device
 
 
