@@ -19,7 +19,7 @@ jit_quickly = partial(jax.jit, compiler_options=QUICKLY)
 
 
 def curvature(scalar, arguments, along=None):
-    """The Hessian of a scalar of some arrays times a vector, a random one shows every wrong or NaN entry."""
+    """The Hessian of a scalar of some arrays times a vector; a random one shows every wrong or NaN entry."""
     if along is None:
         rng = np.random.default_rng(4)
         along = tuple(jnp.asarray(rng.normal(size=a.shape), a.dtype) for a in arguments)
