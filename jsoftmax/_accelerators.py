@@ -158,7 +158,7 @@ def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tu
 
 
 def pieces_on_gpu(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """Into how many pieces of a row XLA on GPU is told to cut it: alone it makes, and stores, about 200.
+    """How many pieces a row is cut into, where XLA on GPU would cut it finer, and store the part of each.
 
     They are equal, of 1024 to 4096 classes; 1 where a row has no such pieces, or needs none.
     """

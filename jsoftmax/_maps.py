@@ -122,9 +122,10 @@ class _Saved(NamedTuple):
     # With a barrier in each of these, XLA on GPU does not see that they, and the value, have the same
     # exponentials: it would store them, as float32 and in the shape of the logits.
 
-    def fused_row(self, axes: tuple[int, ...]) -> _accelerators.FusedRow:
+    def fused_row(self, axes: Axes) -> _accelerators.FusedRow:
         """The probabilities, from the logits alone."""
-        return _accelerators.fused_row(lax.optimization_barrier(self.kept), self.scaling, axes)
+        own, _ = rules.split_axes(axes)
+        return _accelerators.fused_row(lax.optimization_barrier(self.kept), self.scaling, own)
 
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
@@ -183,10 +184,9 @@ def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
         return u, rules.softmax_product(p, g, axes, sums=saved.sums(g, axes, weighted=True))
 
     def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        row = saved.fused_row(own)
-        return row.u, rules.softmax_product(row.p, saved.masked(g, row.p.dtype), own, leads=row.leads)
+        row = saved.fused_row(axes)
+        return row.u, rules.softmax_product(row.p, saved.masked(g, row.p.dtype), axes, leads=row.leads)
 
-    own, _ = rules.split_axes(axes)
     return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
 
 
@@ -213,11 +213,10 @@ def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scali
         return u, jnp.where(p < 0, 0, dz)
 
     def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        row = saved.fused_row(own)
-        dz = rules.log_softmax_vjp(row.p, saved.masked(g, row.p.dtype), own, leads=row.leads)
+        row = saved.fused_row(axes)
+        dz = rules.log_softmax_vjp(row.p, saved.masked(g, row.p.dtype), axes, leads=row.leads)
         return row.u, jnp.where(row.empty, 0, dz)
 
-    own, _ = rules.split_axes(axes)
     return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
 
 

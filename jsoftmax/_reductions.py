@@ -52,7 +52,7 @@ def reduce(
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
     over them.
     """
-    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact, 1)
+    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     if names or not _accelerators.takes_one_pass(x, own):
@@ -75,7 +75,7 @@ class _Static(NamedTuple):
     kinds: tuple[Moment, ...]  # without their factors
     entropy: bool
     exact: bool
-    pieces: int  # of a row, if it is read in one pass
+    pieces: int = 1  # of a row, if it is read in one pass
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
         pairs = zip(self.kinds, factors, strict=True)
