@@ -102,41 +102,40 @@ def ulps(ours, exact):
 
 
 @functools.cache
-def programs(temperature):
-    """Functions × (ours, the peer's), of logits, labels, and the same one-hot; compiled once for a shape.
+def programs(temperature=None):
+    """Functions × (ours, the peer's), of logits, labels, the same one-hot; compiled once for a shape.
 
-    A gradient is that of the logits before the division by T, which the exact one leaves out too.
+    T is a constant of the program, or else one more argument. A gradient is that of the logits before the
+    division by T, which the exact one leaves out too.
     """
-    option = {} if temperature is None else {"temperature": temperature}
 
     def divided(f):
-        return lambda x, *labels: f(x if temperature is None else x / x.dtype.type(temperature), *labels)
+        return lambda x, *labels, **t: f(x / jnp.asarray(t["temperature"], x.dtype) if t else x, *labels)
 
     def gradient(f):
-        def of_sum(x, *labels):
-            scale = 1 if temperature is None else x.dtype.type(temperature)
-            return scale * jax.grad(lambda x: f(x, *labels).sum())(x)
+        def of_sum(x, *labels, **t):
+            return t.get("temperature", 1) * jax.grad(lambda x: f(x, *labels, **t).sum())(x)
 
         return of_sum
 
-    def label_loss(x, y, one_hot):
-        return jsoftmax.cross_entropy(x, y, **option)
+    def label_loss(x, y, one_hot, **t):
+        return jsoftmax.cross_entropy(x, y, **t)
 
-    def target_loss(x, y, one_hot):
-        return jsoftmax.cross_entropy(x, one_hot, **option)
+    def target_loss(x, y, one_hot, **t):
+        return jsoftmax.cross_entropy(x, one_hot, **t)
 
     peer_loss = divided(lambda x, y, one_hot: optax.softmax_cross_entropy_with_integer_labels(x, y))
     pairs = {
         "softmax": (
-            lambda x, *_: jsoftmax.softmax(x, **option),
+            lambda x, *_, **t: jsoftmax.softmax(x, **t),
             divided(lambda x, *_: jax.nn.softmax(x)),
         ),
         "log_softmax": (
-            lambda x, *_: jsoftmax.log_softmax(x, **option),
+            lambda x, *_, **t: jsoftmax.log_softmax(x, **t),
             divided(lambda x, *_: jax.nn.log_softmax(x)),
         ),
         "entropy": (
-            lambda x, *_: jsoftmax.entropy(x, **option),
+            lambda x, *_, **t: jsoftmax.entropy(x, **t),
             divided(lambda x, *_: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), -1)),
         ),
         "cross_entropy, ids": (label_loss, peer_loss),
@@ -145,7 +144,8 @@ def programs(temperature):
         "  gradient of targets": (gradient(target_loss), gradient(peer_loss)),
         "logsumexp": (lambda x, *_: logsumexp(x), lambda x, *_: jax.nn.logsumexp(x, -1)),
     }
-    return {name: tuple(map(jax.jit, pair)) for name, pair in pairs.items()}
+    constant = {} if temperature is None else {"temperature": temperature}
+    return {name: [jax.jit(functools.partial(f, **constant)) for f in pair] for name, pair in pairs.items()}
 
 
 def measure(dtype, regime):
@@ -170,11 +170,14 @@ def measure(dtype, regime):
     if x.shape[1] < 2000:
         one_hot = np.eye(x.shape[1], dtype=dtype)[labels]
         table |= {"cross_entropy, targets": loss, "  gradient of targets": gradient}
-    found = programs(regime.temperature)
+    # A constant T in float32, one that is an argument in float64.
+    traced = regime.temperature is not None and dtype == np.float64
+    found = programs(None if traced else regime.temperature)
+    given = {"temperature": dtype(regime.temperature)} if traced else {}
     if regime.temperature is None:
         table["logsumexp"] = e.logsumexp, np.full(len(x), 4.0)
     for name, (want, bound) in table.items():
-        ours, peer = (ulps(f(x, labels, one_hot), want) for f in found[name])
+        ours, peer = (ulps(f(x, labels, one_hot, **given), want) for f in found[name])
         yield name, ours, peer, bound
 
 

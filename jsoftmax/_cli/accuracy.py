@@ -16,13 +16,13 @@ import jsoftmax
 from jsoftmax._cli import definitions
 
 Reals = NDArray[np.floating[Any]]
-Pair = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+Program = Callable[[Any, Any], Any]  # of logits and labels
 
 ROWS = 16
 TINY = np.finfo(np.float32).tiny
 
 
-def peer_loss() -> tuple[str, Callable[[Any, Any], Any]]:
+def peer_loss() -> tuple[str, Program]:
     """Optax's integer-label loss where optax is installed, or the same of jax.nn."""
     try:
         import optax
@@ -34,13 +34,31 @@ def peer_loss() -> tuple[str, Callable[[Any, Any], Any]]:
 def table() -> Iterator[str]:
     """One line for each regime: for every function, the error of ours / of the peer."""
     name, loss = peer_loss()
-    columns = ("softmax", "log_softmax", "logsumexp", "loss", "its gradient")
+    programs = {function: tuple(map(jax.jit, pair)) for function, pair in _pairs(loss).items()}
     yield f"Largest error in ulp: jsoftmax / {name}"
-    yield f"{'':26}" + "".join(f"{column:>18}" for column in columns)
+    yield f"{'':26}" + "".join(f"{function:>18}" for function in programs)
     for regime, logits in regimes():
         labels = logits.argmax(axis=-1)
-        errors = _errors(logits, labels, loss)
-        yield f"{regime:26}" + "".join(f"{f'{a:.2g} / {b:.2g}':>18}" for a, b in errors)
+        exact = _exact(logits.astype(np.float64), labels)
+        line = f"{regime:26}"
+        for function, pair in programs.items():
+            a, b = (_largest_error(program(logits, labels), exact[function]) for program in pair)
+            line += f"{f'{a:.2g} / {b:.2g}':>18}"
+        yield line
+
+
+def _pairs(loss: Program) -> dict[str, tuple[Program, Program]]:
+    """Ours and the peer's of every function."""
+    return {
+        "softmax": (lambda x, y: jsoftmax.softmax(x), lambda x, y: jax.nn.softmax(x)),
+        "log_softmax": (lambda x, y: jsoftmax.log_softmax(x), lambda x, y: jax.nn.log_softmax(x)),
+        "logsumexp": (lambda x, y: jsoftmax.logsumexp(x, -1), lambda x, y: jax.nn.logsumexp(x, -1)),
+        "loss": (jsoftmax.cross_entropy, loss),
+        "its gradient": (
+            jax.grad(lambda x, y: jsoftmax.cross_entropy(x, y, reduction="sum")),
+            jax.grad(lambda x, y: loss(x, y).sum()),
+        ),
+    }
 
 
 def regimes() -> Iterator[tuple[str, Reals]]:
@@ -61,39 +79,21 @@ def _float32(logits: Reals) -> Reals:
     return logits.astype(np.float32)
 
 
-def _errors(logits: Reals, labels: Any, loss: Callable[[Any, Any], Any]) -> Iterator[tuple[float, float]]:
-    x, y = logits.astype(np.float64), jnp.asarray(labels)
-    at_label = np.arange(x.shape[-1]) == labels[:, None]
+def _exact(x: Reals, labels: Any) -> dict[str, Reals]:
     p, log_p = definitions.softmax(np, x), definitions.log_softmax(np, x)
-    lse = definitions.logsumexp(np, x)
-    rows = np.arange(len(x))
-    # p - 1 at the label, the largest class, without the cancellation: minus the others.
-    gradient = np.where(at_label, -np.where(at_label, 0, p).sum(axis=-1, keepdims=True), p)
-    pairs: tuple[tuple[Pair, Reals, Reals], ...] = (
-        ((jsoftmax.softmax, jax.nn.softmax), p, p),
-        ((jsoftmax.log_softmax, jax.nn.log_softmax), log_p, log_p),
-        (
-            (lambda x: jsoftmax.logsumexp(x, -1), lambda x: jax.nn.logsumexp(x, -1)),
-            lse,
-            lse,
-        ),
-        (
-            (lambda x: jsoftmax.cross_entropy(x, y), lambda x: loss(x, y)),
-            -log_p[rows, labels],
-            log_p[rows, labels],
-        ),
-        (
-            (
-                jax.grad(lambda x: jsoftmax.cross_entropy(x, y, reduction="sum")),
-                jax.grad(lambda x: loss(x, y).sum()),
-            ),
-            gradient,
-            gradient,
-        ),
-    )
-    for functions, exact, size in pairs:
-        ulp = np.spacing(np.maximum(abs(size), TINY).astype(np.float32)).astype(np.float64)
-        normal = abs(exact) >= TINY
-        ours, peer = (np.asarray(jax.jit(f)(logits), np.float64) for f in functions)
-        a, b = (float(np.where(normal, abs(out - exact) / ulp, 0).max()) for out in (ours, peer))
-        yield a, b
+    at_label = np.arange(x.shape[-1]) == labels[:, None]
+    return {
+        "softmax": p,
+        "log_softmax": log_p,
+        "logsumexp": definitions.logsumexp(np, x),
+        "loss": -log_p[at_label],
+        # p - 1 at the label, the largest class, without the cancellation: minus the others.
+        "its gradient": np.where(at_label, -np.where(at_label, 0, p).sum(axis=-1, keepdims=True), p),
+    }
+
+
+def _largest_error(ours: Any, exact: Reals) -> float:
+    """In ulp of the exact value, over those that are normal numbers."""
+    ulp = np.spacing(np.maximum(abs(exact), TINY).astype(np.float32)).astype(np.float64)
+    off = abs(np.asarray(ours, np.float64) - exact) / ulp
+    return float(np.where(abs(exact) >= TINY, off, 0).max())

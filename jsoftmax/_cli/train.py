@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     examples = data.Examples(dataset.test.images[:VERIFIED_ROWS], dataset.test.labels[:VERIFIED_ROWS])
     comparisons = list(
-        verification.compare_all(
-            settings.network, parameters, examples, settings.l2, jax.random.key(settings.seed)
-        )
+        verification.compare_all(settings.network, parameters, examples, settings.l2, settings.seed)
     )
     failures = console.show_comparisons(screen, comparisons, verification.BOUND)
     with console.writing_to(out):

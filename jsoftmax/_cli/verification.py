@@ -21,7 +21,7 @@ from jax import Array
 import jsoftmax
 from jsoftmax import rules
 from jsoftmax._cli import definitions, models
-from jsoftmax._cli.data import Examples
+from jsoftmax._cli.data import CLASSES, Examples
 from jsoftmax._cli.functions import FUNCTIONS, Function, Rows
 from jsoftmax._cli.models import Layer, Network, Parameters
 
@@ -53,26 +53,20 @@ def compare(quantity: str, ours: Array, plain: Array, terms: Array, spread: Arra
 
 
 def compare_all(
-    network: Network, parameters: Parameters, examples: Examples, l2: float, key: Array
+    network: Network, parameters: Parameters, examples: Examples, l2: float, seed: int
 ) -> Iterator[Comparison]:
     """Every comparison of this module, at the logits of these examples."""
     # Without "highest", an accelerator may multiply matrices in fewer digits than float32's.
     with jax.default_matmul_precision("highest"):
         x, labels = jnp.asarray(examples.inputs), jnp.asarray(examples.labels)
-        rows = _rows(network, parameters, x, labels, key)
+        random = np.random.default_rng(seed)  # JAX's own numbers would be compiled into each comparison
+        noise = random.dirichlet(np.ones(CLASSES), len(labels)).astype(np.float32)
+        targets = 0.9 * jax.nn.one_hot(labels, CLASSES) + 0.1 * noise
+        rows = Rows(network.logits(parameters, x), labels, targets)
         for function in FUNCTIONS:
-            yield from compare_function(function, rows, key)
+            yield from compare_function(function, rows, random)
         yield from compare_jacobians(rows.logits[:JACOBIAN_ROWS])
         yield from compare_backward_pass(network, parameters, x, labels, l2)
-
-
-@partial(jax.jit, static_argnums=0)
-def _rows(network: Network, parameters: Parameters, x: Array, labels: Array, key: Array) -> Rows:
-    """The logits of the examples, with smoothed and noisy targets."""
-    logits = network.logits(parameters, x)
-    noise = jax.random.dirichlet(key, jnp.ones(logits.shape[-1]), labels.shape)
-    targets = 0.9 * jax.nn.one_hot(labels, logits.shape[-1]) + 0.1 * noise
-    return Rows(logits, labels, targets)
 
 
 def by_differences(terms: Array, x: Array) -> Array:
@@ -81,23 +75,25 @@ def by_differences(terms: Array, x: Array) -> Array:
     return jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
 
 
-def compare_function(function: Function, rows: Rows, key: Array) -> Iterator[Comparison]:
+def compare_function(function: Function, rows: Rows, random: np.random.Generator) -> Iterator[Comparison]:
     """The value of a public function, and the pullback of a random cotangent by its rule."""
 
-    def value_and_pullback(f: Callable[[Rows], Any], rows: Rows) -> tuple[Array, Array, Array]:
+    def value_and_pullback(f: Callable[[Rows], Any], rows: Rows, g: Array) -> tuple[Array, Array]:
         value, pull = jax.vjp(lambda x: f(rows._replace(logits=x)), rows.logits)
-        g = jax.random.normal(key, value.shape)
-        return value, g, *pull(g)
+        return value, *pull(g)
 
     @jax.jit
-    def compute(rows: Rows) -> tuple[Array, ...]:
-        value, g, gradient = value_and_pullback(function.ours, rows)
-        plain_value, _, plain_gradient = value_and_pullback(partial(function.definition, jnp), rows)
+    def compute(rows: Rows, g: Array) -> tuple[Array, ...]:
+        value, gradient = value_and_pullback(function.ours, rows, g)
+        plain = partial(function.definition, jnp)
+        plain_value, plain_gradient = value_and_pullback(plain, rows, g)
         terms = function.terms(jnp, rows, definitions.softmax(jnp, rows.logits), g)
         terms = by_differences(terms, rows.logits)
         return value, plain_value, abs(plain_value), gradient, plain_gradient, terms
 
-    value, plain_value, size, gradient, plain_gradient, terms = compute(rows)
+    shape = jax.eval_shape(function.ours, rows).shape
+    g = random.normal(size=shape).astype(np.float32)
+    value, plain_value, size, gradient, plain_gradient, terms = compute(rows, g)
     spread = np.ptp(np.asarray(rows.logits), axis=-1)
     value_spread = spread[:, None] if value.ndim > 1 else spread
     yield compare(function.name, value, plain_value, size, value_spread)
