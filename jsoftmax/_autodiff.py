@@ -51,19 +51,27 @@ def in_forward_mode() -> bool:
 
 
 def with_rules(
-    save: Callable[..., Any], pull: Callable[..., Any], push: Callable[..., Any], *, selective: bool = False
+    save: Callable[..., Any],
+    pull: Callable[..., Any],
+    push: Callable[..., Any],
+    *,
+    value: Callable[..., Any] | None = None,
+    selective: bool = False,
 ) -> Callable[..., Any]:
     """The function whose value `save` computes, with its rules for reverse and for forward mode.
+
+    Where no derivative is asked for, ``value(static, *arguments)`` may compute it in a shorter way.
 
     A selective `pull` is also told which arguments are asked for, ``pull(static, asked, residuals,
     cotangent)``: a tree like theirs, of booleans.
     """
     save = jax.jit(save, static_argnums=0)
+    alone = value or (lambda static, *arguments: save(static, *arguments)[0])
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def reverse(static: Any, *arguments: Any) -> Any:
-        return save(static, *arguments)[0]
+        return alone(static, *arguments)
 
     pull = jax.jit(pull, static_argnums=(0, 1) if selective else 0)
 
@@ -85,7 +93,7 @@ def with_rules(
     @partial(jax.custom_jvp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def forward(static: Any, *arguments: Any) -> Any:
-        return save(static, *arguments)[0]
+        return alone(static, *arguments)
 
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = save(static, *primals)

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
 
 from jsoftmax import _fixed_point, online
+from jsoftmax._mapping import with_more_rows
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int, ...]
@@ -30,11 +30,14 @@ def restored(plain: Array, x: Array, where: Array | None, axes: Axes, state: onl
     if not x.size:
         return plain
     top = state.max.astype(plain.dtype)
-    return _replaced(axes, plain, _waits(plain, top, state.rest, x.size // plain.size), top, x, where)
+    # What is rounded to 16 bits may lose some more before.
+    ulps = max(1.0, float(jnp.finfo(x.dtype).eps) / float(jnp.finfo(plain.dtype).eps) / 8)
+    waits = _waits(plain, top, state.rest, x.size // plain.size, ulps)
+    return _replaced(axes, plain, waits, top, x, where)
 
 
-def _waits(plain: Array, top: Array, rest: Array, classes: int) -> Array:
-    """Where the plain value may be off by more than 2 or 3 ulp.
+def _waits(plain: Array, top: Array, rest: Array, classes: int, ulps: float) -> Array:
+    """Where the plain value may be off by more than 2 or 3 ulp, or by so many times that.
 
     In half ulps of 1, the logarithm is off by twice its size, and by what the rounding of x − max costs.
     """
@@ -44,13 +47,13 @@ def _waits(plain: Array, top: Array, rest: Array, classes: int) -> Array:
     gap = math.log(classes) - jnp.log(rest)
     slip = jnp.minimum(gap, jnp.abs(top) * (2 / limits.eps)) * rest / (1 + rest)
     size = jnp.abs(plain)
-    return live & (2 * (plain - top) + jnp.where(size < 1, slip, 0) > 2.5 * size)
+    return live & (2 * (plain - top) + jnp.where(size < 1, slip, 0) > 2.5 * ulps * size)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _replaced(axes: Axes, plain: Array, *arguments: Any) -> Array:
     """The plain values, some of them replaced: their derivative stays."""
-    return _row_wise(axes)(plain, *arguments)
+    return with_more_rows(_of_axes, axes)(plain, *arguments)
 
 
 @_replaced.defjvp
@@ -58,10 +61,7 @@ def _replaced_jvp(axes: Axes, primals: Any, tangents: Any) -> tuple[Array, Array
     return _replaced(axes, *primals), tangents[0]
 
 
-def _row_wise(axes: Axes) -> Callable[..., Array]:
-    """The values of all rows, a mapped axis being one more of them: the loop stays one, and lazy."""
-
-    @custom_vmap
+def _of_axes(axes: Axes) -> Callable[..., Array]:
     def values(plain: Array, waits: Array, *arguments: Any) -> Array:
         if not all(is_whole(a, *range(a.ndim)) for a in jax.tree.leaves((plain, arguments))):
             return plain
@@ -71,14 +71,6 @@ def _row_wise(axes: Axes) -> Callable[..., Array]:
             return lax.cond(jnp.any(waits), partial(_loop, axes), _plain, plain, waits, *arguments)
 
         return lax.platform_dependent(plain, waits, *arguments, cpu=on_cpu, default=_plain)
-
-    @values.def_vmap
-    def values_of_batch(size: int, mapped: Any, *arguments: Any) -> tuple[Array, bool]:
-        def with_rows(a: Array, is_mapped: bool) -> Array:
-            return a if is_mapped else jnp.broadcast_to(a, (size, *a.shape))
-
-        of_all = jax.tree.map(with_rows, arguments, tuple(mapped))
-        return _row_wise(tuple(axis + 1 for axis in axes))(*of_all), True
 
     return values
 
@@ -105,7 +97,7 @@ def _loop(axes: Axes, plain: Array, waits: Array, top: Array, x: Array, where: A
             columns = i * width + jnp.arange(width, dtype=rows.dtype)
             live = jnp.broadcast_to(columns < classes, (height, width))
             at = partial(_entries, x.shape, axes, rows[:, None], jnp.minimum(columns, classes - 1)[None])
-            return at(x), live if where is None else live & at(where)
+            return at(x).astype(plain.dtype), live if where is None else live & at(where)
 
         found = _exact(block, -(-classes // width), top[rows], out[rows])
         out = out.at[rows].set(jnp.where(waits[rows], found, out[rows]))

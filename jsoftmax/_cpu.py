@@ -8,6 +8,7 @@ heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jsoftmax import rules
 from jsoftmax._autodiff import with_tangent
 
 SCALE = 2.0**64  # of every sum here, so that none of the terms that matter underflows
+LONGEST_WHOLE_ROW = 32768  # of longer ones the library stores every exponential
 _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
 
@@ -34,11 +36,16 @@ def choose(shape: tuple[int, ...], axis: int) -> Form | None:
         return None  # a few microseconds in any form; the plain one is compiled fastest
     if classes <= 32:
         return Form("columns")  # the library is slow at short rows, and in most of them a class leads
-    if classes <= 32768:
+    if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
-    # Of longer rows the library stores every exponential.
-    sizes = [n for n in range(256, 8193) if classes % n == 0]
-    return Form("blocks", min(sizes, key=lambda n: abs(n - 1024))) if sizes else None
+    size = block_size(classes)
+    return None if size is None else Form("blocks", size)
+
+
+def block_size(classes: int, near: int = 1024) -> int | None:
+    """A size of equal blocks of a row, if there is one: of whole vectors, if it can be, and near this one."""
+    sizes = [n for n in range(128, 8193) if classes % n == 0]
+    return min(sizes, key=lambda n: (n % 16 > 0, abs(n - near)), default=None)
 
 
 def rest(form: Form, x: Array, top: Array, axis: int) -> Array:
@@ -112,29 +119,44 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     Two blocks may hold a 1 only where the total reaches 2, and no repair is needed.
     """
     count = x.shape[axis] // size
-    blocks = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-    if x.dtype == top.dtype:
-        sums = jnp.sum(_scaled(_half(blocks, jnp.expand_dims(finite_top, axis))), axis + 1)
-    else:  # converted all at once, a wider copy of the logits would be stored
-        bits = lax.bitcast_convert_type(blocks, jnp.uint16)
-
-        def of_block(i: Array) -> Array:
-            block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
-            block = lax.bitcast_convert_type(block, x.dtype).astype(top.dtype)
-            return jnp.sum(_scaled(_half(block, finite_top)), axis)
-
-        sums = jnp.moveaxis(lax.map(of_block, jnp.arange(count)), 0, axis)
+    sums = block_sums(lambda x, top: _scaled(_half(x, top)), size, x, finite_top, axis)
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
-    index = jnp.expand_dims(index, axis + 1)
-    block = jnp.squeeze(jnp.take_along_axis(blocks, index, axis, mode="clip"), axis).astype(top.dtype)
-    half = jnp.exp(jnp.where(block == top, -jnp.inf, (block - finite_top) * 0.5))
+    holder = block(size, x, index, axis).astype(top.dtype)
+    half = jnp.exp(jnp.where(holder == top, -jnp.inf, (holder - finite_top) * 0.5))
     rest = others + jnp.sum(_scaled(half), axis, keepdims=True)
     others_only = jnp.where(total == 0, -SCALE, jnp.maximum(total - SCALE, 0))
     return jnp.where(_leads(total) & (others < total), rest, others_only) / SCALE
+
+
+def block_sums(
+    terms: Callable[[Array, Array], Array], size: int, x: Array, center: Array, axis: int
+) -> Array:
+    """The sums of ``terms(x, center)`` over blocks of a row, in the dtype of the center."""
+    blocks = _in_blocks(size, x, axis)
+    if x.dtype == center.dtype:
+        return jnp.sum(terms(blocks, jnp.expand_dims(center, axis)), axis + 1)
+    # Converted all at once, a wider copy of the logits would be stored.
+    bits = lax.bitcast_convert_type(blocks, jnp.uint16)
+
+    def of_block(i: Array) -> Array:
+        block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
+        return jnp.sum(terms(lax.bitcast_convert_type(block, x.dtype).astype(center.dtype), center), axis)
+
+    return jnp.moveaxis(lax.map(of_block, jnp.arange(blocks.shape[axis])), 0, axis)
+
+
+def block(size: int, x: Array, index: Array, axis: int) -> Array:
+    """A block of every row."""
+    blocks = _in_blocks(size, x, axis)
+    return jnp.squeeze(jnp.take_along_axis(blocks, jnp.expand_dims(index, axis + 1), axis, mode="clip"), axis)
+
+
+def _in_blocks(size: int, x: Array, axis: int) -> Array:
+    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 
 def exponentials(x: Array, top: Array) -> Array:

@@ -12,7 +12,7 @@ from jsoftmax import _mesh_axes, _scaling, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._divergences import jensen_shannon, kullback_leibler
 from jsoftmax._mesh_axes import MeshAxes
-from jsoftmax._statistics import numbers
+from jsoftmax._row_numbers import numbers
 
 
 def entropy(

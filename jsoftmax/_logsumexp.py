@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import _cancellation, _mesh_axes, _reductions, _rows, _scaling, online, rules
+from jsoftmax import _cancellation, _mesh_axes, _pivots, _reductions, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
 from jsoftmax._mesh_axes import MeshAxes
@@ -35,6 +35,8 @@ def logsumexp(
     On CPU, without `b`, a result next to 0, where max and log1p cancel (as for log-probabilities), keeps its
     digits, unless `a` may lie on several devices: such rows are summed again in fixed point, which takes
     about a hundred times as long.
+    There, the value alone of a row of more than 32768 entries is found in one pass wherever that is as
+    accurate; its last digit may differ from that found with a derivative.
     An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
     +inf or NaN in a live entry gives NaN.
 
@@ -85,9 +87,20 @@ def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Sav
     state, _ = _reductions.reduce(a, scaling, axes)
     plain = online.finish(state)
     own, names = rules.split_axes(axes)
-    if a.dtype == plain.dtype and not names:  # a shorter one hides what is lost
+    if not names:
         plain = _cancellation.restored(plain, a, scaling.where, own, state)
     return plain.astype(a.dtype), (a, scaling, state)
+
+
+def _logsumexp_value(axes: Axes, a: Array, scaling: Scaling) -> Array:
+    def by_maximum(axes: Axes, a: Array) -> Array:
+        return _logsumexp_save(axes, a, scaling)[0]
+
+    own, names = rules.split_axes(axes)
+    found = None
+    if not names and scaling == Scaling(None):
+        found = _pivots.log_sum_exp(a, own, by_maximum)
+    return by_maximum(axes, a) if found is None else found
 
 
 def _shares(saved: _Saved) -> Array:
@@ -105,7 +118,7 @@ def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) 
     return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 
-_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push)
+_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push, value=_logsumexp_value)
 
 
 def _weighted_save(

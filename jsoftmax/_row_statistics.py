@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jsoftmax import _mesh_axes, _rows, _scaling
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._mesh_axes import MeshAxes
-from jsoftmax._statistics import numbers, one_axis
+from jsoftmax._row_numbers import numbers, one_axis
 
 
 class RowStatistics(NamedTuple):

@@ -1,24 +1,20 @@
-"""The row statistics: what a row of logits and its label come to, in a few numbers with one pull-back.
+"""The rules of the row statistics: what a row of logits and its label come to, in a few numbers.
 
-Losses, entropies and metrics are ordinary arithmetic on these numbers. With a, b, c, d the cotangents of the
-log-normalizer, the nll, the entropy H and the weighted sum of every −log p, the gradient in the logits is
+With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy H and the weighted sum of every
+−log p, the gradient in the logits is
 
     dz = a·p + b·((Σt)·p − t) − c·p·(log p + H) + d·((Σw)·p − w)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _reductions, _rows, _scaling, online, rules
-from jsoftmax._autodiff import with_rules
-from jsoftmax._reports import reported_ids
 from jsoftmax._scaling import Moment, Scaling
 from jsoftmax._sharding import of_first_shard
 
@@ -48,41 +44,7 @@ class Saved(NamedTuple):
     sum_weights: Any  # [B, 1], or None
 
 
-def numbers(
-    axes: Axes,
-    wanted: frozenset[str],
-    x: Array,
-    labels: Any,
-    scaling: Scaling,
-    weights: Array | None = None,
-    counted: Array | None = None,
-    names: tuple[str, ...] = (),
-) -> Numbers:
-    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
-
-    `names` are the mesh axes of the shards of the classes.
-    """
-    if len(axes) != 1:
-        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
-        arrays = (x, labels, scaling._replace(where=where), counted)
-        x, labels, scaling, counted = jax.tree.map(lambda a: one_axis(a, axes), arrays)
-        axes = (x.ndim - 1,)
-    if weights is not None:
-        weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
-    if _are_ids(labels):
-        labels = reported_ids(labels, x.shape[axes[0]], names)
-    found = of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
-    return {name: jnp.squeeze(number, axes) for name, number in found.items()}
-
-
-def one_axis(array: Array, axes: Axes) -> Array:
-    """The class axes made one, the last."""
-    rows = tuple(i for i in range(array.ndim) if i not in axes)
-    size = math.prod(array.shape[i] for i in axes)
-    return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
-
-
-def _are_ids(labels: Any) -> bool:
+def are_ids(labels: Any) -> bool:
     return labels is not None and bool(jnp.issubdtype(labels.dtype, jnp.integer))
 
 
@@ -93,7 +55,7 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
 def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
     axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
-    targets = None if _are_ids(labels) or "nll" not in wanted else labels
+    targets = None if are_ids(labels) or "nll" not in wanted else labels
     if asks_for_id := "nll" in wanted and targets is None:
         here = (labels >= 0) & (labels < x.shape[axis])
         labels = jnp.where(here, labels, -1).astype(jnp.int32)
@@ -139,7 +101,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
-    found = {name: _of_counted(number, counted) for name, number in found.items()}
+    found = {name: of_counted(number, counted) for name, number in found.items()}
     return found, Saved(problem, state, found, sum_weights)
 
 
@@ -158,7 +120,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     again = scaling._replace(soft_cap=lax.optimization_barrier(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
     p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
-    soft = "nll" in asked and not _are_ids(labels)
+    soft = "nll" in asked and not are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
     cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
     residuals: Numbers = {}
@@ -192,21 +154,21 @@ def pull(
         dz = dz + g * residuals[name]
     if "spread" in given:
         dweights = given["spread"] * jnp.where(u == -jnp.inf, 0, cost)
-    if "nll" in given and not _are_ids(labels):
-        dt = _of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
+    if "nll" in given and not are_ids(labels):
+        dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * weights).astype(labels.dtype)
     if counted is not None:
         where = counted if scaling.where is None else scaling.where & counted
-        scaling, u, dz = scaling._replace(where=where), _of_counted(u, counted), _of_counted(dz, counted)
+        scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
         # z is u + max, and the row of dz sums to this cotangent.
-        dt = _of_counted(given["log_normalizer"] * _max_slope(saved), counted)
+        dt = of_counted(given["log_normalizer"] * _max_slope(saved), counted)
         dt = of_first_shard(dt, static[1])
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
-    of_weights = None if weights is None else _scaling.spread_sum(_of_counted(dweights, counted), weights)
+    of_weights = None if weights is None else _scaling.spread_sum(of_counted(dweights, counted), weights)
     return (Problem(dx, dlabels, of_weights, dscaling, None),)
 
 
@@ -218,7 +180,7 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
     u, cost, residuals = _restore(static, saved, wanted)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
     terms = {name: residual * dz for name, residual in residuals.items()}
-    if "nll" in wanted and not _are_ids(labels):
+    if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
         dt = dt if weights is None else dt * weights
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
@@ -230,7 +192,7 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
         out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "spread" in wanted:
         out["live"] = jnp.zeros_like(out["spread"])
-    return {name: _of_counted(number, counted) for name, number in out.items()}
+    return {name: of_counted(number, counted) for name, number in out.items()}
 
 
 def _max_slope(saved: Saved) -> Array:
@@ -239,8 +201,5 @@ def _max_slope(saved: Saved) -> Array:
     return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
 
 
-def _of_counted(values: Array, counted: Array | None) -> Array:
+def of_counted(values: Array, counted: Array | None) -> Array:
     return values if counted is None else jnp.where(counted, values, 0)
-
-
-of_rows = with_rules(save, pull, push)

@@ -10,13 +10,13 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
     ("_sharding",),
-    ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point"),
+    ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_mapping"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
-    ("_accelerators",),
+    ("_accelerators", "_pivots"),
     ("_reductions",),
     ("_rows", "_cancellation"),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),
-    ("_loss_terms",),
+    ("_loss_terms", "_row_numbers"),
     ("_products", "_parts"),
     ("_linear",),
     ("_losses", "_information", "_row_statistics", "_head"),

@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from jsoftmax import _reductions, _rows, _scaling
 from jsoftmax._arguments import Call
+from jsoftmax._row_numbers import numbers
 from jsoftmax._row_statistics import RowStatistics
 from jsoftmax._scaling import Scaling
-from jsoftmax._statistics import numbers
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb
 

@@ -1,0 +1,75 @@
+"""The row statistics: what a row of logits and its label come to, in a few numbers with one pull-back.
+
+Losses, entropies and metrics are ordinary arithmetic on these numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import _pivots
+from jsoftmax._autodiff import with_rules
+from jsoftmax._reports import reported_ids
+from jsoftmax._scaling import Scaling
+from jsoftmax._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
+
+Axes = tuple[int, ...]
+
+
+def numbers(
+    axes: Axes,
+    wanted: frozenset[str],
+    x: Array,
+    labels: Any,
+    scaling: Scaling,
+    weights: Array | None = None,
+    counted: Array | None = None,
+    names: tuple[str, ...] = (),
+) -> Numbers:
+    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
+
+    `names` are the mesh axes of the shards of the classes.
+    """
+    if len(axes) != 1:
+        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
+        arrays = (x, labels, scaling._replace(where=where), counted)
+        x, labels, scaling, counted = jax.tree.map(lambda a: one_axis(a, axes), arrays)
+        axes = (x.ndim - 1,)
+    if weights is not None:
+        weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
+    if are_ids(labels):
+        labels = reported_ids(labels, x.shape[axes[0]], names)
+    found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
+    return {name: jnp.squeeze(number, axes) for name, number in found.items()}
+
+
+def one_axis(array: Array, axes: Axes) -> Array:
+    """The class axes made one, the last."""
+    rows = tuple(i for i in range(array.ndim) if i not in axes)
+    size = math.prod(array.shape[i] for i in axes)
+    return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
+
+
+def _value(static: Static, problem: Problem) -> Numbers:
+    """The numbers alone."""
+    axis, names, wanted = static
+    x, labels, _, scaling, counted = problem
+
+    def by_maximum(axes: Axes, x: Array, labels: Array) -> Array:
+        bare = Problem(x, labels, None, scaling, None)
+        return save((axes[0], names, wanted), bare)[0]["nll"]
+
+    if wanted == {"nll"} and are_ids(labels) and scaling == Scaling(None) and not names:
+        valid = (labels >= 0) & (labels < x.shape[axis])
+        nll = _pivots.nll(x, jnp.where(valid, labels, 0).astype(jnp.int32), (axis,), by_maximum)
+        if nll is not None:
+            return {"nll": of_counted(jnp.where(valid, nll, jnp.nan), counted)}
+    return save(static, problem)[0]
+
+
+_of_rows = with_rules(save, pull, push, value=_value)
