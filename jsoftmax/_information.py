@@ -11,10 +11,12 @@ from jax.typing import ArrayLike
 from jsoftmax import _mesh_axes, _scaling, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._divergences import jensen_shannon, kullback_leibler
+from jsoftmax._eager import compiled
 from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._row_numbers import numbers
 
 
+@compiled("axis", "axis_name")
 def entropy(
     logits: ArrayLike,
     *,
@@ -55,6 +57,7 @@ def entropy(
     return numbers(axes, frozenset({"entropy"}), x, None, scaling, names=names)["entropy"]
 
 
+@compiled("axis", "axis_name")
 def log_prob(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -102,6 +105,7 @@ def log_prob(
     return -numbers(axes, frozenset({"nll"}), x, y, scaling, names=names)["nll"]
 
 
+@compiled("axis", "axis_name")
 def kl_divergence(
     p_logits: ArrayLike,
     q_logits: ArrayLike,
@@ -167,6 +171,7 @@ def kl_divergence(
     return _rowwise(kullback_leibler, call)
 
 
+@compiled("axis", "axis_name")
 def js_divergence(
     p_logits: ArrayLike,
     q_logits: ArrayLike,

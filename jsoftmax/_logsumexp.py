@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jsoftmax import _cancellation, _mesh_axes, _pivots, _reductions, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._eager import compiled
 from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._scaling import Scaling
 
@@ -17,6 +18,7 @@ _Saved = tuple[Array, Scaling, online.State]  # a, its mask, and the state of ev
 _WeightedSaved = tuple[Array, Array, Array | None, Array, Array]  # a, b, where, maximum, total
 
 
+@compiled("axis", "axis_name")
 def logsumexp(
     a: ArrayLike,
     axis: Axis = None,

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jsoftmax import _loss_terms, _mesh_axes, _scaling
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import forward_mode
+from jsoftmax._eager import compiled
 from jsoftmax._loss_terms import Reduction
 from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._row_numbers import numbers
@@ -16,6 +17,7 @@ from jsoftmax._scaling import Scaling
 NLL = frozenset({"nll"})
 
 
+@compiled("axis", "ignore_index", "reduction", "axis_name", "row_axis_name")
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -126,6 +128,7 @@ def cross_entropy(
     return loss.reduced(loss.terms.losses(found), axes)
 
 
+@compiled("axis")
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -149,6 +152,7 @@ def softmax_cross_entropy(
         return numbers(axes, NLL, x, targets, Scaling(mask))["nll"]
 
 
+@compiled("axis")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jsoftmax import _accelerators, _mesh_axes, _rows, _scaling, online, rules
 from jsoftmax._arguments import Axis, Call
 from jsoftmax._autodiff import with_rules
+from jsoftmax._eager import compiled
 from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._scaling import Scaling, Shifted
 
@@ -19,6 +20,7 @@ Axes = tuple[int | str, ...]
 Tangents = tuple[Array | None, Scaling]
 
 
+@compiled("axis", "axis_name")
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -70,6 +72,7 @@ def softmax(
     return _softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
 
 
+@compiled("axis", "axis_name")
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax import _mesh_axes, _rows, _scaling
 from jsoftmax._arguments import Axis, Call
+from jsoftmax._eager import compiled
 from jsoftmax._mesh_axes import MeshAxes
 from jsoftmax._row_numbers import numbers, one_axis
 
@@ -28,6 +29,7 @@ class RowStatistics(NamedTuple):
     prediction: Array
 
 
+@compiled("axis", "axis_name")
 def row_statistics(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -1,0 +1,49 @@
+"""A public function called outside any transformation, on arrays: one compiled program."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The function, compiled if every argument is an array, or one of these: integers and strings.
+
+    Otherwise JAX would dispatch the operations of its border one by one, and its derivative rule by a slow
+    way. A Python number stays what it is: compiled in, every new one would be a new program.
+    """
+
+    def with_program(function: Callable[P, R]) -> Callable[P, R]:
+        names = tuple(inspect.signature(function).parameters)
+        program = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                if not (_is_constant(value) if name in static else _is_known_array(value)):
+                    return function(*args, **kwargs)
+            return program(*args, **kwargs)
+
+        return call
+
+    return with_program
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(type(part) in (int, str) for part in value)
+    return value is None or type(value) in (int, str)
+
+
+def _is_known_array(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
+    )
