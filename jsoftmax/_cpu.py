@@ -1,8 +1,9 @@
-"""The state of a row on CPU, in the forms that XLA's library of reductions takes there.
+"""The state of a row on CPU, and short maps, in the forms that XLA's library of reductions takes there.
 
 That library takes chains of sums, products, exponentials and floors under one sum, and reads a row once for
 them; a comparison, a selection or a second sum of the same terms costs more than the exponentials. So the
-heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or repaired.
+heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or repaired. Where a gradient
+follows, XLA stores these exponentials in its place. A map of short rows is one chain as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax import Array, lax
 from jsoftmax import rules
 from jsoftmax._autodiff import with_tangent
 
-SCALE = 2.0**64  # of every sum here, so that none of the terms that matter underflows
+SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
 LONGEST_WHOLE_ROW = 32768  # of longer ones the library stores every exponential
 _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
@@ -99,18 +100,18 @@ def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     """One bare sum; where it is below 2, one class leads, and the sum is made once more without its 1."""
-    total = jnp.sum(_scaled(_half(x.astype(top.dtype), top)), axis, keepdims=True)
+    total = jnp.sum(_exponentials(x.astype(top.dtype), top), axis, keepdims=True)
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
         half = _half(x.astype(top.dtype), top)
         rest = jnp.sum(_scaled(half) - SCALE * jnp.floor(half), axis, keepdims=True)
-        return jnp.where(_leads(total), rest / SCALE, total / SCALE - 1)
+        return jnp.where(_leads(SCALE * total), rest / SCALE, total - 1)
 
     def plain(x: Array, top: Array, total: Array) -> Array:
-        return total / SCALE - 1
+        return total - 1
 
     # A NaN anywhere is no reason to leave the other rows as they are.
-    return lax.cond(jnp.min(total) >= 2 * SCALE, plain, repaired, x, top, total)
+    return lax.cond(jnp.min(total) >= 2, plain, repaired, x, top, total)
 
 
 def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) -> Array:
@@ -159,32 +160,38 @@ def _in_blocks(size: int, x: Array, axis: int) -> Array:
     return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 
-def exponentials(x: Array, top: Array) -> Array:
-    """``exp(x − top)``; 0 in an empty row."""
+def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
+    """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
+    classes = math.prod(x.shape[axis] for axis in axes)
+    return x.dtype == rules.computing_dtype(x.dtype) and x.size >= 2**13 and shortest <= classes <= 8192
+
+
+def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
+    """``exp(u)/Σ exp(u)``; 0 in an empty row. The floor of an exponential is its maximum's 1, added last."""
+    terms = _exponentials(x, _tops(x, top)[1])
+    ones = jnp.floor(terms)
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
+    return terms / jnp.maximum(rest + ones, 0.5)
+
+
+def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
+    """``u − log1p(rest)``; −inf in an empty row."""
     top = _tops(x, top)[1]
-    return jnp.exp(x.astype(top.dtype) - lax.stop_gradient(top))
-
-
-def total(terms: Array, axes: tuple[int, ...]) -> Array:
-    """The sum of a row's `exponentials`; 1 in an empty row. Where one class leads, its 1 is added last.
-
-    If it is 1: where the logits are a product, XLA may fuse it with the shift, unrounded, and a maximum below
-    the product's gives a term other than 1, which floor may leave in.
-    """
-
-    def repaired(terms: Array, total: Array) -> Array:
-        again = 1 + jnp.sum(terms - jnp.floor(terms), axes, keepdims=True)
-        left_in = (again > total + 0.5) & (total > 0)
-        return jnp.where((total < 2) & ~left_in, again, total)
-
-    total = jnp.sum(terms, axes, keepdims=True)
-    return lax.cond(jnp.min(total, initial=2) >= 2, lambda terms, total: total, repaired, terms, total)
+    u = rules.rounded(x, top) - top
+    half = jnp.exp(u * 0.5)
+    ones = jnp.floor(half)
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_scaled(half) - SCALE * ones, ones))
+    return u - jnp.log1p(jnp.maximum(rest / SCALE + (ones - 1), -0.5))
 
 
 def _tops(x: Array, top: Array) -> tuple[Array, Array]:
     """The maximum to compute with, and the same but finite in an empty row, where it is −inf."""
     top = top.astype(rules.computing_dtype(x.dtype))
     return top, jnp.maximum(top, jnp.finfo(top.dtype).min)
+
+
+def _exponentials(x: Array, top: Array) -> Array:
+    return jnp.exp(x - top)
 
 
 def _half(x: Array, top: Array) -> Array:

@@ -21,21 +21,10 @@ def probabilities(z: Shifted, rest: Array) -> Array:
 def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
     """`probabilities` of whole rows, and the state of every row."""
 
-    def plain(x: Array, scaling: Scaling, state: online.State) -> Array:
+    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return probabilities(shifted(x, scaling, state.max), state.rest)
 
-    def on_cpu(x: Array, scaling: Scaling, state: online.State) -> Array:
-        """Of exponentials computed once, in their place."""
-        terms = _cpu.exponentials(x, state.max)
-        return terms / _cpu.total(terms, own)
-
-    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
-        if names or scaling != Scaling(None):
-            return plain(x, scaling, state)
-        return lax.platform_dependent(x, scaling, state, cpu=on_cpu, default=plain)
-
-    own, names = rules.split_axes(axes)
-    return _with_state(found, _accelerators.fused_softmax, x, scaling, axes)
+    return _with_state(found, _accelerators.fused_softmax, _cpu.softmax, 1, x, scaling, axes)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -44,29 +33,38 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
-    return _with_state(found, _accelerators.fused_log_softmax, x, scaling, axes)
+    return _with_state(found, _accelerators.fused_log_softmax, _cpu.log_softmax, 33, x, scaling, axes)
 
 
 def _with_state(
     found: Callable[[Array, Scaling, online.State], Array],
     fused: Callable[[Array, Scaling, tuple[int, ...]], Array],
+    fused_on_cpu: Callable[[Array, Array, tuple[int, ...]], Array],
+    shortest_on_cpu: int,
     x: Array,
     scaling: Scaling,
     axes: Axes,
 ) -> tuple[Array, online.State]:
-    """What is found of the state, which a fused kernel does not need: nobody may ask for it."""
+    """What is found of the state, which a fused form does not need: nobody may ask for it."""
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state, _ = _reductions.reduce(x, scaling, axes)
         return found(x, scaling, state), state
 
+    def on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+        if scaling != Scaling(None) or not _cpu.fuses(x, own, shortest_on_cpu):
+            return from_state(x, scaling)
+        state, _ = _reductions.reduce(x, scaling, axes)
+        return fused_on_cpu(x, state.max, own), state
+
     def beside_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         return fused(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     own, names = rules.split_axes(axes)
-    if names or not _accelerators.fuses(x, own):
+    if names:
         return from_state(x, scaling)
-    return lax.platform_dependent(x, scaling, cpu=from_state, tpu=from_state, default=beside_state)
+    on_gpu = beside_state if _accelerators.fuses(x, own) else from_state
+    return lax.platform_dependent(x, scaling, cpu=on_cpu, tpu=from_state, default=on_gpu)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:
