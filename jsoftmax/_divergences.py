@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax import _reductions, _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
 from jsoftmax._scaling import Scaling, Shifted
+from jsoftmax._sharding import varies, varying
 
 Axes = tuple[int | str, ...]
 Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """Two rows beside each other, class by class; d = log q − log p."""
+    """Two rows beside each other, class by class; d = log q − log p.
+
+    The leading class is seen by its u: seen by p, XLA's kernels on GPU fall apart.
+    """
 
     u_p: Array
     u_q: Array
     p: Array
     q: Array
     d: Array
+    p_leads: Array
+    q_leads: Array
 
 
 class _Saved(NamedTuple):
@@ -43,7 +49,21 @@ class _Saved(NamedTuple):
     log_ratio: Array
     divergences: Numbers
 
-    def restore(self) -> _Pair:
+    def again(self, *after: Any) -> _Saved:
+        """The same once these sums are known, so that XLA on GPU computes the pair anew.
+
+        Else it would store what several sums share, in float32 and in the shape of the logits.
+        """
+        of_rows = self.p_state, self.q_state, self.log_ratio
+        of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
+        # Sums of this shard alone would make all that follows differ from shard to shard.
+        known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
+        (p_state, q_state, log_ratio), _ = lax.platform_dependent(
+            (of_rows, known), cpu=lambda a: a, default=lax.optimization_barrier
+        )
+        return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
+
+    def pair(self) -> _Pair:
         z_p, z_q = (
             _scaling.shifted(x, self.scaling, state.max, exact=True)
             for x, state in ((self.p_logits, self.p_state), (self.q_logits, self.q_state))
@@ -75,12 +95,14 @@ def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: A
 def _pair(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, log_ratio: Array) -> _Pair:
     empty = (rest_p < 0) | (rest_q < 0)
     d = jnp.where(empty, 0, _apart(z_p, z_q)) - log_ratio
-    return _Pair(z_p.u, z_q.u, _rows.probabilities(z_p, rest_p), _rows.probabilities(z_q, rest_q), d)
+    p, q = _rows.probabilities(z_p, rest_p), _rows.probabilities(z_q, rest_q)
+    p_leads, q_leads = ((z.u == 0) & (rest < 1) for z, rest in ((z_p, rest_p), (z_q, rest_q)))
+    return _Pair(z_p.u, z_q.u, p, q, d, p_leads, q_leads)
 
 
 def _with_rules(
-    compare: Callable[[Axes, _Pair], tuple[Array, Numbers]],
-    gradients: Callable[[Axes, _Pair, Numbers], tuple[Array, Array]],
+    compare: Callable[[Axes, _Saved], tuple[Array, Numbers]],
+    gradients: Callable[[Axes, _Saved], tuple[_Pair, Array, Array]],
 ) -> Callable[..., Array]:
     """The function of both logits, mask, and temperature, from that of the pair and its two gradients."""
 
@@ -90,19 +112,18 @@ def _with_rules(
             _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
         )
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
-        out, divergences = compare(axes, _pair(z_p, z_q, p_state.rest, q_state.rest, log_ratio))
-        return out, _Saved(p, q, scaling, p_state, q_state, log_ratio, divergences)
+        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
+        out, divergences = compare(axes, saved)
+        return out, saved._replace(divergences=divergences)
 
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Array, Scaling]:
-        pair = saved.restore()
-        in_p, in_q = gradients(axes, pair, saved.divergences)
+        pair, in_p, in_q = gradients(axes, saved.again())
         dp, by_p = _scaling.pull(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
         dq, by_q = _scaling.pull(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
         return dp, dq, jax.tree.map(jnp.add, by_p, by_q)
 
     def push(axes: Axes, saved: _Saved, tangents: tuple[Array | None, Array | None, Scaling]) -> Array:
-        pair = saved.restore()
-        in_p, in_q = gradients(axes, pair, saved.divergences)
+        pair, in_p, in_q = gradients(axes, saved.again())
         dp, dq, by = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
         dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
@@ -111,31 +132,67 @@ def _with_rules(
     return with_rules(save, pull, push)
 
 
-def _sum_kl(axes: Axes, pair: _Pair) -> tuple[Array, Numbers]:
+def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+    pair = saved.pair()
     (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d))
     return kl, (kl,)
 
 
-def _kl_gradients(axes: Axes, pair: _Pair, divergences: Numbers) -> tuple[Array, Array]:
-    (kl,) = divergences
-    in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, axes)
-    return in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+    pair, (kl,) = saved.pair(), saved.divergences
+    sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads)
+    pair = saved.again(sums).pair()
+    others = _of_others(saved.p_state.rest, *sums)
+    in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, leads=pair.p_leads, others=others)
+    return pair, in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
 
 
 kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
 
 
-def _sum_js(axes: Axes, pair: _Pair) -> tuple[Array, Numbers]:
-    m, to_mean = (pair.p + pair.q) / 2, rules.log_to_mean(pair.d)
-    terms = (rules.divergence_terms(p, m, d) for p, d in zip((pair.p, pair.q), to_mean, strict=True))
-    kl_p, kl_q = rules.row_sums(axes, *terms)
-    return jnp.minimum((kl_p + kl_q) / 2, math.log(2)), (kl_p, kl_q)
+def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Numbers:
+    """The u of the leading class, which is 0 but has a derivative, and Σ p·d over the others."""
+    return rules.row_sums(axes, jnp.where(leads, u, 0), rules.kl_terms_of_others(p, d, leads))
 
 
-def _js_gradients(axes: Axes, pair: _Pair, divergences: Numbers) -> tuple[Array, Array]:
-    of_each = zip((pair.p, pair.q), rules.log_to_mean(pair.d), divergences, strict=True)
-    in_p, in_q = (rules.kl_gradient_in_p(p, d, kl, axes) / 2 for p, d, kl in of_each)
-    return in_p, in_q
+def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
+    """``Σ p``, which is 1 less that of the leading class, and ``Σ p·d`` over the other classes."""
+    rest = jnp.where(rest < 0, 0, rest)
+    return (rest + (1 - jnp.exp(u_lead))) / (1 + rest), terms
+
+
+def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:
+    """Of each distribution u, p, the logarithm of the mean over p, and where it leads."""
+    d_p, d_q = rules.log_to_mean(pair.d)
+    return (pair.u_p, pair.p, d_p, pair.p_leads), (pair.u_q, pair.q, d_q, pair.q_leads)
+
+
+def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+    own, _ = rules.split_axes(axes)
+    parts: Numbers = ()
+    for i in range(2):
+        pair = saved.pair()
+        _, p, d, _ = _to_mean(pair)[i]
+        parts += rules.row_sums(own, rules.divergence_terms(p, (pair.p + pair.q) / 2, d))
+        saved = saved.again(parts)
+    divergences = rules.across(axes, *parts)
+    return jnp.minimum(sum(divergences) / 2, math.log(2)), divergences
+
+
+def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+    own, _ = rules.split_axes(axes)
+    parts: Numbers = ()
+    for i in range(2):
+        parts += _lead_sums(own, *_to_mean(saved.pair())[i])
+        saved = saved.again(parts)
+    parts, pair = rules.across(axes, *parts), saved.pair()
+    others = _of_others(saved.p_state.rest, *parts[:2]), _of_others(saved.q_state.rest, *parts[2:])
+    of_each = zip(_to_mean(pair), saved.divergences, others, strict=True)
+    in_p, in_q = (
+        rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others) / 2
+        for (_, p, d, leads), kl, of_others in of_each
+    )
+    return pair, in_p, in_q
 
 
 jensen_shannon = _with_rules(_sum_js, _js_gradients)

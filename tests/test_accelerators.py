@@ -257,3 +257,30 @@ def test_a_head_of_128256_classes(platform, asked, products, megabytes):
     assert not re.findall(r" (?:gather|scatter)\(", text)
     shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", text)}
     assert max(math.prod(shape) for shape in shapes) <= features * classes
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(
+    ("name", "asked", "reads"),
+    [
+        ("kl_divergence", (), (6, 6)),
+        ("kl_divergence", (1,), (6, 6)),
+        ("kl_divergence", (0, 1), (8, 9)),
+        ("js_divergence", (), (8, 8)),
+        ("js_divergence", (0, 1), (10, 12)),
+    ],
+    ids=str,
+)
+def test_a_divergence_on_a_gpu_stores_no_float32_array(name, asked, reads, classes):
+    """But of KL with both gradients, XLA stores one for the longer rows."""
+    divergence = getattr(jsoftmax, name)
+    x = jax.ShapeDtypeStruct((ROWS, classes), jnp.bfloat16)
+    function = jax.value_and_grad(lambda *pair: jnp.sum(divergence(*pair)), asked) if asked else divergence
+    program = Program(compiled_for("h200", function, x, x), ROWS * classes)
+    dtypes = {dtype for dtypes in program.large.values() for dtype in dtypes}
+    stored = (name, asked, classes) == ("kl_divergence", (0, 1), max(CLASSES))
+    assert program.passes() == (reads[CLASSES.index(classes)], len(asked) + stored)
+    assert dtypes == ({"bf16", "f32"} if stored else {"bf16"})
+    if not stored:
+        assert program.temporaries < 0.01 * program.logits * jnp.bfloat16.dtype.itemsize

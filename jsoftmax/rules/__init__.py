@@ -15,6 +15,7 @@ from jsoftmax.rules._divergences import (
     divergence_terms,
     kl_gradient_in_p,
     kl_gradient_in_q,
+    kl_terms_of_others,
     log_to_mean,
 )
 from jsoftmax.rules._rows import across, rounded, row_sums, split_axes
@@ -44,6 +45,7 @@ __all__ = [
     "entropy_residual",
     "kl_gradient_in_p",
     "kl_gradient_in_q",
+    "kl_terms_of_others",
     "label_residual",
     "log_softmax_jvp",
     "log_softmax_vjp",

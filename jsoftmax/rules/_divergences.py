@@ -37,14 +37,34 @@ def divergence_terms(p: Array, q: Array, d: Array) -> Array:
     return jnp.where(d == jnp.inf, q, jnp.where(d == -jnp.inf, jnp.inf, terms))
 
 
-def kl_gradient_in_p(p: Array, d: Array, kl: Array, axis: Axes = -1) -> Array:
-    """The gradient of KL(p‖q) in the logits of p, ``−p·(d + KL)``, d = log q − log p; 0 where KL is +inf."""
+def kl_terms_of_others(p: Array, d: Array, leads: Array) -> Array:
+    """``p·d``, but 0 at the leading class, and where either is dead."""
+    return jnp.where(leads | jnp.isinf(d), 0, p * jnp.where(jnp.isinf(d), 0, d))
+
+
+def kl_gradient_in_p(
+    p: Array,
+    d: Array,
+    kl: Array,
+    axis: Axes = -1,
+    *,
+    leads: Array | None = None,
+    others: tuple[Array, Array] | None = None,
+) -> Array:
+    """The gradient of KL(p‖q) in the logits of p, ``−p·(d + KL)``, d = log q − log p; 0 where KL is +inf.
+
+    `leads` tells the leading class, p > 1/2, and `others` are ``Σ p`` and ``Σ p·d`` over the other classes of
+    its row, if they are known already.
+    """
+    leads = leading(p) if leads is None else leads
+    if others is None:
+        of_p, of_terms = row_sums(axis, jnp.where(leads, 0, p), kl_terms_of_others(p, d, leads))
+    else:
+        of_p, of_terms = others
     infinite = kl == jnp.inf
     d, kl = jnp.where(jnp.isinf(d), 0, d), jnp.where(infinite, 0, kl)
-    leads = leading(p)
-    others, of_others = row_sums(axis, *(jnp.where(leads, 0, a) for a in (p, p * d)))
     # At the leading class d + KL = d − Σ p·d = d·(1 − p) − Σ_others p·d.
-    return jnp.where(infinite, 0, -p * jnp.where(leads, d * others - of_others, d + kl))
+    return jnp.where(infinite, 0, -p * jnp.where(leads, d * of_p - of_terms, d + kl))
 
 
 def kl_gradient_in_q(p: Array, q: Array, d: Array) -> Array:
