@@ -19,7 +19,8 @@ from jsoftmax import rules
 from jsoftmax._autodiff import with_tangent
 
 SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
-LONGEST_WHOLE_ROW = 32768  # of longer ones the library stores every exponential
+LONGEST_COLUMNS = 32  # at short rows the library is slow, and in most of them a class leads
+LONGEST_WHOLE_ROW = 32768  # sums over longer ones are several times slower, and what they share is stored
 _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
 
@@ -35,8 +36,8 @@ def choose(shape: tuple[int, ...], axis: int) -> Form | None:
     classes = shape[axis]
     if math.prod(shape) < 2**13:
         return None  # a few microseconds in any form; the plain one is compiled fastest
-    if classes <= 32:
-        return Form("columns")  # the library is slow at short rows, and in most of them a class leads
+    if classes <= LONGEST_COLUMNS:
+        return Form("columns")
     if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
     size = block_size(classes)
@@ -100,7 +101,7 @@ def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     """One bare sum; where it is below 2, one class leads, and the sum is made once more without its 1."""
-    total = jnp.sum(_exponentials(x.astype(top.dtype), top), axis, keepdims=True)
+    total = jnp.sum(exponentials(x.astype(top.dtype), top), axis, keepdims=True)
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
         half = _half(x.astype(top.dtype), top)
@@ -168,7 +169,7 @@ def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
 
 def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
     """``exp(u)/Σ exp(u)``; 0 in an empty row. The floor of an exponential is its maximum's 1, added last."""
-    terms = _exponentials(x, _tops(x, top)[1])
+    terms = exponentials(x, _tops(x, top)[1])
     ones = jnp.floor(terms)
     rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
     return terms / jnp.maximum(rest + ones, 0.5)
@@ -190,8 +191,8 @@ def _tops(x: Array, top: Array) -> tuple[Array, Array]:
     return top, jnp.maximum(top, jnp.finfo(top.dtype).min)
 
 
-def _exponentials(x: Array, top: Array) -> Array:
-    return jnp.exp(x - top)
+def exponentials(x: Array, center: Array) -> Array:
+    return jnp.exp(x - center)
 
 
 def _half(x: Array, top: Array) -> Array:

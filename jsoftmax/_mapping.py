@@ -16,25 +16,25 @@ Axes = tuple[int, ...]
 def with_more_rows(
     of_axes: Callable[[Axes], Callable[..., Array]],
     axes: Axes,
-    otherwise: Callable[..., Array] | None = None,
+    shared: Callable[[Axes], Callable[..., Array]] | None = None,
 ) -> Callable[..., Array]:
     """``of_axes(axes)``, a function of arrays of one rank, to which a mapped axis is one more of their rows'.
 
     So a branch stays a branch, where `jax.vmap` would compute both. An array that is not mapped is repeated;
-    where the first is not, `otherwise` is mapped instead, if there is one.
+    where the first is not, ``shared(axes)`` is mapped by `jax.vmap` instead, if there is such a function.
     """
     function = custom_vmap(of_axes(axes))
 
     @function.def_vmap
     def of_batch(size: int, mapped: Any, *arguments: Any) -> tuple[Array, bool]:
-        if otherwise is not None and not mapped[0]:
+        if shared is not None and not mapped[0]:
             places = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, tuple(mapped))
-            return jax.vmap(otherwise, places, axis_size=size)(*arguments), True
+            return jax.vmap(shared(axes), places, axis_size=size)(*arguments), True
 
         def with_rows(a: Array, is_mapped: bool) -> Array:
             return a if is_mapped else jnp.broadcast_to(a, (size, *a.shape))
 
         of_all = jax.tree.map(with_rows, arguments, tuple(mapped))
-        return with_more_rows(of_axes, tuple(axis + 1 for axis in axes))(*of_all), True
+        return with_more_rows(of_axes, tuple(axis + 1 for axis in axes), shared)(*of_all), True
 
     return function

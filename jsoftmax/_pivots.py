@@ -9,6 +9,7 @@ no 1 swamps the rest. Where a row wants its maximum, all are computed by that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,7 +32,7 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
     def in_one_pass(axis: int, size: int, x: Array) -> tuple[Array, Array]:
         pivot = jnp.max(lax.slice_in_dim(x, 0, SAMPLE, axis=axis), axis, keepdims=True)
         pivot = pivot.astype(rules.computing_dtype(x.dtype))
-        sums = _cpu.block_sums(_terms, size, x, pivot, axis)
+        sums = _cpu.block_sums(_cpu.exponentials, size, x, pivot, axis)
         # But for the selection, XLA would make one sum of the two, over rows that are too long for it.
         sums = jnp.where(sums < jnp.inf, sums, jnp.inf)
         log_total = jnp.log(jnp.sum(sums, axis, keepdims=True))
@@ -51,8 +52,8 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
         pivot = jnp.take_along_axis(x, ids, axis, mode="clip").astype(dtype)
         its_block, its_place = (f(ids, jnp.full_like(ids, size)) for f in (lax.div, lax.rem))
         block = _cpu.block(size, x, its_block, axis).astype(dtype)
-        others = _of_others(_cpu.block_sums(_terms, size, x, pivot, axis), its_block, axis)
-        others = others + _of_others(_terms(block, pivot), its_place, axis)
+        others = _of_others(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis), its_block, axis)
+        others = others + _of_others(_cpu.exponentials(block, pivot), its_place, axis)
         return jnp.log1p(others), (others > LEAST_REST) & (others < jnp.inf)
 
     # Of short blocks, as one of every row is read again.
@@ -86,21 +87,12 @@ def _values(
             return lax.cond(jnp.all(sure), known, not_all_known, values, *arrays)
 
         def anywhere(*arrays: Array) -> Array:
-            def elsewhere(*arrays: Array) -> Array:
-                return by_maximum(axes, *arrays)
-
-            return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+            return lax.platform_dependent(*arrays, cpu=on_cpu, default=partial(by_maximum, axes))
 
         return anywhere
 
-    def of_shared_row(*arrays: Array) -> Array:
-        return by_maximum(axes, *arrays)
-
-    return with_more_rows(of_axes, axes, of_shared_row)(x, *ids)
-
-
-def _terms(x: Array, pivot: Array) -> Array:
-    return jnp.exp(x - pivot)
+    # A row that many labels share has one maximum.
+    return with_more_rows(of_axes, axes, shared=partial(partial, by_maximum))(x, *ids)
 
 
 def _of_others(terms: Array, index: Array, axis: int) -> Array:

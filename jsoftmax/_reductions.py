@@ -16,8 +16,6 @@ from jsoftmax._sharding import is_whole
 
 Axes = tuple[int | str, ...]
 
-# On CPU, XLA's sums over longer rows are several times slower, and what they share is stored whole.
-LONGEST_WHOLE_ROW = 32768
 BLOCK_SIZE = 2**20  # elements, over all rows
 
 
@@ -193,7 +191,7 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
 
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
-    if classes <= LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis):
+    if classes <= _cpu.LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis):
         return whole(row)
     return lax.platform_dependent(row, cpu=in_blocks, default=whole)
 

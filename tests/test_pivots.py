@@ -139,6 +139,9 @@ def test_one_row_calls_for_the_maxima_of_all():
     loss, lse = jax.vmap(in_one_pass, (None, 0))(x[0], ids)
     assert np.isnan(loss).all()
     np.testing.assert_array_equal(lse, [whole[1][0]] * 2)
+    of_row = functools.partial(in_one_pass, axis=0)
+    loss, _ = jax.vmap(jax.vmap(of_row, (0, None)), (None, 0))(x[0], ids[0])  # all labels with all rows
+    assert np.isnan(loss).all()
 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
