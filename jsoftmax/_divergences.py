@@ -24,10 +24,7 @@ Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """Two rows beside each other, class by class; d = log q − log p.
-
-    The leading class is seen by its u: seen by p, XLA's kernels on GPU fall apart.
-    """
+    """Two rows beside each other, class by class; d = log q − log p."""
 
     u_p: Array
     u_q: Array
@@ -64,11 +61,21 @@ class _Saved(NamedTuple):
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
     def pair(self) -> _Pair:
-        z_p, z_q = (
-            _scaling.shifted(x, self.scaling, state.max, exact=True)
-            for x, state in ((self.p_logits, self.p_state), (self.q_logits, self.q_state))
-        )
-        return _pair(z_p, z_q, self.p_state.rest, self.q_state.rest, self.log_ratio)
+        rests = self.p_state.rest, self.q_state.rest
+        z_p, z_q = z = _shifted(self.p_logits, self.q_logits, self.scaling, self.p_state, self.q_state)
+        empty = (rests[0] < 0) | (rests[1] < 0)
+        d = jnp.where(empty, 0, _apart(z_p, z_q)) - self.log_ratio
+        p, q = map(_rows.probabilities, z, rests)
+        return _Pair(z_p.u, z_q.u, p, q, d, *map(_rows.leading, z, rests))
+
+
+def _shifted(
+    p: Array, q: Array, scaling: Scaling, p_state: online.State, q_state: online.State
+) -> tuple[Shifted, Shifted]:
+    z_p, z_q = (
+        _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
+    )
+    return z_p, z_q
 
 
 def _apart(z_p: Shifted, z_q: Shifted) -> Array:
@@ -92,14 +99,6 @@ def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: A
     return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if one is
 
 
-def _pair(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, log_ratio: Array) -> _Pair:
-    empty = (rest_p < 0) | (rest_q < 0)
-    d = jnp.where(empty, 0, _apart(z_p, z_q)) - log_ratio
-    p, q = _rows.probabilities(z_p, rest_p), _rows.probabilities(z_q, rest_q)
-    p_leads, q_leads = ((z.u == 0) & (rest < 1) for z, rest in ((z_p, rest_p), (z_q, rest_q)))
-    return _Pair(z_p.u, z_q.u, p, q, d, p_leads, q_leads)
-
-
 def _with_rules(
     compare: Callable[[Axes, _Saved], tuple[Array, Numbers]],
     gradients: Callable[[Axes, _Saved], tuple[_Pair, Array, Array]],
@@ -108,9 +107,7 @@ def _with_rules(
 
     def save(axes: Axes, p: Array, q: Array, scaling: Scaling) -> tuple[Array, _Saved]:
         (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
-        z_p, z_q = (
-            _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
-        )
+        z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
         saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
         out, divergences = compare(axes, saved)
@@ -156,9 +153,8 @@ def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Number
 
 
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
-    """``Σ p``, which is 1 less that of the leading class, and ``Σ p·d`` over the other classes."""
-    rest = jnp.where(rest < 0, 0, rest)
-    return (rest + (1 - jnp.exp(u_lead))) / (1 + rest), terms
+    """``Σ p`` and ``Σ p·d`` over all but the leading class."""
+    return _rows.share_of_others(rest, u_lead), terms
 
 
 def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:

@@ -33,7 +33,9 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
-    return _with_state(found, _accelerators.fused_log_softmax, _cpu.log_softmax, 33, x, scaling, axes)
+    return _with_state(
+        found, _accelerators.fused_log_softmax, _cpu.log_softmax, _cpu.LONGEST_COLUMNS + 1, x, scaling, axes
+    )
 
 
 def _with_state(
@@ -79,15 +81,25 @@ def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool =
     need, XLA on GPU stores, as float32 and in the shape of the logits.
     """
     rest = jnp.where(rest < 0, 0, rest)
-    leads = (z.u == 0) & (rest < 1)
+    leads = leading(z, rest)
     others = g * exponentials(z) / (1 + rest) if weighted else g
     u_lead, g_lead, g_others = rules.row_sums(
         axes, *(jnp.where(leads, a, 0) for a in (z.u, g)), jnp.where(leads, 0, others)
     )
-    of_lead = jnp.exp(u_lead)  # 1, but has a derivative
     if weighted:
-        g_lead = g_lead * of_lead / (1 + rest)
-    return rules.RowSums((rest + (1 - of_lead)) / (1 + rest), g_lead + g_others, g_others)
+        g_lead = g_lead * jnp.exp(u_lead) / (1 + rest)
+    return rules.RowSums(share_of_others(rest, u_lead), g_lead + g_others, g_others)
+
+
+def leading(z: Shifted, rest: Array) -> Array:
+    """Where a class has p > 1/2, seen by its u: seen by p, XLA's kernels on GPU fall apart."""
+    return (z.u == 0) & (rest < 1)
+
+
+def share_of_others(rest: Array, u_lead: Array) -> Array:
+    """The probability of all but the leading class, whose u is 0 but has a derivative."""
+    rest = jnp.where(rest < 0, 0, rest)
+    return (rest + (1 - jnp.exp(u_lead))) / (1 + rest)
 
 
 def prediction(ordered: Array, axes: Axes) -> Array:
