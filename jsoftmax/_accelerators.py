@@ -60,8 +60,8 @@ def fused_row(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> FusedRow:
     u = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total = jnp.sum(terms, axes, keepdims=True)
-    p = terms / jnp.where(total < 1, 1, total)
-    return FusedRow(p, u, (u == 0) & (total < 2), total == 0)
+    # The total is 0 or at least 1. Of a selection, with a mask and a temperature, XLA makes no one kernel.
+    return FusedRow(terms / jnp.maximum(total, 0.5), u, (u == 0) & (total < 2), total == 0)
 
 
 def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:

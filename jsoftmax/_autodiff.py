@@ -23,6 +23,7 @@ import jax
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from jsoftmax._recomputation import anew
 from jsoftmax._sharding import summed_back, varies
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
@@ -78,15 +79,21 @@ def with_rules(
     def save_values(static: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
         output, residuals = save(static, *values)
-        return output, (residuals, _Static((asked, jax.tree.map(varies, values))))
+        sweeps = jax.tree.map(lambda _: 0, asked) if selective else _sweeps(values, asked)
+        return output, (residuals, _Static((asked, sweeps, jax.tree.map(varies, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, varied) = saved[0], saved[1].value
+        residuals, (asked, sweeps, varied) = saved[0], saved[1].value
         cotangent = _without_zeros(cotangent)
         if not jax.tree.leaves(cotangent):
             return (None,) * len(asked)
         what = (asked,) if selective else ()
-        return _summed_back(pull(static, *what, residuals, cotangent), varied)
+        found = [pull(static, *what, residuals, cotangent)]
+        for _ in range(max(jax.tree.leaves(sweeps))):
+            residuals = anew(residuals)
+            found.append(pull(static, *what, residuals, cotangent))
+        cotangents = _along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
+        return _summed_back(cotangents, varied)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -182,13 +189,23 @@ def _summed_back(cotangents: Any, varied: Any) -> Any:
     return _along(summed_back, cotangents, varied)
 
 
-def _along(f: Callable[..., Any], cotangents: Any, facts: Any) -> Any:
-    """`f` of every cotangent, and a fact about its argument; None stays None, for trees of arguments too."""
+def _sweeps(values: Any, asked: Any) -> Any:
+    """In which sweep over the residuals to find a cotangent: the longest in the first, each sum in its own.
 
-    def apply(d: Any, facts: Any) -> Any:
-        return None if d is None else f(d, facts)
+    A sum, as a temperature's cotangent is, would else share exponentials with what lies beside it.
+    """
+    sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
+    own = [0 < size < max(sizes) for size in sizes]
+    return jax.tree.unflatten(tree, (is_own * sum(own[: i + 1]) for i, is_own in enumerate(own)))
 
-    return jax.tree.map(apply, cotangents, facts, is_leaf=lambda d: d is None)
+
+def _along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
+    """`f` of every cotangent and facts about its argument; None stays None, for trees of arguments too."""
+
+    def apply(d: Any, *facts: Any) -> Any:
+        return None if d is None else f(d, *facts)
+
+    return jax.tree.map(apply, cotangents, *facts, is_leaf=lambda d: d is None)
 
 
 def _without_zeros(tree: Any) -> Any:

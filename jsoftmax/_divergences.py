@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from jsoftmax import _reductions, _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
+from jsoftmax._recomputation import anew
 from jsoftmax._scaling import Scaling, Shifted
 from jsoftmax._sharding import varies, varying
 
@@ -61,12 +62,13 @@ class _Saved(NamedTuple):
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
     def pair(self) -> _Pair:
-        rests = self.p_state.rest, self.q_state.rest
-        z_p, z_q = z = _shifted(self.p_logits, self.q_logits, self.scaling, self.p_state, self.q_state)
-        empty = (rests[0] < 0) | (rests[1] < 0)
+        logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
+        z_p, z_q = _shifted(*logits, self.scaling, *states)
+        empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
         d = jnp.where(empty, 0, _apart(z_p, z_q)) - self.log_ratio
-        p, q = map(_rows.probabilities, z, rests)
-        return _Pair(z_p.u, z_q.u, p, q, d, *map(_rows.leading, z, rests))
+        p, q = (_rows.probabilities(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
+        leads = (_rows.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True))
+        return _Pair(z_p.u, z_q.u, p, q, d, *leads)
 
 
 def _shifted(
@@ -110,14 +112,15 @@ def _with_rules(
         z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
         saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
-        out, divergences = compare(axes, saved)
+        # Computed anew, or XLA on GPU sums a caller's sum over rows beside that of every row.
+        out, divergences = anew(compare(axes, saved))
         return out, saved._replace(divergences=divergences)
 
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Array, Scaling]:
         pair, in_p, in_q = gradients(axes, saved.again())
-        dp, by_p = _scaling.pull(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
-        dq, by_q = _scaling.pull(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
-        return dp, dq, jax.tree.map(jnp.add, by_p, by_q)
+        dp, by_p = _scaling.pull_apart(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
+        dq, by_q = _scaling.pull_apart(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
+        return dp, dq, _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
 
     def push(axes: Axes, saved: _Saved, tangents: tuple[Array | None, Array | None, Scaling]) -> Array:
         pair, in_p, in_q = gradients(axes, saved.again())

@@ -122,13 +122,8 @@ class _Saved(NamedTuple):
     scaling: Scaling
     state: online.State | None
 
-    # With a barrier in each of these, XLA on GPU does not see that they, and the value, have the same
+    # With a barrier in each use of the logits, XLA on GPU does not see that these and the value have the same
     # exponentials: it would store them, as float32 and in the shape of the logits.
-
-    def fused_row(self, axes: Axes) -> _accelerators.FusedRow:
-        """The probabilities, from the logits alone."""
-        own, _ = rules.split_axes(axes)
-        return _accelerators.fused_row(lax.optimization_barrier(self.kept), self.scaling, own)
 
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
@@ -141,12 +136,12 @@ class _Saved(NamedTuple):
         """What the rules need to know of whole rows, where the state of every row tells a part of it."""
         if self.state is None:
             return None
-        shifted = _scaling.shifted(self.kept, self.scaling, lax.optimization_barrier(self.state.max))
-        return _rows.lead_sums(shifted, self.state.rest, g, axes, weighted=weighted)
+        state = self.state._replace(max=lax.optimization_barrier(self.state.max))
+        return _rows.lead_sums(self.kept, self.scaling, state, g, axes, weighted=weighted)
 
-    def masked(self, g: Array, dtype: jnp.dtype) -> Array:
+    def live(self, u: Array, g: Array) -> Array:
         """A cotangent of the output, which does not count where masked."""
-        return _scaling.masked(g, self.scaling.where).astype(dtype)
+        return _scaling.masked(g, self.scaling.where).astype(u.dtype)
 
     def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
         """The cotangents of x and of its scaling, from that of z."""
@@ -165,14 +160,41 @@ def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State)
     return _Saved(x, scaling, state)
 
 
-def _one_kernel(
-    axes: Axes, saved: _Saved, g: Array, in_one: Callable[..., Any], in_two_sweeps: Callable[..., Any]
+def _applied(
+    axes: Axes,
+    saved: _Saved,
+    given: Any,
+    rule: Callable[..., Array],
+    *,
+    forward: bool,
+    marks_empty: bool,
+    weighted: bool,
 ) -> tuple[Array, Array]:
-    """u and the cotangent of z: on GPU, where XLA makes one, from a kernel that reads a row once."""
+    """u, and a rule applied to what is `given`: a cotangent, or, `forward`, tangents.
+
+    On GPU, where XLA makes one, by a kernel that reads a row once.
+    """
     own, names = rules.split_axes(axes)
+    in_z = _Saved.push if forward else _Saved.live
+    # In one sum over shards, JAX does not tell what is linear in a tangent from what is not.
+    knows_sums = not (forward and names)
+
+    def in_two_sweeps(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        p, u = saved.restore(_rows.marked_probabilities if marks_empty else _rows.probabilities)
+        v, empty = in_z(saved, u, given), p < 0
+        sums = saved.sums(v, axes, weighted=weighted) if knows_sums else None
+        if not marks_empty:
+            return u, rule(p, v, axes, sums=sums)
+        return u, jnp.where(empty, 0, rule(jnp.where(empty, 0, p), v, axes, sums=sums))
+
+    def in_one(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        row = _accelerators.fused_row(lax.optimization_barrier(saved.kept), saved.scaling, own)
+        out = rule(row.p, in_z(saved, row.u, given), axes, leads=row.leads)
+        return row.u, jnp.where(row.empty, 0, out) if marks_empty else out
+
     if names or not _accelerators.fuses(saved.kept, own):
-        return in_two_sweeps(saved, g)
-    return lax.platform_dependent(saved, g, cpu=in_two_sweeps, tpu=in_two_sweeps, default=in_one)
+        return in_two_sweeps(saved, given)
+    return lax.platform_dependent(saved, given, cpu=in_two_sweeps, tpu=in_two_sweeps, default=in_one)
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
@@ -180,22 +202,17 @@ def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved
     return p.astype(x.dtype), _save(axes, p, x, scaling, state)
 
 
+def _softmax_product(axes: Axes, saved: _Saved, given: Any, *, forward: bool) -> tuple[Array, Array]:
+    rule = rules.softmax_product
+    return _applied(axes, saved, given, rule, forward=forward, marks_empty=False, weighted=True)
+
+
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    def in_two_sweeps(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        p, u = saved.restore(_rows.probabilities)
-        g = saved.masked(g, p.dtype)
-        return u, rules.softmax_product(p, g, axes, sums=saved.sums(g, axes, weighted=True))
-
-    def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        row = saved.fused_row(axes)
-        return row.u, rules.softmax_product(row.p, saved.masked(g, row.p.dtype), axes, leads=row.leads)
-
-    return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
+    return saved.pull(*_softmax_product(axes, saved, g, forward=False))
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
-    p, u = saved.restore(_rows.probabilities)
-    return rules.softmax_product(p, saved.push(u, tangents), axes).astype(saved.kept.dtype)
+    return _softmax_product(axes, saved, tangents, forward=True)[1].astype(saved.kept.dtype)
 
 
 _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
@@ -209,24 +226,14 @@ def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _S
 
 
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    def in_two_sweeps(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        p, u = saved.restore(_rows.marked_probabilities)
-        g = saved.masked(g, p.dtype)
-        dz = rules.log_softmax_vjp(jnp.where(p < 0, 0, p), g, axes, sums=saved.sums(g, axes))
-        return u, jnp.where(p < 0, 0, dz)
-
-    def in_one(saved: _Saved, g: Array) -> tuple[Array, Array]:
-        row = saved.fused_row(axes)
-        dz = rules.log_softmax_vjp(row.p, saved.masked(g, row.p.dtype), axes, leads=row.leads)
-        return row.u, jnp.where(row.empty, 0, dz)
-
-    return saved.pull(*_one_kernel(axes, saved, g, in_one, in_two_sweeps))
+    rule = rules.log_softmax_vjp
+    return saved.pull(*_applied(axes, saved, g, rule, forward=False, marks_empty=True, weighted=False))
 
 
 def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
-    p, u = saved.restore(_rows.marked_probabilities)
-    out = rules.log_softmax_jvp(jnp.where(p < 0, 0, p), saved.push(u, tangents), axes)
-    return _scaling.masked(jnp.where(p < 0, 0, out), saved.scaling.where).astype(saved.kept.dtype)
+    rule = rules.log_softmax_jvp
+    _, out = _applied(axes, saved, tangents, rule, forward=True, marks_empty=True, weighted=True)
+    return _scaling.masked(out, saved.scaling.where).astype(saved.kept.dtype)
 
 
 _log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

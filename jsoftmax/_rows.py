@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _accelerators, _cpu, _reductions, online, rules
-from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, shifted
+from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, ordered_live, shifted
 
 Axes = tuple[int | str, ...]
 
@@ -74,14 +74,16 @@ def marked_probabilities(z: Shifted, rest: Array) -> Array:
     return jnp.where(rest < 0, -1, probabilities(z, rest))
 
 
-def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums:
+def lead_sums(
+    x: Array, scaling: Scaling, state: online.State, g: Array, axes: Axes, *, weighted: bool = False
+) -> rules.RowSums:
     """The `rules.RowSums` of p and g; weighted, of p and p·g.
 
-    The leading class is seen by its u, which is 0, and at most one sum takes exponentials: what several sums
-    need, XLA on GPU stores, as float32 and in the shape of the logits.
+    At most one sum takes exponentials: what several sums need, XLA on GPU stores, as float32 and in the shape
+    of the logits.
     """
-    rest = jnp.where(rest < 0, 0, rest)
-    leads = leading(z, rest)
+    z, leads = shifted(x, scaling, state.max), leading(x, scaling, state)
+    rest = jnp.where(state.rest < 0, 0, state.rest)
     others = g * exponentials(z) / (1 + rest) if weighted else g
     u_lead, g_lead, g_others = rules.row_sums(
         axes, *(jnp.where(leads, a, 0) for a in (z.u, g)), jnp.where(leads, 0, others)
@@ -91,9 +93,9 @@ def lead_sums(z: Shifted, rest: Array, g: Array, axes: Axes, *, weighted: bool =
     return rules.RowSums(share_of_others(rest, u_lead), g_lead + g_others, g_others)
 
 
-def leading(z: Shifted, rest: Array) -> Array:
-    """Where a class has p > 1/2, seen by its u: seen by p, XLA's kernels on GPU fall apart."""
-    return (z.u == 0) & (rest < 1)
+def leading(x: Array, scaling: Scaling, state: online.State) -> Array:
+    """Where a class has p > 1/2, seen by its logit: seen by p, XLA's kernels on GPU fall apart."""
+    return (ordered_live(x, scaling) == state.max) & (state.rest >= 0) & (state.rest < 1)
 
 
 def share_of_others(rest: Array, u_lead: Array) -> Array:

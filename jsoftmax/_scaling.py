@@ -203,15 +203,24 @@ def masked(values: Array, where: Array | None) -> Array:
 
 def pull(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
     """The cotangents of x and of its scaling, from that of z, which sums to 0 over a row."""
+    dx, of_classes = pull_apart(x, u, dz, scaling)
+    return dx, summed(of_classes, scaling)
+
+
+def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+    """As `pull`, the cotangent of the scaling yet to be summed."""
     dz = masked(dz, scaling.where)
     dt = dcap = None
     if scaling.temperature is not None:
         dz, dt = rules.temperature_vjp(u, dz, scaling.temperature)
-        dt = spread_sum(dt, scaling.temperature)
     if scaling.soft_cap is not None:
         dz, dcap = rules.soft_cap_vjp(masked(x, scaling.where).astype(dz.dtype), scaling.soft_cap, dz)
-        dcap = spread_sum(dcap, scaling.soft_cap)
     return dz.astype(x.dtype), Scaling(None, dt, dcap)
+
+
+def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
+    """The cotangent of a scaling, from what every class adds to it."""
+    return jax.tree.map(spread_sum, of_classes, scaling._replace(where=None))
 
 
 def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:

@@ -128,7 +128,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         residuals["log_normalizer"] = p
     if soft:
         t = _weighted_targets(labels, weights, p.dtype)
-        sums = _rows.lead_sums(z, state.rest, t, (axis, *names))
+        sums = _rows.lead_sums(x, again, state, t, (axis, *names))
         in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:

@@ -1,5 +1,6 @@
 """The forms for accelerators, run on CPU: beside float64, and beside the CPU's own forms."""
 
+import functools
 import re
 
 import jax
@@ -92,15 +93,40 @@ def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
     leads = p > 0.5
     rest = np.where(leads, np.where(leads, 0, p).sum(1, keepdims=True), 1)  # 1 − p where that is small
 
-    def terms(v):
-        """Of ``v − p·Σv``; at a leading class, of ``v·(1 − p) − p·Σ_others v``."""
+    def sums(v):
+        """Over a row; at a leading class, over the others."""
         others = np.where(leads, 0, v).sum(1, keepdims=True)
-        return v * rest, p * np.where(leads, others, v.sum(1, keepdims=True))
+        return np.where(leads, others, v.sum(1, keepdims=True))
 
-    for function, v in ((jsoftmax.softmax, p * exact_g), (jsoftmax.log_softmax, exact_g)):
-        (found,) = jit_quickly(lambda x, g, f=function: jax.vjp(f, x)[1](g))(x, g)
+    def of_softmax(v):
+        """Both terms of ``p·(v − ⟨p, v⟩)``, cotangent and tangent; at a leading class, of what is left."""
+        return p * v * rest, p * sums(p * v)
+
+    def of_log_softmax(v):
+        """Of ``v − p·Σv``."""
+        return v * rest, p * sums(v)
+
+    def along(v):
+        """Of ``v − ⟨p, v⟩``, the tangent of the log-softmax."""
+        return v * rest, sums(p * v)
+
+    def pulled(f, x, g):
+        return jax.vjp(f, x)[1](g)[0]
+
+    def pushed(f, x, g):
+        with jsoftmax.forward_mode():
+            return jax.jvp(f, (x,), (g,))[1]
+
+    softmax, log_softmax = jsoftmax.softmax, jsoftmax.log_softmax
+    for function, derivative, terms in (
+        (softmax, pulled, of_softmax),
+        (softmax, pushed, of_softmax),
+        (log_softmax, pulled, of_log_softmax),
+        (log_softmax, pushed, along),
+    ):
+        found = jit_quickly(functools.partial(derivative, function))(x, g)
         assert found.dtype == jnp.bfloat16
-        want, size = np.subtract(*terms(v)), np.add(*terms(abs(v)))
+        want, size = np.subtract(*terms(exact_g)), np.add(*terms(abs(exact_g)))
         off = abs(np.asarray(found, np.float64) - want)
         assert np.all(off <= 2.0**-8 * abs(want) + 2.0**-21 * size + 4 * np.finfo(np.float32).tiny)
 

@@ -259,28 +259,82 @@ def test_a_head_of_128256_classes(platform, asked, products, megabytes):
     assert max(math.prod(shape) for shape in shapes) <= features * classes
 
 
+def divergence(name, *asked):
+    function = getattr(jsoftmax, name)
+    of_both = jax.value_and_grad(lambda *pair: jnp.sum(function(*pair)), asked) if asked else function
+    return lambda x: (of_both, (x, x))
+
+
+def tangent(function):
+    def push(x, v):
+        with jsoftmax.forward_mode():
+            return jax.jvp(function, (x,), (v,))
+
+    return lambda x: (push, (x, x))
+
+
+def a_number(x):
+    return jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def map_and_temperature(function):
+    def both(x, g, temperature):
+        out, pull = jax.vjp(lambda x, t: function(x, temperature=t), x, temperature)
+        return out, pull(g)
+
+    return lambda x: (both, (x, x, a_number(x)))
+
+
+def masked_at_temperature(function):
+    def both(x, g, where, temperature):
+        out, pull = jax.vjp(lambda x: function(x, where=where, temperature=temperature), x)
+        return out, pull(g)
+
+    return lambda x: (both, (x, x, jax.ShapeDtypeStruct(x.shape[1:], bool), a_number(x)))
+
+
+def loss_and_temperature(x):
+    def loss(x, temperature, y):
+        return jsoftmax.cross_entropy(x, y, temperature=temperature, reduction="mean")
+
+    return jax.value_and_grad(loss, (0, 1)), (x, a_number(x), class_ids(x))
+
+
+def loss_and_every_gradient(x):
+    def loss(x, numbers, weights, y):
+        return jsoftmax.cross_entropy(x, y, class_weights=weights, reduction="mean", **numbers)
+
+    numbers = dict.fromkeys(("temperature", "label_smoothing", "z_loss", "soft_cap"), a_number(x))
+    weights = jax.ShapeDtypeStruct(x.shape[1:], jnp.float32)
+    return jax.value_and_grad(loss, (0, 1, 2)), (x, numbers, weights, class_ids(x))
+
+
+ON_GPU = {
+    "kl_divergence": Case(divergence("kl_divergence"), (6, 6), 0, (10, 14)),
+    "kl_divergence, gradient in q": Case(divergence("kl_divergence", 1), (6, 6), 1, (14, 18)),
+    "kl_divergence, both gradients": Case(divergence("kl_divergence", 0, 1), (8, 8), 2, (19, 25)),
+    "js_divergence": Case(divergence("js_divergence"), (8, 8), 0, (15, 20)),
+    "js_divergence, both gradients": Case(divergence("js_divergence", 0, 1), (10, 12), 2, (28, 38)),
+    "softmax, tangent": Case(tangent(softmax), (3, 5), 2, (2, 10)),
+    "log_softmax, tangent": Case(tangent(log_softmax), (3, 5), 2, (2, 10)),
+    "softmax, mask and T": Case(masked_at_temperature(softmax), (3, 5), 2, (3, 12)),
+    "log_softmax, mask and T": Case(masked_at_temperature(log_softmax), (3, 5), 2, (3, 13)),
+    "softmax, gradient in T": Case(map_and_temperature(softmax), (5, 7), 2, (6, 23)),
+    "log_softmax, gradient in T": Case(map_and_temperature(log_softmax), (5, 7), 2, (6, 25)),
+    "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (15, 17)),
+    "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (33, 36)),
+}
+
+
 @pytest.mark.accelerators
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize(
-    ("name", "asked", "reads"),
-    [
-        ("kl_divergence", (), (6, 6)),
-        ("kl_divergence", (1,), (6, 6)),
-        ("kl_divergence", (0, 1), (8, 9)),
-        ("js_divergence", (), (8, 8)),
-        ("js_divergence", (0, 1), (10, 12)),
-    ],
-    ids=str,
-)
-def test_a_divergence_on_a_gpu_stores_no_float32_array(name, asked, reads, classes):
-    """But of KL with both gradients, XLA stores one for the longer rows."""
-    divergence = getattr(jsoftmax, name)
-    x = jax.ShapeDtypeStruct((ROWS, classes), jnp.bfloat16)
-    function = jax.value_and_grad(lambda *pair: jnp.sum(divergence(*pair)), asked) if asked else divergence
-    program = Program(compiled_for("h200", function, x, x), ROWS * classes)
-    dtypes = {dtype for dtypes in program.large.values() for dtype in dtypes}
-    stored = (name, asked, classes) == ("kl_divergence", (0, 1), max(CLASSES))
-    assert program.passes() == (reads[CLASSES.index(classes)], len(asked) + stored)
-    assert dtypes == ({"bf16", "f32"} if stored else {"bf16"})
-    if not stored:
-        assert program.temporaries < 0.01 * program.logits * jnp.bfloat16.dtype.itemsize
+@pytest.mark.parametrize("name", ON_GPU)
+def test_sums_and_arrays_of_the_same_exponentials_share_none_on_a_gpu(name, classes):
+    """XLA would store them, in float32 and as long as the logits."""
+    of, reads, writes, kernels = ON_GPU[name]
+    function, arguments = of(jax.ShapeDtypeStruct((ROWS, classes), jnp.bfloat16))
+    program = Program(compiled_for("h200", function, *arguments), ROWS * classes)
+    assert {dtype for dtypes in program.large.values() for dtype in dtypes} == {"bf16"}
+    assert program.passes() == (reads[CLASSES.index(classes)], writes)
+    assert len(program.kernels) == kernels[CLASSES.index(classes)]
+    assert program.temporaries < 0.02 * program.logits * jnp.bfloat16.dtype.itemsize

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("_sharding",),
+    ("_sharding", "_recomputation"),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_mapping", "_eager"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
     ("_accelerators", "_pivots"),

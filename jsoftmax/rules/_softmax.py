@@ -50,14 +50,23 @@ def softmax_product(
     return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads).astype(dtype)
 
 
-def log_softmax_jvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
-    """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``."""
+def log_softmax_jvp(
+    p: ArrayLike,
+    v: ArrayLike,
+    axis: Axes = -1,
+    *,
+    sums: RowSums | None = None,
+    leads: Array | None = None,
+) -> Array:
+    """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``.
+
+    If known, `sums` are the `RowSums` of p and p·v, and `leads` tells where p > 1/2.
+    """
     p, v, dtype = _operands(p, v)
-    leads, product = leading(p), p * v
-    (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
-    mean, of_others = row_sums(axis, product, jnp.where(leads, 0, product))
+    leads = leading(p) if leads is None else leads
+    sums = _row_sums(p, p * v, leads, axis) if sums is None else sums
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
-    return jnp.where(leads, v * p_others - of_others, v - mean).astype(dtype)
+    return jnp.where(leads, v * sums.p_others - sums.g_others, v - sums.g_all).astype(dtype)
 
 
 class RowSums(NamedTuple):
@@ -66,6 +75,11 @@ class RowSums(NamedTuple):
     p_others: Array
     g_all: Array
     g_others: Array
+
+
+def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
+    (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
+    return RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
 
 
 def log_softmax_vjp(
@@ -82,9 +96,7 @@ def log_softmax_vjp(
     """
     p, g, dtype = _operands(p, g)
     leads = leading(p) if leads is None else leads
-    if sums is None:
-        (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
-        sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
+    sums = _row_sums(p, g, leads, axis) if sums is None else sums
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
     at_lead = g * sums.p_others - p * sums.g_others
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
