@@ -88,11 +88,21 @@ def with_rules(
         if not jax.tree.leaves(cotangent):
             return (None,) * len(asked)
         what = (asked,) if selective else ()
-        found = [pull(static, *what, residuals, cotangent)]
-        for _ in range(max(jax.tree.leaves(sweeps))):
-            residuals = anew(residuals)
-            found.append(pull(static, *what, residuals, cotangent))
-        cotangents = _along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
+
+        def at_once(residuals: Any, cotangent: Any) -> Any:
+            return pull(static, *what, residuals, cotangent)
+
+        def in_sweeps(residuals: Any, cotangent: Any) -> Any:
+            found = [at_once(residuals, cotangent)]
+            for _ in range(max(jax.tree.leaves(sweeps))):
+                residuals = anew(residuals)
+                found.append(at_once(residuals, cotangent))
+            return _along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
+
+        if any(jax.tree.leaves(sweeps)):
+            cotangents = jax.lax.platform_dependent(residuals, cotangent, cpu=at_once, default=in_sweeps)
+        else:
+            cotangents = at_once(residuals, cotangent)
         return _summed_back(cotangents, varied)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)

@@ -11,21 +11,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _fixed_point, online
+from jsoftmax import _cpu, _fixed_point, _two_words, online, rules
 from jsoftmax._mapping import with_more_rows
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int, ...]
 
-BLOCK_SIZE = 2**12  # elements
-WINDOW = 2**15  # rows among which those of a block are found
+LONGEST_IN_TWO_WORDS = 128
+TWO_WORDS_BLOCK_SIZE = 2**14  # elements
+BLOCK_SIZE = 2**12  # elements of those in fixed point
+GROUP = 512  # rows
+Block = Callable[[Array, Array], Array]  # the entries in rows and columns, −inf where there is none
 
 
 def restored(plain: Array, x: Array, where: Array | None, axes: Axes, state: online.State) -> Array:
     """The log-sum-exp of every row, on CPU to 4 ulp of itself, from ``max + log1p(rest)``, `plain`.
 
-    Rows that may have lost digits wait for a loop that finds ``Σ exp(x) − 1`` in fixed point. Where none has,
-    it costs a look at every row's numbers. Rows that may lie on several devices stay plain.
+    Rows that may have lost digits wait for loops that find ``Σ exp(x) − 1`` in two words, or in fixed point.
+    Where none has, it costs a look at every row's numbers. Rows that may lie on several devices stay plain.
     """
     if not x.size:
         return plain
@@ -68,7 +71,7 @@ def _of_axes(axes: Axes) -> Callable[..., Array]:
 
         def on_cpu(plain: Array, waits: Array, *arguments: Any) -> Array:
             # Of a bare loop, XLA computes what does not change in it even if it never runs.
-            return lax.cond(jnp.any(waits), partial(_loop, axes), _plain, plain, waits, *arguments)
+            return lax.cond(jnp.any(waits), partial(_repaired, axes), _plain, plain, waits, *arguments)
 
         return lax.platform_dependent(plain, waits, *arguments, cpu=on_cpu, default=_plain)
 
@@ -79,33 +82,76 @@ def _plain(plain: Array, *arguments: Any) -> Array:
     return plain
 
 
-def _loop(axes: Axes, plain: Array, waits: Array, top: Array, x: Array, where: Array | None) -> Array:
-    """`plain`, and where a row waits its exact value: as many rows at a time as make a block."""
-    classes = x.size // plain.size
+def _repaired(axes: Axes, plain: Array, waits: Array, top: Array, x: Array, where: Array | None) -> Array:
+    """`plain`, and where a row waits its value to 4 ulp: in two words, or, where these are too few, exact."""
+    shape, classes = plain.shape, x.size // plain.size
+    plain, waits, top = (a.reshape(-1, 1) for a in (plain, waits, top))
+
+    def block(rows: Array, columns: Array) -> Array:
+        at = partial(_entries, x.shape, axes, rows[:, None], jnp.minimum(columns, classes - 1)[None])
+        live = (columns < classes)[None]
+        live = live if where is None else live & at(where)
+        return jnp.where(live, at(x).astype(plain.dtype), -jnp.inf)
+
+    pays = x.size >= _cpu.LEAST_SIZE and classes <= LONGEST_IN_TWO_WORDS
+    if pays and plain.dtype == jnp.float32:
+        plain = _in_two_words(block, classes, plain, waits)
+        waits = waits & (jnp.abs(plain) < _two_words.LEAST)
+    return _in_fixed_point(block, classes, plain, waits, top).reshape(shape)
+
+
+def _in_two_words(block: Block, classes: int, plain: Array, waits: Array) -> Array:
+    """The windows in which a row waits, one after the other."""
+    height = min(plain.size, TWO_WORDS_BLOCK_SIZE // classes)
+
+    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        wait, out = state
+        window = jnp.argmax(wait)
+        first = jnp.minimum(window * height, plain.size - height)
+        rows = first + jnp.arange(height)
+        found = _two_words.log_sum_exp(block(rows, jnp.arange(classes)).T)
+        its_own, its_waits = (lax.dynamic_slice_in_dim(a, first, height) for a in (out, waits))
+        out = lax.dynamic_update_slice_in_dim(out, jnp.where(its_waits, found[:, None], its_own), first, 0)
+        return wait.at[window].set(False), out
+
+    return lax.while_loop(
+        lambda state: jnp.any(state[0]), step, (jnp.any(_grouped(waits, height), 1), plain)
+    )[1]
+
+
+def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top: Array) -> Array:
+    """As many rows at a time as make a block, out of groups in which any waits."""
     width = min(classes, BLOCK_SIZE)
     height = min(plain.size, BLOCK_SIZE // width)
-    window = min(plain.size, WINDOW)
-    shape, (waits, plain, top) = plain.shape, (a.reshape(-1, 1) for a in (waits, plain, top))
+    waits = _grouped(waits, GROUP)
+    near = min(len(waits), max(64, -(-height // GROUP)))
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        first, waits, out = state
-        first = jnp.minimum(first, plain.size - window)
-        near = lax.dynamic_slice_in_dim(waits[:, 0], first, window)
-        rows = first + lax.top_k(near.astype(jnp.float32), height)[1]
+        any_waits, waits, out = state
+        groups = lax.top_k(any_waits.astype(jnp.float32), near)[1]
+        wait = waits[groups].reshape(-1)
+        picked = lax.top_k(wait.astype(jnp.float32), height)[1]
+        rows = groups[picked // GROUP] * GROUP + picked % GROUP
+        rows = jnp.where(wait[picked], rows, plain.size)
+        wait = wait.at[picked].set(False).reshape(near, GROUP)
+        any_waits, waits = any_waits.at[groups].set(jnp.any(wait, 1)), waits.at[groups].set(wait)
 
-        def block(i: Array) -> tuple[Array, Array]:
+        def part(i: Array) -> Array:
             columns = i * width + jnp.arange(width, dtype=rows.dtype)
-            live = jnp.broadcast_to(columns < classes, (height, width))
-            at = partial(_entries, x.shape, axes, rows[:, None], jnp.minimum(columns, classes - 1)[None])
-            return at(x).astype(plain.dtype), live if where is None else live & at(where)
+            return block(jnp.minimum(rows, plain.size - 1), columns)
 
-        found = _exact(block, -(-classes // width), top[rows], out[rows])
-        out = out.at[rows].set(jnp.where(waits[rows], found, out[rows]))
-        done = jnp.sum(near, dtype=rows.dtype) <= height
-        return jnp.where(done, first + window, first), waits.at[rows].set(False), out
+        of_rows = (a.at[rows].get(mode="clip") for a in (top, plain))
+        found = _exact(part, -(-classes // width), *of_rows)
+        return any_waits, waits, out.at[rows].set(found, mode="drop")
 
-    begun = jnp.sum(waits & False, dtype=jnp.int32), waits, plain
-    return lax.while_loop(lambda state: state[0] < plain.size, step, begun)[2].reshape(shape)
+    begun = jnp.any(waits, 1), waits, plain
+    return lax.while_loop(lambda state: jnp.any(state[0]), step, begun)[2]
+
+
+def _grouped(waits: Array, size: int) -> Array:
+    """The rows in groups of so many."""
+    groups = -(-waits.size // size)
+    return jnp.pad(waits[:, 0], (0, groups * size - waits.size)).reshape(groups, size)
 
 
 def _entries(shape: tuple[int, ...], axes: Axes, rows: Array, columns: Array, a: Array) -> Array:
@@ -119,7 +165,7 @@ def _entries(shape: tuple[int, ...], axes: Axes, rows: Array, columns: Array, a:
     return a.at[tuple(index)].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _exact(block: Callable[[Array], tuple[Array, Array]], blocks: int, top: Array, plain: Array) -> Array:
+def _exact(part: Callable[[Array], Array], parts: int, top: Array, plain: Array) -> Array:
     """The log-sum-exp of a few rows, ``c + log1p(Σ exp(x − c) − 1)``.
 
     c is 0, or the plain value where that has digits. A maximum next to 0 leaves few digits of
@@ -138,16 +184,16 @@ def _exact(block: Callable[[Array], tuple[Array, Array]], blocks: int, top: Arra
     one = one - _fixed_point.multiply(one, half)
 
     def add(i: Array, total: Array) -> Array:
-        x, live = block(i)
-        x = jnp.where(live & ~(tiny & (x == top)), x, -jnp.inf)
+        x = part(i)
+        x = jnp.where(tiny & (x == top), -jnp.inf, x)
         flat = (jnp.broadcast_to(values, x.shape).reshape(-1) for values in (x, center, exponent))
         terms = _fixed_point.exp(*flat).reshape(-1, *x.shape)
         return _fixed_point.normalized(total + jnp.sum(terms, -1))
 
-    total = lax.fori_loop(0, blocks, add, -one)
+    total = lax.fori_loop(0, parts, add, -one)
     rest = _fixed_point.to_float(total)[:, None] * jnp.where(tiny, 64 * power, 2)
     rest = rest - jnp.where(tiny, a * a * a / 6 * (1 - a / 4), 0)
-    return center + jnp.log1p(rest)
+    return center + rules.log1p(rest)
 
 
 def _power_of_two(a: Array) -> tuple[Array, Array]:

@@ -1,17 +1,19 @@
-"""The state of a row on CPU, and short maps, in the forms that XLA's library of reductions takes there.
+"""The state of a row on CPU, in the forms that XLA's library of reductions takes there.
 
 That library takes chains of sums, products, exponentials and floors under one sum, and reads a row once for
 them; a comparison, a selection or a second sum of the same terms costs more than the exponentials. So the
 heavy pass is one bare sum of ``exp(u)``, and the rest is worked out from it, or repaired. Where a gradient
-follows, XLA stores these exponentials in its place. A map of short rows is one chain as a whole.
+follows, XLA stores these exponentials in its place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -21,6 +23,9 @@ from jsoftmax._autodiff import with_tangent
 SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
 LONGEST_COLUMNS = 32  # at short rows the library is slow, and in most of them a class leads
 LONGEST_WHOLE_ROW = 32768  # sums over longer ones are several times slower, and what they share is stored
+LEAST_SIZE = 2**13  # logits: fewer take a few microseconds in any form; the plain one is compiled fastest
+LONGEST_BESIDE_LABEL = 512  # in longer rows no class may lead, and a bare sum does
+LEAST_REST = 2.0**-80  # what its terms lose below the normal numbers is less than an ulp of it
 _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
 
@@ -31,11 +36,18 @@ class Form(NamedTuple):
     size: int = 0
 
 
+class Label(NamedTuple):
+    """Of every row, with length 1 along it: the class id, and its logit."""
+
+    id: Array
+    logit: Array
+
+
 def choose(shape: tuple[int, ...], axis: int) -> Form | None:
     """The form for logits of this shape; None where the sums had better be written plainly."""
     classes = shape[axis]
-    if math.prod(shape) < 2**13:
-        return None  # a few microseconds in any form; the plain one is compiled fastest
+    if math.prod(shape) < LEAST_SIZE:
+        return None
     if classes <= LONGEST_COLUMNS:
         return Form("columns")
     if classes <= LONGEST_WHOLE_ROW:
@@ -50,23 +62,28 @@ def block_size(classes: int, near: int = 1024) -> int | None:
     return min(sizes, key=lambda n: (n % 16 > 0, abs(n - near)), default=None)
 
 
-def rest(form: Form, x: Array, top: Array, axis: int) -> Array:
-    """``Σ exp(x − top) − 1`` over a row, without the maximal element's 1; −1 in an empty row."""
-    return _rest((form, axis), x, top)
+def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
+    """``Σ exp(x − top) − 1`` over a row, without the maximal element's 1; −1 in an empty row.
+
+    For a label it may be good for its −log p alone: all digits where it leads, those of the sum elsewhere.
+    """
+    return _rest((form, axis), x, top, label)
 
 
-def _value(static: tuple[Form, int], x: Array, top: Array) -> Array:
+def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
-    top, finite_top = _tops(x, top)
     if form.name == "columns":
-        return _of_columns(x, top, finite_top, axis)
+        return _of_columns(x, top, label, axis=axis)
+    top, finite_top = tops(x, top)
+    if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
+        return _beside_label(x, finite_top, label, axis)
     if form.name == "whole":
         return _of_whole_rows(x, finite_top, axis)
     return _of_blocks(form.size, x, top, finite_top, axis)
 
 
-def _tangent(static: tuple[Form, int], arguments: tuple[Array, Array], dx: Array) -> Array:
-    x, top = arguments
+def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) -> Array:
+    x, top, _ = arguments
     top = jnp.where(top == -jnp.inf, 0, top).astype(rules.computing_dtype(x.dtype))
     return jnp.sum(jnp.exp(x.astype(top.dtype) - top) * dx.astype(top.dtype), static[1], keepdims=True)
 
@@ -74,8 +91,8 @@ def _tangent(static: tuple[Form, int], arguments: tuple[Array, Array], dx: Array
 _rest = with_tangent(_value, _tangent)
 
 
-def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
-    """Class by class over all rows at once; the first of the largest is left out.
+def _of_columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
+    """Class by class over all rows at once; the first of the largest is left out, or the label.
 
     Of an odd number of rows, XLA would compute one at a time: the last one waits.
     """
@@ -83,20 +100,41 @@ def _of_columns(x: Array, top: Array, finite_top: Array, axis: int) -> Array:
     if rows != axis and x.shape[rows] % 2 and x.shape[rows] > 1:
         parts, last = [], x.shape[rows] - 1
         for start, end in ((0, last), (last, last + 1)):
-            x_part, top_part, finite_part = (
-                lax.slice_in_dim(a, start, end, axis=rows) for a in (x, top, finite_top)
-            )
-            parts.append(_of_columns(x_part, top_part, finite_part, axis))
+            part = partial(lax.slice_in_dim, start_index=start, limit_index=end, axis=rows)
+            parts.append(_of_columns(*jax.tree.map(part, (x, top, label)), axis=axis))
         return jnp.concatenate(parts, rows)
+    top, finite_top = tops(x, top)
     terms, led = [], jnp.zeros(top.shape, bool)
     for i in range(x.shape[axis]):
         column = lax.slice_in_dim(x, i, i + 1, axis=axis).astype(top.dtype)
-        leads = (column == top) & (top < jnp.inf) & ~led  # of +inf, the term is NaN
-        led = led | leads
-        terms.append(jnp.where(leads, 0, _scaled(_half(column, finite_top))))
+        leaves = (column == top) & (top < jnp.inf) & ~led if label is None else label.id == i
+        led = led | leaves  # of +inf, the term is NaN
+        terms.append(jnp.where(leaves, 0, scaled(_half(column, finite_top))))
     while len(terms) > 1:
         terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
-    return jnp.where(top == -jnp.inf, -1, terms[0] / SCALE)
+    others = terms[0] / SCALE
+    if label is not None:
+        return others + _beyond_1(label, finite_top)
+    # XLA may find -inf for the maximum of a row of NaNs, which then is in the sum.
+    return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
+
+
+def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
+    """One bare sum without the label's term; once more where it leads by so much that terms vanish."""
+
+    def repaired(x: Array, top: Array, others: Array) -> Array:
+        return sum_of_others(scaled(_half(x.astype(top.dtype), top)), label.id, axis) / SCALE
+
+    def bare(x: Array, top: Array, others: Array) -> Array:
+        return others
+
+    others = sum_of_others(exponentials(x.astype(top.dtype), top), label.id, axis)
+    return lax.cond(jnp.any(others < LEAST_REST), repaired, bare, x, top, others) + _beyond_1(label, top)
+
+
+def _beyond_1(label: Label, top: Array) -> Array:
+    """What the label's term adds to the rest, beside the sum of the others."""
+    return exponentials(label.logit.astype(top.dtype), top) - 1
 
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
@@ -105,7 +143,7 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
         half = _half(x.astype(top.dtype), top)
-        rest = jnp.sum(_scaled(half) - SCALE * jnp.floor(half), axis, keepdims=True)
+        rest = jnp.sum(scaled(half) - SCALE * jnp.floor(half), axis, keepdims=True)
         return jnp.where(_leads(SCALE * total), rest / SCALE, total - 1)
 
     def plain(x: Array, top: Array, total: Array) -> Array:
@@ -121,7 +159,7 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     Two blocks may hold a 1 only where the total reaches 2, and no repair is needed.
     """
     count = x.shape[axis] // size
-    sums = block_sums(lambda x, top: _scaled(_half(x, top)), size, x, finite_top, axis)
+    sums = block_sums(lambda x, top: scaled(_half(x, top)), size, x, finite_top, axis)
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
@@ -129,9 +167,25 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
     holder = block(size, x, index, axis).astype(top.dtype)
     half = jnp.exp(jnp.where(holder == top, -jnp.inf, (holder - finite_top) * 0.5))
-    rest = others + jnp.sum(_scaled(half), axis, keepdims=True)
+    rest = others + jnp.sum(scaled(half), axis, keepdims=True)
     others_only = jnp.where(total == 0, -SCALE, jnp.maximum(total - SCALE, 0))
     return jnp.where(_leads(total) & (others < total), rest, others_only) / SCALE
+
+
+def apart(sums: Array) -> Array:
+    """The sums, NaN for +inf too, by a selection: without it XLA fuses them with what is made of them.
+
+    With a logarithm or another sum, they would take several times as long.
+    """
+    return jnp.where(sums < jnp.inf, sums, jnp.nan)
+
+
+def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
+    """The sum over a row but for the class with this id, told by arithmetic: see the head of this file."""
+    shape = [1] * terms.ndim
+    shape[axis] = terms.shape[axis]
+    away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
+    return apart(jnp.sum(terms * jnp.minimum(away * away, 1), axis, keepdims=True))
 
 
 def block_sums(
@@ -161,31 +215,7 @@ def _in_blocks(size: int, x: Array, axis: int) -> Array:
     return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 
-def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
-    """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
-    classes = math.prod(x.shape[axis] for axis in axes)
-    return x.dtype == rules.computing_dtype(x.dtype) and x.size >= 2**13 and shortest <= classes <= 8192
-
-
-def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """``exp(u)/Σ exp(u)``; 0 in an empty row. The floor of an exponential is its maximum's 1, added last."""
-    terms = exponentials(x, _tops(x, top)[1])
-    ones = jnp.floor(terms)
-    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
-    return terms / jnp.maximum(rest + ones, 0.5)
-
-
-def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """``u − log1p(rest)``; −inf in an empty row."""
-    top = _tops(x, top)[1]
-    u = rules.rounded(x, top) - top
-    half = jnp.exp(u * 0.5)
-    ones = jnp.floor(half)
-    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_scaled(half) - SCALE * ones, ones))
-    return u - jnp.log1p(jnp.maximum(rest / SCALE + (ones - 1), -0.5))
-
-
-def _tops(x: Array, top: Array) -> tuple[Array, Array]:
+def tops(x: Array, top: Array) -> tuple[Array, Array]:
     """The maximum to compute with, and the same but finite in an empty row, where it is −inf."""
     top = top.astype(rules.computing_dtype(x.dtype))
     return top, jnp.maximum(top, jnp.finfo(top.dtype).min)
@@ -199,7 +229,7 @@ def _half(x: Array, top: Array) -> Array:
     return jnp.exp((x - top) * 0.5)
 
 
-def _scaled(half: Array) -> Array:
+def scaled(half: Array) -> Array:
     """``exp(u)``, scaled, from half = exp(u/2)."""
     return jnp.square(half * 2.0**32)
 

@@ -97,7 +97,7 @@ def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: A
     more = gap > 0
     total = 1 + jnp.where(more, rest_p, rest_q)
     empty = (rest_p < 0) | (rest_q < 0)
-    log = jnp.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
+    log = rules.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
     return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if one is
 
 

@@ -36,8 +36,8 @@ def logsumexp(
     A drop-in for ``jax.nn.logsumexp``. Computed in at least float32, returned in the dtype of the arguments.
     On CPU, without `b`, a result next to 0, where max and log1p cancel (as for log-probabilities), keeps its
     digits, unless `a` may lie on several devices: such rows are summed again in fixed point, which takes
-    about a hundred times as long.
-    There, the value alone of a row of more than 32768 entries is found in one pass wherever that is as
+    about a hundred times as long; short rows that cancel by a few bits only take ten times as long.
+    There, the value alone of a row of more than 32 entries is found in one pass wherever that is as
     accurate; its last digit may differ from that found with a derivative.
     An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
     +inf or NaN in a live entry gives NaN.
@@ -133,7 +133,7 @@ def _weighted_save(
     maximal = (counts & maximal).astype(terms.dtype)
     total, rest, ones = rules.row_sums(axes, terms, terms - maximal, maximal)
     rest = rest + (ones - 1)
-    empty = peak == -jnp.inf
+    empty = (peak == -jnp.inf) & (total == 0)  # of a row of NaNs, XLA may find that maximum too
     total = jnp.where(empty, 1, total)
     near_one = jnp.abs(rest) < 0.5
     log = jnp.where(near_one, jnp.log1p(jnp.where(near_one, rest, 0)), jnp.log(jnp.abs(total)))
@@ -156,7 +156,7 @@ def _weighted_shares(saved: _WeightedSaved) -> tuple[Array, Array]:
     """The derivatives in a, ``b·exp(a)/Σ``, and in b, ``exp(a)/Σ``."""
     a, b, where, peak, total = saved
     shares = _exponentials(a, b, where, peak)[0] / total
-    shares = jnp.where(peak == -jnp.inf, 0, shares)
+    shares = jnp.where((peak == -jnp.inf) & (total == 1), 0, shares)
     return b.astype(shares.dtype) * shares, shares
 
 

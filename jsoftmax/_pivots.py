@@ -1,4 +1,4 @@
-"""Values without a derivative, on CPU: a long row is read once, shifted by an entry, not by its maximum.
+"""Values without a derivative, on CPU: a row is read once, shifted by an entry, not by its maximum.
 
     log Σ exp(x) = x_k + log Σ exp(x − x_k)        −log p_k = log1p(Σ_others exp(x − x_k))
 
@@ -21,58 +21,68 @@ from jsoftmax._sharding import is_whole
 Axes = tuple[int, ...]
 ByMaximum = Callable[..., Array]  # of the axes and of the arrays
 
-SAMPLE = 128  # classes, of which the largest is the entry for a log-sum-exp
-SHORTEST_ROW = 4096  # of those with a label
-LEAST_REST = 2.0**-80  # what its terms lose below the normal numbers is less than an ulp of it
+SHORTEST_ROW = _cpu.LONGEST_COLUMNS + 1
+SHORTEST_IN_BLOCKS = 4096  # of rows with a label, where a mask of the others costs more
 
 
 def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
     """The log-sum-exp of every row, or else ``by_maximum(axes, x)``; None where that is better anyway."""
 
-    def in_one_pass(axis: int, size: int, x: Array) -> tuple[Array, Array]:
-        pivot = jnp.max(lax.slice_in_dim(x, 0, SAMPLE, axis=axis), axis, keepdims=True)
+    def in_one_pass(axis: int, x: Array) -> tuple[Array, Array]:
+        pivot = jnp.max(lax.slice_in_dim(x, 0, sample, axis=axis), axis, keepdims=True)
         pivot = pivot.astype(rules.computing_dtype(x.dtype))
-        sums = _cpu.block_sums(_cpu.exponentials, size, x, pivot, axis)
-        # But for the selection, XLA would make one sum of the two, over rows that are too long for it.
-        sums = jnp.where(sums < jnp.inf, sums, jnp.inf)
-        log_total = jnp.log(jnp.sum(sums, axis, keepdims=True))
+        if size is None:
+            terms = _cpu.exponentials(x.astype(pivot.dtype), pivot)
+        else:
+            terms = _cpu.apart(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis))
+        log_total = jnp.log(_cpu.apart(jnp.sum(terms, axis, keepdims=True)))
         out = pivot + log_total
         # Of 4 ulp, 2 half ones of `out` each, at least 3.5 are left to the logarithm, the shift and the sum.
         sure = jnp.isfinite(out) & (2 * log_total + 3 <= 3.5 * jnp.abs(out))
         return out.astype(x.dtype), sure
 
-    return _values(in_one_pass, by_maximum, axes, x, shortest=_cpu.LONGEST_WHOLE_ROW + 1, near=1024)
+    classes = _classes(x, axes)
+    sample = classes if classes <= 512 else min(classes // 32, 128)  # a part of a row is copied
+    size = _cpu.block_size(classes) if classes > _cpu.LONGEST_WHOLE_ROW else None
+    return _values(in_one_pass, by_maximum, axes, size, x)
 
 
 def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
     """``−log p`` of every row's class, or else ``by_maximum(axes, x, ids)``; None where that is better."""
 
-    def in_one_pass(axis: int, size: int, x: Array, ids: Array) -> tuple[Array, Array]:
+    def in_one_pass(axis: int, x: Array, ids: Array) -> tuple[Array, Array]:
         dtype = rules.computing_dtype(x.dtype)
         pivot = jnp.take_along_axis(x, ids, axis, mode="clip").astype(dtype)
-        its_block, its_place = (f(ids, jnp.full_like(ids, size)) for f in (lax.div, lax.rem))
-        block = _cpu.block(size, x, its_block, axis).astype(dtype)
-        others = _of_others(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis), its_block, axis)
-        others = others + _of_others(_cpu.exponentials(block, pivot), its_place, axis)
-        return jnp.log1p(others), (others > LEAST_REST) & (others < jnp.inf)
+        if size is None:
+            others = _cpu.sum_of_others(_cpu.exponentials(x.astype(dtype), pivot), ids, axis)
+        else:
+            its_block, its_place = (f(ids, jnp.full_like(ids, size)) for f in (lax.div, lax.rem))
+            block = _cpu.block(size, x, its_block, axis).astype(dtype)
+            others = _of_others(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis), its_block, axis)
+            others = others + _of_others(_cpu.exponentials(block, pivot), its_place, axis)
+        return rules.log1p(others), (others > _cpu.LEAST_REST) & (others < jnp.inf)
 
     # Of short blocks, as one of every row is read again.
-    return _values(in_one_pass, by_maximum, axes, x, ids, shortest=SHORTEST_ROW, near=256)
+    classes = _classes(x, axes)
+    size = _cpu.block_size(classes, near=256) if classes >= SHORTEST_IN_BLOCKS else None
+    return _values(in_one_pass, by_maximum, axes, size, x, ids)
+
+
+def _classes(x: Array, axes: Axes) -> int:
+    return x.shape[axes[0]] if len(axes) == 1 else 0
 
 
 def _values(
     in_one_pass: Callable[..., tuple[Array, Array]],
     by_maximum: ByMaximum,
     axes: Axes,
+    size: int | None,
     x: Array,
     *ids: Array,
-    shortest: int,
-    near: int,
 ) -> Array | None:
-    if len(axes) != 1 or x.shape[axes[0]] < shortest or not x.size or not is_whole(x, *range(x.ndim)):
-        return None
-    size = _cpu.block_size(x.shape[axes[0]], near)
-    if size is None:
+    classes = _classes(x, axes)
+    too_long = size is None and classes > _cpu.LONGEST_WHOLE_ROW
+    if classes < SHORTEST_ROW or too_long or x.size < _cpu.LEAST_SIZE or not is_whole(x, *range(x.ndim)):
         return None
 
     def of_axes(axes: Axes) -> Callable[..., Array]:
@@ -83,7 +93,7 @@ def _values(
             return by_maximum(axes, *arrays)
 
         def on_cpu(*arrays: Array) -> Array:
-            values, sure = in_one_pass(axes[0], size, *arrays)
+            values, sure = in_one_pass(axes[0], *arrays)
             return lax.cond(jnp.all(sure), known, not_all_known, values, *arrays)
 
         def anywhere(*arrays: Array) -> Array:

@@ -44,13 +44,15 @@ def reduce(
     exact: bool = False,
     labels: Array | None = None,
     shares: Shares = _no_shares,
+    for_label: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
 
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
-    over them.
+    over them. The rest may be good `for_label` alone, for its −log p.
     """
-    static = _Static(axes, tuple(moment._replace(factors=()) for moment in moments), entropy, exact)
+    kinds = tuple(moment._replace(factors=()) for moment in moments)
+    static = _Static(axes, kinds, entropy, exact, for_label)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     if names or not _accelerators.takes_one_pass(x, own):
@@ -73,6 +75,7 @@ class _Static(NamedTuple):
     kinds: tuple[Moment, ...]  # without their factors
     entropy: bool
     exact: bool
+    for_label: bool
     pieces: int = 1  # of a row, if it is read in one pass
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
@@ -89,7 +92,7 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
-    axes, kinds, entropy, exact, _ = static
+    axes, kinds, entropy, exact, for_label, _ = static
     own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
@@ -113,8 +116,11 @@ def _in_two_passes(
             return online.from_sums(top, total, scaled_rest).rest
 
         def on_cpu(x: Array, top: Array) -> Array:
-            return _cpu.rest(form, x, top, own[0])
+            return _cpu.rest(form, x, top, own[0], label)
 
+        label = None
+        if for_label and labels is not None and label_logit is not None:
+            label = _cpu.Label(labels, label_logit)
         rest = lax.platform_dependent(x, top, cpu=on_cpu, default=plain)
         return online.State(top, rest), Sums(None, (), shares(top, label_logit))
     own_sums = sums(all_terms, (x, scaling.where, factors), own)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _accelerators, _cpu, _reductions, online, rules
+from jsoftmax import _accelerators, _cpu, _cpu_maps, _reductions, online, rules
 from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, ordered_live, shifted
 
 Axes = tuple[int | str, ...]
@@ -24,7 +24,7 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, on
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return probabilities(shifted(x, scaling, state.max), state.rest)
 
-    return _with_state(found, _accelerators.fused_softmax, _cpu.softmax, 1, x, scaling, axes)
+    return _with_state(found, _accelerators.fused_softmax, _cpu_maps.softmax, 1, x, scaling, axes)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -34,7 +34,13 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
     return _with_state(
-        found, _accelerators.fused_log_softmax, _cpu.log_softmax, _cpu.LONGEST_COLUMNS + 1, x, scaling, axes
+        found,
+        _accelerators.fused_log_softmax,
+        _cpu_maps.log_softmax,
+        _cpu.LONGEST_COLUMNS + 1,
+        x,
+        scaling,
+        axes,
     )
 
 
@@ -54,7 +60,7 @@ def _with_state(
         return found(x, scaling, state), state
 
     def on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        if scaling != Scaling(None) or not _cpu.fuses(x, own, shortest_on_cpu):
+        if scaling != Scaling(None) or not _cpu_maps.fuses(x, own, shortest_on_cpu):
             return from_state(x, scaling)
         state, _ = _reductions.reduce(x, scaling, axes)
         return fused_on_cpu(x, state.max, own), state

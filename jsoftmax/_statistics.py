@@ -84,6 +84,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
         exact=asks_for_entropy,
         labels=labels if asks_for_id else None,
         shares=of_id,
+        for_label=wanted == {"nll"},
     )
     empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}

@@ -126,7 +126,7 @@ def _together(
 
 def log_total(rest: Array) -> Array:
     """``log Σ exp(u)``; 0 in an empty row, where u is −inf already."""
-    return jnp.log1p(jnp.where(rest < 0, 0, rest))
+    return rules.log1p(jnp.where(rest < 0, 0, rest))
 
 
 def finish(state: State) -> Array:

@@ -59,6 +59,30 @@ def test_the_rest_of_any_row(name, axis):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [2, 8, 100, 512, 1000])
+def test_a_rest_that_is_good_for_a_label(classes, axis):
+    """Wherever the label stands: in ``−log p`` a relative error of a few ulp and the gap."""
+    names, x = rows(np.random.default_rng(0), (1, classes))
+    ids = np.stack([x.argmax(1), x.argmin(1), *np.full((2, len(x)), [[0], [classes // 2]])]).reshape(-1, 1)
+    x = np.concatenate([x] * 4)
+    logits, top = np.take_along_axis(x, ids, 1), x.max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        away = x.astype(np.float64) - logits
+        np.put_along_axis(away, ids, -np.inf, 1)
+        want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
+    x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _cpu.Label(ids, logits)))
+    form = _cpu.Form("columns" if classes <= _cpu.LONGEST_COLUMNS else "whole")
+    rest = jax.jit(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
+    got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
+    for kind, ours, loss, of_label in zip(
+        names * 4, np.ravel(got), np.ravel(want), np.ravel(ids), strict=True
+    ):
+        gap = max(0.0, -np.log(loss)) if loss else 0
+        known = ours == loss or abs(ours - loss) <= (6 + gap) * 2**-23 * loss + np.finfo(np.float32).tiny
+        assert known, (kind, of_label, ours, loss)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", FORMS)
 def test_empty_rows_and_overflows_stay_in_their_rows(name, axis):
     shape, form = FORMS[name]
@@ -149,6 +173,27 @@ def test_a_nan_stays_in_its_row(name):
         well, beside = np.asarray(function(x)), np.asarray(function(ill))
         np.testing.assert_array_equal(beside[:2], well[:2])
         assert np.isnan(beside[2:]).all()
+
+
+@pytest.mark.parametrize("classes", [2, 8, 100, 9000])
+def test_a_row_of_nans_is_no_empty_row(classes):
+    """Though the maximum that XLA's library finds for it is −inf."""
+    x = np.zeros((max(2**14 // classes, 4), classes), np.float32)
+    x[1], x[2], x[2, 1:] = np.nan, np.nan, -np.inf
+    rows = len(x)
+
+    def found(x):
+        of_labels = jsoftmax.row_statistics(x, jnp.zeros(rows, int))[:3]
+        losses = (
+            jsoftmax.cross_entropy(x, jnp.zeros(rows, int)),
+            jsoftmax.cross_entropy(x, jnp.full_like(x, 0.1)),
+        )
+        sums = jsoftmax.logsumexp(x, 1), jsoftmax.logsumexp(x, 1, jnp.full_like(x, 2.0)), jsoftmax.entropy(x)
+        return *of_labels, *losses, *sums, jsoftmax.softmax(x)[:, 0], jsoftmax.log_softmax(x)[:, 0]
+
+    for values in (jax.jit(found)(x), jax.jit(jax.grad(lambda x: sum(map(jnp.sum, found(x)))))(x).T):
+        for value in values:
+            np.testing.assert_array_equal(np.flatnonzero(np.isnan(value)), [1, 2])
 
 
 @pytest.mark.parametrize("classes", [8, 100])

@@ -12,7 +12,7 @@ LAYERS = (
     ("_sharding", "_recomputation"),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_mapping", "_eager"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
-    ("_accelerators", "_pivots"),
+    ("_accelerators", "_cpu_maps", "_pivots", "_two_words"),
     ("_reductions",),
     ("_rows", "_cancellation"),
     ("_maps", "_logsumexp", "_statistics", "_divergences"),

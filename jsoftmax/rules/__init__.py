@@ -18,6 +18,7 @@ from jsoftmax.rules._divergences import (
     kl_terms_of_others,
     log_to_mean,
 )
+from jsoftmax.rules._elementary import expm1, log1p
 from jsoftmax.rules._rows import across, rounded, row_sums, split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
@@ -43,10 +44,12 @@ __all__ = [
     "difference",
     "divergence_terms",
     "entropy_residual",
+    "expm1",
     "kl_gradient_in_p",
     "kl_gradient_in_q",
     "kl_terms_of_others",
     "label_residual",
+    "log1p",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",

