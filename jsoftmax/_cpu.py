@@ -108,14 +108,14 @@ def _of_columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Arra
     for i in range(x.shape[axis]):
         column = lax.slice_in_dim(x, i, i + 1, axis=axis).astype(top.dtype)
         leaves = (column == top) & (top < jnp.inf) & ~led if label is None else label.id == i
-        led = led | leaves  # of +inf, the term is NaN
+        led = led | leaves
         terms.append(jnp.where(leaves, 0, scaled(_half(column, finite_top))))
     while len(terms) > 1:
         terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
-    others = terms[0] / SCALE
+    others = terms[0] / SCALE  # NaN where +inf is the maximum
     if label is not None:
         return others + _beyond_1(label, finite_top)
-    # XLA may find -inf for the maximum of a row of NaNs, which then is in the sum.
+    # XLA's library finds −inf for the maximum of a row of NaNs; the sum tells it from an empty row.
     return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
 
 

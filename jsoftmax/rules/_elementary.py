@@ -9,13 +9,13 @@ from jax import Array, lax
 
 
 def log1p(r: Array) -> Array:
-    """``log(1 + r)`` for r > −1, to 2 ulp; that of XLA on CPU is up to 2.5 off, and takes ten times as long.
+    """``log(1 + r)`` for r > −1, to 2 ulp; XLA's on CPU is further off, and takes several times as long.
 
     The logarithm of w = 1 + r, rounded, and what the rounding took away: ``log w + (r − (w − 1))/w``.
     """
 
     def by_logarithm(r: Array) -> Array:
-        # Without the minimum, XLA would take w − 1 for r.
+        # Without the minimum, XLA may take w − 1 for r.
         w = jnp.minimum(1 + r, jnp.finfo(r.dtype).max)
         return jnp.log(w) + (r - (w - 1)) / w
 

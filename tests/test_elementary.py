@@ -1,4 +1,4 @@
-"""A log-sum-exp in two words, where the maximum and the logarithm cancel by a few bits."""
+"""Elementary functions; a log-sum-exp in two words, where the maximum and the logarithm cancel somewhat."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jsoftmax
-from jsoftmax import _two_words
+from jsoftmax import _two_words, rules
 
 
 def exact(x):
@@ -16,6 +16,26 @@ def exact(x):
 
 def ulps(got, want):
     return abs(got - want) / np.spacing(abs(want).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log1p(dtype):
+    rng = np.random.default_rng(0)
+    r = np.concatenate([10.0 ** rng.uniform(-37, 9, 100_000), rng.uniform(-0.5, 3, 100_000)]).astype(dtype)
+    want = np.log1p(r.astype(np.longdouble))
+    with jax.enable_x64(dtype == np.float64):
+        got = np.asarray(jax.jit(rules.log1p)(r))
+        slope = jax.jit(jax.vmap(jax.grad(rules.log1p)))(r[:1000])
+        np.testing.assert_array_equal(rules.log1p(np.array([0, np.inf, np.nan], dtype)), [0, np.inf, np.nan])
+    assert got.dtype == dtype
+    assert np.max(abs(got - want) / np.spacing(abs(want).astype(dtype))) <= 2
+    np.testing.assert_allclose(slope, 1 / (1 + r[:1000]), rtol=4 * np.finfo(dtype).eps)
+
+
+def test_expm1():
+    d = -np.concatenate([np.geomspace(1e-30, 80, 50_000), [0]]).astype(np.float32)
+    got, want = np.asarray(jax.jit(rules.expm1)(d)), np.expm1(d.astype(np.float64))
+    assert ulps(got, want).max() <= 1.5
 
 
 def test_an_exponential():
