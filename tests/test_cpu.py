@@ -175,7 +175,7 @@ def test_a_nan_stays_in_its_row(name):
         assert np.isnan(beside[2:]).all()
 
 
-@pytest.mark.parametrize("classes", [2, 8, 100, 9000])
+@pytest.mark.parametrize("classes", [8, 100])
 def test_a_row_of_nans_is_no_empty_row(classes):
     """Though the maximum that XLA's library finds for it is −inf."""
     x = np.zeros((max(2**14 // classes, 4), classes), np.float32)

@@ -71,7 +71,7 @@ def assert_within(ulps, ours, want):
 
 
 @each_axis
-@pytest.mark.parametrize("classes", [33, 100, 521, 1000, 4096, CLASSES, 50257])
+@pytest.mark.parametrize("classes", [100, 521, 4096, CLASSES, 50257])
 def test_values_in_every_regime(classes, axis):
     """Within the contract's 4 ulp, and a tiny loss within the lead more."""
     loss = jax.jit(functools.partial(jsoftmax.cross_entropy, axis=axis))
