@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _accelerators, _cpu, online, rules
-from jsoftmax._scaling import Moment, Scaling, exponentials, live, peak, shift, shifted, slipped
+from jsoftmax._recomputation import anew
+from jsoftmax._scaling import Moment, Scaling, Shifted, exponentials, live, peak, shift, shifted, slipped
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int | str, ...]
@@ -82,6 +84,19 @@ class _Static(NamedTuple):
         pairs = zip(self.kinds, factors, strict=True)
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
+    def terms(self, z: Shifted, factors: tuple[Any, ...]) -> tuple[Array, ...]:
+        """Those of Σ exp(u), and of every further sum."""
+        e = exponentials(z)
+        u = z.u if z.slip is None else z.u + z.slip
+        of_entropy = (e * jnp.where(u == -jnp.inf, 0, u),) if self.entropy else ()
+        return e, *of_entropy, *(t for moment in self.moments(factors) for t in moment.terms(u))
+
+    def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
+        """Told apart: that of the entropy, and those of every moment."""
+        each = iter(sums)
+        of_entropy = next(each) if self.entropy else None
+        return of_entropy, tuple(tuple(islice(each, 2 - kind.only_total)) for kind in self.kinds)
+
 
 def _in_two_passes(
     static: _Static,
@@ -102,12 +117,10 @@ def _in_two_passes(
         x, where, factors = part
         here = scaling._replace(where=where)
         z = shifted(x, here, top, exact)
-        e = exponentials(z)
         half = jnp.exp(shift(x, here, top, 0.5))
         scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
-        u = z.u if z.slip is None else z.u + z.slip
-        of_entropy = (e * jnp.where(u == -jnp.inf, 0, u),) if entropy else ()
-        return e, scaled_rest, *of_entropy, *(t for m in static.moments(factors) for t in m.terms(u))
+        total, *further = static.terms(z, factors)
+        return total, scaled_rest, *further
 
     if form is not None:
 
@@ -126,9 +139,8 @@ def _in_two_passes(
     own_sums = sums(all_terms, (x, scaling.where, factors), own)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
     total, scaled_rest, *further = found[: len(own_sums)]
-    of_entropy = further.pop(0) if entropy else None
-    moments = tuple(tuple(further.pop(0) for _ in range(2 - kind.only_total)) for kind in kinds)
-    return online.from_sums(top, total, scaled_rest), Sums(of_entropy, moments, tuple(found[len(own_sums) :]))
+    sums_found = Sums(*static.further(further), tuple(found[len(own_sums) :]))
+    return online.from_sums(top, total, scaled_rest), sums_found
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -150,13 +162,18 @@ def _in_one_pass(
 @_in_one_pass.defjvp
 def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any, Any]:
     """JAX differentiates no reduction of this kind: the derivative is that of the sums."""
+    state, sums, label_logit = _in_one_pass(static, *primals)
+    own, _ = rules.split_axes(static.axes)
 
-    def in_two_passes(*arrays: Any) -> tuple[online.State, Sums, Array | None]:
-        state, sums = _in_two_passes(static, lambda _, label_logit: (label_logit,), *arrays)
-        return state, sums._replace(shares=()), sums.shares[0]
+    def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
+        again = anew(anew(scaling))  # a gradient's own is one barrier, and XLA takes two alike for one
+        z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
+        total, *further = (jnp.sum(t, own, keepdims=True) for t in static.terms(z, factors))
+        its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+        return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
 
-    _, slope = jax.jvp(in_two_passes, primals, tangents)
-    return _in_one_pass(static, *primals), slope
+    _, slope = jax.jvp(of_sums, primals, tangents)
+    return (state, sums, label_logit), slope
 
 
 def _form(x: Array, axes: Axes) -> _cpu.Form | None:

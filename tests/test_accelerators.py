@@ -309,6 +309,20 @@ def loss_and_every_gradient(x):
     return jax.value_and_grad(loss, (0, 1, 2)), (x, numbers, weights, class_ids(x))
 
 
+def curvature(gradient_of):
+    """A Hessian-vector product, of the value and gradient in x alone."""
+
+    def of(x):
+        value_and_gradient, arguments = gradient_of(x)
+
+        def product(v, x, *others):
+            return jax.jvp(lambda x: value_and_gradient(x, *others)[1], (x,), (v,))[1]
+
+        return product, (x, *arguments)
+
+    return of
+
+
 ON_GPU = {
     "kl_divergence": Case(divergence("kl_divergence"), (6, 6), 0, (10, 14)),
     "kl_divergence, gradient in q": Case(divergence("kl_divergence", 1), (6, 6), 1, (14, 18)),
@@ -323,6 +337,8 @@ ON_GPU = {
     "log_softmax, gradient in T": Case(map_and_temperature(log_softmax), (5, 7), 2, (6, 25)),
     "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (15, 17)),
     "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (33, 36)),
+    "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (6, 5), 1, (6, 9)),
+    "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (11, 14)),
 }
 
 
