@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jsoftmax import _reductions, _rows, _scaling, online, rules
 from jsoftmax._autodiff import with_rules
@@ -56,9 +56,7 @@ class _Saved(NamedTuple):
         of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
         # Sums of this shard alone would make all that follows differ from shard to shard.
         known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
-        (p_state, q_state, log_ratio), _ = lax.platform_dependent(
-            (of_rows, known), cpu=lambda a: a, default=lax.optimization_barrier
-        )
+        p_state, q_state, log_ratio = anew(of_rows, known)
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
     def pair(self) -> _Pair:

@@ -60,8 +60,6 @@ def _with_state(
         return found(x, scaling, state), state
 
     def on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        if scaling != Scaling(None) or not _cpu_maps.fuses(x, own, shortest_on_cpu):
-            return from_state(x, scaling)
         state, _ = _reductions.reduce(x, scaling, axes)
         return fused_on_cpu(x, state.max, own), state
 
@@ -69,10 +67,14 @@ def _with_state(
         return fused(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     own, names = rules.split_axes(axes)
-    if names:
+    for_cpu = for_gpu = from_state
+    if not names and scaling == Scaling(None) and _cpu_maps.fuses(x, own, shortest_on_cpu):
+        for_cpu = on_cpu
+    if not names and _accelerators.fuses(x, own):
+        for_gpu = beside_state
+    if for_cpu is for_gpu:
         return from_state(x, scaling)
-    on_gpu = beside_state if _accelerators.fuses(x, own) else from_state
-    return lax.platform_dependent(x, scaling, cpu=on_cpu, tpu=from_state, default=on_gpu)
+    return lax.platform_dependent(x, scaling, cpu=for_cpu, tpu=from_state, default=for_gpu)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:

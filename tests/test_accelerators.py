@@ -328,7 +328,7 @@ ON_GPU = {
     "kl_divergence, gradient in q": Case(divergence("kl_divergence", 1), (6, 6), 1, (14, 18)),
     "kl_divergence, both gradients": Case(divergence("kl_divergence", 0, 1), (8, 8), 2, (19, 25)),
     "js_divergence": Case(divergence("js_divergence"), (8, 8), 0, (15, 20)),
-    "js_divergence, both gradients": Case(divergence("js_divergence", 0, 1), (10, 12), 2, (28, 38)),
+    "js_divergence, both gradients": Case(divergence("js_divergence", 0, 1), (12, 10), 2, (29, 37)),
     "softmax, tangent": Case(tangent(softmax), (3, 5), 2, (2, 10)),
     "log_softmax, tangent": Case(tangent(log_softmax), (3, 5), 2, (2, 10)),
     "softmax, mask and T": Case(masked_at_temperature(softmax), (3, 5), 2, (3, 12)),
@@ -338,7 +338,7 @@ ON_GPU = {
     "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (15, 17)),
     "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (33, 36)),
     "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (6, 5), 1, (6, 9)),
-    "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (11, 14)),
+    "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (10, 13)),
 }
 
 

@@ -63,6 +63,7 @@ def test_arrows_go_down_only(path):
                 "functools",
                 "importlib",
                 "inspect",
+                "itertools",
                 "math",
             }
             assert top in {"jax", "numpy", "operator", "typing", *standard}, f"{path.name} imports {name}"
