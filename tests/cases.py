@@ -16,6 +16,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_
 if jax.__version_info__ < (0, 11):  # later there is one emitter, a quick one
     QUICKLY["xla_cpu_use_fusion_emitters"] = False
 jit_quickly = partial(jax.jit, compiler_options=QUICKLY)
+QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICKLY.items())  # of a subprocess
 
 
 def curvature(scalar, arguments, along=None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import re
 import shutil
 import struct
@@ -12,6 +13,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from cases import QUICK_FLAGS
 from PIL import Image
 
 import jsoftmax
@@ -34,7 +36,10 @@ PICTURES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "j
 
 def run(*arguments, folder):
     command = [sys.executable, "-W", "error", "-m", "jsoftmax", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK_FLAGS}"}
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | flags, capture_output=True, text=True, timeout=300
+    )
 
 
 def assert_refused(status, stderr, *words):
