@@ -120,9 +120,18 @@ def _in_two_words(block: Block, classes: int, plain: Array, waits: Array) -> Arr
 
 
 def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top: Array) -> Array:
-    """As many rows at a time as make a block, out of groups in which any waits."""
+    """As many rows at a time as make a block, out of groups in which any waits; or all at once."""
     width = min(classes, BLOCK_SIZE)
     height = min(plain.size, BLOCK_SIZE // width)
+
+    def exact(rows: Array, top: Array, plain: Array) -> Array:
+        def part(i: Array) -> Array:
+            return block(rows, i * width + jnp.arange(width, dtype=rows.dtype))
+
+        return _exact(part, -(-classes // width), top, plain)
+
+    if height == plain.size:
+        return jnp.where(waits, exact(jnp.arange(height), top, plain), plain)
     waits = _grouped(waits, GROUP)
     near = min(len(waits), max(64, -(-height // GROUP)))
 
@@ -135,13 +144,8 @@ def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top:
         rows = jnp.where(wait[picked], rows, plain.size)
         wait = wait.at[picked].set(False).reshape(near, GROUP)
         any_waits, waits = any_waits.at[groups].set(jnp.any(wait, 1)), waits.at[groups].set(wait)
-
-        def part(i: Array) -> Array:
-            columns = i * width + jnp.arange(width, dtype=rows.dtype)
-            return block(jnp.minimum(rows, plain.size - 1), columns)
-
         of_rows = (a.at[rows].get(mode="clip") for a in (top, plain))
-        found = _exact(part, -(-classes // width), *of_rows)
+        found = exact(jnp.minimum(rows, plain.size - 1), *of_rows)
         return any_waits, waits, out.at[rows].set(found, mode="drop")
 
     begun = jnp.any(waits, 1), waits, plain
