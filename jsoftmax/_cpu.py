@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax._autodiff import with_tangent
+from jsoftmax._sharding import is_whole
 
 SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
 LONGEST_COLUMNS = 32  # at short rows the library is slow, and in most of them a class leads
@@ -30,7 +30,7 @@ _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the s
 
 
 class Form(NamedTuple):
-    """How the rest of a row is found: "columns", "whole" or "blocks", these of `size` classes."""
+    """How a rest is found: "columns", "columns in parts", "whole", or "blocks", these of `size` classes."""
 
     name: str
     size: int = 0
@@ -43,13 +43,16 @@ class Label(NamedTuple):
     logit: Array
 
 
-def choose(shape: tuple[int, ...], axis: int) -> Form | None:
-    """The form for logits of this shape; None where the sums had better be written plainly."""
+def choose(shape: tuple[int, ...], axis: int, alone: bool = False) -> Form | None:
+    """The form for logits of this shape; None where the sums had better be written plainly.
+
+    `alone` says that nothing is made of it for every class.
+    """
     classes = shape[axis]
     if math.prod(shape) < LEAST_SIZE:
         return None
     if classes <= LONGEST_COLUMNS:
-        return Form("columns")
+        return Form("columns" if alone else "columns in parts")
     if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
     size = block_size(classes)
@@ -72,8 +75,8 @@ def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None
 
 def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
-    if form.name == "columns":
-        return _of_columns(x, top, label, axis=axis)
+    if form.name.startswith("columns"):
+        return _of_columns(x, top, label, axis, in_parts="parts" in form.name)
     top, finite_top = tops(x, top)
     if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
         return _beside_label(x, finite_top, label, axis)
@@ -91,18 +94,26 @@ def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) ->
 _rest = with_tangent(_value, _tangent)
 
 
-def _of_columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
+def _of_columns(x: Array, top: Array, label: Label | None, axis: int, in_parts: bool) -> Array:
     """Class by class over all rows at once; the first of the largest is left out, or the label.
 
-    Of an odd number of rows, XLA would compute one at a time: the last one waits.
+    Of an odd number of rows, XLA would compute one at a time. And it would fuse all of this with what is made
+    of a rest for every class, and compute it as often: not if it is put together. So the last rows wait.
     """
-    rows = (axis + 1) % x.ndim if x.ndim == 2 else axis
-    if rows != axis and x.shape[rows] % 2 and x.shape[rows] > 1:
-        parts, last = [], x.shape[rows] - 1
-        for start, end in ((0, last), (last, last + 1)):
-            part = partial(lax.slice_in_dim, start_index=start, limit_index=end, axis=rows)
-            parts.append(_of_columns(*jax.tree.map(part, (x, top, label)), axis=axis))
-        return jnp.concatenate(parts, rows)
+    rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
+    count = x.shape[rows]
+    if rows == axis or not (in_parts or count % 2):
+        return _columns(x, top, label, axis=axis)
+    cut = (count - 1) // 2 * 2
+
+    def part(start: int, end: int) -> Array:
+        of_rows = jax.tree.map(lambda a: lax.slice_in_dim(a, start, end, axis=rows), (x, top, label))
+        return _columns(*of_rows, axis=axis)
+
+    return jnp.concatenate([part(0, cut), part(cut, count)], rows)
+
+
+def _columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
     top, finite_top = tops(x, top)
     terms, led = [], jnp.zeros(top.shape, bool)
     for i in range(x.shape[axis]):

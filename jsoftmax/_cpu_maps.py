@@ -9,6 +9,8 @@ from jax import Array
 
 from jsoftmax import _cpu, rules
 
+LONGEST_PLAIN_SUM = 8  # classes; of more, a plain sum may be off by more than 4 ulp
+
 
 def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
     """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
@@ -21,18 +23,22 @@ def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
 
 
 def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """``exp(u)/Σ exp(u)``; 0 in an empty row. The floor of an exponential is its maximum's 1, added last."""
+    """``exp(u)/Σ exp(u)``; 0 in an empty row. Of more than a few, the maximum's 1 would swamp the others."""
     terms = _cpu.exponentials(x, _cpu.tops(x, top)[1])
-    ones = jnp.floor(terms)
-    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
-    return terms / jnp.maximum(rest + ones, 0.5)
+    if math.prod(x.shape[axis] for axis in axes) <= LONGEST_PLAIN_SUM:
+        total = jnp.sum(terms, axes, keepdims=True)
+    else:
+        ones = jnp.floor(terms)
+        rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
+        total = rest + ones
+    return terms / jnp.maximum(total, 0.5)
 
 
 def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """``u − log1p(rest)``; −inf in an empty row."""
+    """``u − log1p(rest)``; −inf in an empty row. `rules.log1p` would break the chain."""
     top = _cpu.tops(x, top)[1]
     u = rules.rounded(x, top) - top
     half = jnp.exp(u * 0.5)
-    ones = jnp.floor(half)
-    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_cpu.scaled(half) - _cpu.SCALE * ones, ones))
-    return u - rules.log1p(jnp.maximum(rest / _cpu.SCALE + (ones - 1), -0.5))
+    ones = jnp.floor(half)  # at the maximum, 0 elsewhere
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_cpu.scaled(half - ones), ones))
+    return u - jnp.log1p(jnp.maximum(rest / _cpu.SCALE + (ones - 1), -0.5))

@@ -85,8 +85,8 @@ def logsumexp(
     return (out, sign) if return_sign else out
 
 
-def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    state, _ = _reductions.reduce(a, scaling, axes)
+def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling, alone: bool = False) -> tuple[Array, _Saved]:
+    state, _ = _reductions.reduce(a, scaling, axes, alone=alone)
     plain = online.finish(state)
     own, names = rules.split_axes(axes)
     if not names:
@@ -96,7 +96,7 @@ def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling) -> tuple[Array, _Sav
 
 def _logsumexp_value(axes: Axes, a: Array, scaling: Scaling) -> Array:
     def by_maximum(axes: Axes, a: Array) -> Array:
-        return _logsumexp_save(axes, a, scaling)[0]
+        return _logsumexp_save(axes, a, scaling, alone=True)[0]
 
     own, names = rules.split_axes(axes)
     found = None

@@ -47,14 +47,16 @@ def reduce(
     labels: Array | None = None,
     shares: Shares = _no_shares,
     for_label: bool = False,
+    alone: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
 
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
-    over them. The rest may be good `for_label` alone, for its −log p.
+    over them. The rest may be good `for_label` alone, for its −log p; and `alone`, nothing is made of it for
+    every class.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
-    static = _Static(axes, kinds, entropy, exact, for_label)
+    static = _Static(axes, kinds, entropy, exact, for_label, alone)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     if names or not _accelerators.takes_one_pass(x, own):
@@ -78,6 +80,7 @@ class _Static(NamedTuple):
     entropy: bool
     exact: bool
     for_label: bool
+    alone: bool
     pieces: int = 1  # of a row, if it is read in one pass
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
@@ -107,11 +110,11 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
-    axes, kinds, entropy, exact, for_label, _ = static
+    axes, kinds, entropy, exact, for_label, alone, _ = static
     own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
-    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes)
+    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, alone)
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -176,12 +179,12 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     return (state, sums, label_logit), slope
 
 
-def _form(x: Array, axes: Axes) -> _cpu.Form | None:
+def _form(x: Array, axes: Axes, alone: bool) -> _cpu.Form | None:
     """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
     own, names = rules.split_axes(axes)
     if names or len(own) != 1 or not is_whole(x, *own):
         return None
-    return _cpu.choose(x.shape, own[0])
+    return _cpu.choose(x.shape, own[0], alone)
 
 
 def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:

@@ -62,14 +62,14 @@ def _value(static: Static, problem: Problem) -> Numbers:
 
     def by_maximum(axes: Axes, x: Array, labels: Array) -> Array:
         bare = Problem(x, labels, None, scaling, None)
-        return save((axes[0], names, wanted), bare)[0]["nll"]
+        return save((axes[0], names, wanted), bare, alone=True)[0]["nll"]
 
     if wanted == {"nll"} and are_ids(labels) and scaling == Scaling(None) and not names:
         valid = (labels >= 0) & (labels < x.shape[axis])
         nll = _pivots.nll(x, jnp.where(valid, labels, 0).astype(jnp.int32), (axis,), by_maximum)
         if nll is not None:
             return {"nll": of_counted(jnp.where(valid, nll, jnp.nan), counted)}
-    return save(static, problem)[0]
+    return save(static, problem, alone=True)[0]
 
 
 _of_rows = with_rules(save, pull, push, value=_value)

@@ -33,15 +33,9 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
-    return _with_state(
-        found,
-        _accelerators.fused_log_softmax,
-        _cpu_maps.log_softmax,
-        _cpu.LONGEST_COLUMNS + 1,
-        x,
-        scaling,
-        axes,
-    )
+    shortest = _cpu.LONGEST_COLUMNS + 1
+    on_gpu, on_cpu = _accelerators.fused_log_softmax, _cpu_maps.log_softmax
+    return _with_state(found, on_gpu, on_cpu, shortest, x, scaling, axes)
 
 
 def _with_state(

@@ -52,7 +52,8 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
     return labels.astype(dtype) if weights is None else labels.astype(dtype) * weights
 
 
-def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
+def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
+    """The numbers, and what their derivative needs; or them `alone`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
     targets = None if are_ids(labels) or "nll" not in wanted else labels
@@ -85,6 +86,7 @@ def save(static: Static, problem: Problem) -> tuple[Numbers, Saved]:
         labels=labels if asks_for_id else None,
         shares=of_id,
         for_label=wanted == {"nll"},
+        alone=alone,
     )
     empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}

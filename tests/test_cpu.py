@@ -12,6 +12,7 @@ from jsoftmax import _cpu, online
 
 FORMS = {
     "columns": ((1025, 8), _cpu.Form("columns")),
+    "columns in parts": ((1030, 8), _cpu.Form("columns in parts")),
     "whole": ((16, 1000), _cpu.Form("whole")),
     "blocks": ((2, 40000), _cpu.Form("blocks", 1000)),
 }
@@ -114,7 +115,7 @@ def test_every_form_is_chosen():
     chosen = {n: _cpu.choose((2**20 // n, n), 1) for n in (8, 1000, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
     assert names == {
-        8: "columns",
+        8: "columns in parts",
         1000: "whole",
         32768: "whole",
         50257: "blocks",
@@ -123,6 +124,7 @@ def test_every_form_is_chosen():
     }
     assert chosen[50257].size == 1733
     assert _cpu.choose((32, 10), 1) is None
+    assert _cpu.choose((2**17, 8), 1, alone=True).name == "columns"
 
 
 # What may be stored beside the logits, over their bytes; their gradient is a result.
@@ -227,3 +229,22 @@ def test_logits_that_are_a_product(classes):
     for name, losses in got.items():
         np.testing.assert_allclose(losses, want, rtol=2e-5, err_msg=name)
     np.testing.assert_allclose(p[np.arange(count), labels], np.exp(-want), rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8, 9, 60, 600])
+def test_classes_that_are_alike_round_alike(classes):
+    """As label smoothing leaves them: beside the leading one's 1, each would lose the same in a plain sum."""
+    rng = np.random.default_rng(0)
+    count = max(2000, _cpu.LEAST_SIZE // classes + 1)
+    x = np.repeat(rng.uniform(-20, 0, (count, 1)), classes, 1).astype(np.float32)
+    leads = np.arange(classes) == rng.integers(classes, size=(count, 1))
+    x[leads] = 0
+    e = np.exp(x.astype(np.float64))
+    others = np.where(leads, 0, e).sum(1, keepdims=True)
+    lead = np.where(leads, -x.min(1, keepdims=True), 0)
+    for function, want, more in (
+        (jsoftmax.softmax, e / (1 + others), -x),
+        (jsoftmax.log_softmax, x - np.log1p(others), lead),
+    ):
+        off = np.abs(np.asarray(jax.jit(function)(x), np.float64) - want)
+        assert np.all(off <= (4 + more) * np.spacing(np.abs(want).astype(np.float32)))
