@@ -2,15 +2,8 @@
 
 import gc
 import os
-import tempfile
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # The workers of a run, and the command lines that its tests start, share what they compile.
-    programs = tempfile.TemporaryDirectory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where in the source an operation is from takes time
 
 import jax

@@ -85,7 +85,8 @@ def test_a_row_with_no_live_class(name, forward):
         for x, options in empties:
             out, *slopes = jit_quickly(partial(everything, partial(LOGITS_ONLY[name], **options)))(x)
             np.testing.assert_array_equal(out, jnp.full(out.shape, value))
-            np.testing.assert_array_equal(LOGITS_ONLY[name](x, **options), out)
+            if not forward:
+                np.testing.assert_array_equal(LOGITS_ONLY[name](x, **options), out)
             for derivative in slopes:
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 

@@ -283,13 +283,13 @@ def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward
 @pytest.mark.parametrize("logit", [0.5, -200.0], ids=["normal", "underflowing"])
 def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forward):
     """Its gradient is q − p in q, 0 at the dead class, and 0 in p; JS is finite."""
-    p, q = jnp.array([[logit, -1.0, 2.0]]), jnp.array([[-INF, 0.0, -0.5]])
+    p, q = jnp.array([[logit, -1.0, 2.0, 0.5]]), jnp.array([[-INF, 0.0, -0.5, 1.0]])
     with jax.debug_nans(True):
         results = first_and_second(p, q, temperature=temperature, forward=forward)
     p, q, _, js = by_scipy(p / (temperature or 1), q / (temperature or 1))
     kl, (in_p, in_q, *_), _ = results["kl"]
     assert kl == INF
-    np.testing.assert_array_equal(in_p, np.zeros((1, 3)))
+    np.testing.assert_array_equal(in_p, np.zeros((1, 4)))
     assert in_q[0, 0] == 0
     np.testing.assert_allclose(in_q[:, 1:], (q - p)[:, 1:] / (temperature or 1), rtol=1e-5)
     np.testing.assert_allclose(results["js"][0], js, rtol=1e-6)

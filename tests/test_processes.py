@@ -19,7 +19,6 @@ from jsoftmax._cli import text
 
 EXAMPLE = Path(train_on_processes.__file__)
 PATIENCE = 6  # seconds
-OWN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # of this process: eight devices, programs shared
 
 
 @pytest.fixture
@@ -34,8 +33,7 @@ def start(tmp_path):
         options = {"coordinator": coordinator, "processes": 2, "patience": PATIENCE, **options}
         command = [sys.executable, "-W", "error", str(EXAMPLE), "--mesh", *map(str, mesh)]
         command += [str(word) for option, value in options.items() for word in (f"--{option}", value)]
-        environment = {k: v for k, v in os.environ.items() if k not in OWN}
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
         started = []
         for number in range(2):
             output = (tmp_path / f"{name}-{number}.txt").open("w+")

@@ -260,7 +260,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
 def test_new_values_of_the_same_shape_are_not_traced_again(function):
     chex.clear_trace_counter()
 
-    @jax.jit
+    @jit_quickly
     @chex.assert_max_traces(n=1)
     def f(*arguments):
         return function.ours(*arguments, axis=-1)
