@@ -46,7 +46,7 @@ class Label(NamedTuple):
 def choose(shape: tuple[int, ...], axis: int, alone: bool = False) -> Form | None:
     """The form for logits of this shape; None where the sums had better be written plainly.
 
-    `alone` says that nothing is made of it for every class.
+    `alone` says that no gradient follows, nor anything else that is made of it for every class.
     """
     classes = shape[axis]
     if math.prod(shape) < LEAST_SIZE:
@@ -97,8 +97,8 @@ _rest = with_tangent(_value, _tangent)
 def _of_columns(x: Array, top: Array, label: Label | None, axis: int, in_parts: bool) -> Array:
     """Class by class over all rows at once; the first of the largest is left out, or the label.
 
-    Of an odd number of rows, XLA would compute one at a time. And it would fuse all of this with what is made
-    of a rest for every class, and compute it as often: not if it is put together. So the last rows wait.
+    Of an odd number of rows, XLA would compute one at a time; and where several things are made of the rest,
+    it would store every exponential by itself, but not of what is put together. So the last rows wait.
     """
     rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
     count = x.shape[rows]
