@@ -219,20 +219,21 @@ def test_nothing_times_log_nothing_is_nothing():
 
 
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
-@pytest.mark.parametrize("temperature", [1e-30, 0.01, 100.0, 1e30, -0.7])
-def test_any_temperature(name, temperature):
+def test_any_temperature(name):
     """Near 0 the largest class takes all; far out the row is flat; below 0 the order turns round."""
     x = jnp.array([[3.0, 1.0, 2.0], [1e30, -1e30, 0.0]])
     function = LOGITS_ONLY[name]
-    with jax.debug_nans(True):
-        out = jax.jit(lambda x, t: function(x, temperature=t))(x, temperature)
-        assert not np.isnan(out).any()
-        if name == "softmax":
-            want = jax.nn.softmax(np.asarray([3.0, 1.0, 2.0]) / temperature)
-            np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-30)
-        gradients = jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1))
-        for gradient in jax.jit(gradients)(x[:1], jnp.float32(temperature)):
-            assert not np.isnan(gradient).any()
+    value = jax.jit(lambda x, t: function(x, temperature=t))
+    gradients = jax.jit(jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1)))
+    for temperature in np.float32([1e-30, 0.01, 100.0, 1e30, -0.7]):
+        with jax.debug_nans(True):
+            out = value(x, temperature)
+            assert not np.isnan(out).any(), temperature
+            if name == "softmax":
+                want = jax.nn.softmax(np.asarray([3.0, 1.0, 2.0]) / temperature)
+                np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-30)
+            for gradient in gradients(x[:1], temperature):
+                assert not np.isnan(gradient).any(), temperature
 
 
 def test_temperatures_one_a_row():
