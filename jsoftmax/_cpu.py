@@ -30,10 +30,11 @@ _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the s
 
 
 class Form(NamedTuple):
-    """How a rest is found: "columns", "columns in parts", "whole", or "blocks", these of `size` classes."""
+    """How the rest of a row is found: "columns", "whole" or "blocks", these of `size` classes."""
 
     name: str
     size: int = 0
+    in_parts: bool = False  # whether columns are put together of the sums of several groups of rows
 
 
 class Label(NamedTuple):
@@ -52,7 +53,7 @@ def choose(shape: tuple[int, ...], axis: int, alone: bool = False) -> Form | Non
     if math.prod(shape) < LEAST_SIZE:
         return None
     if classes <= LONGEST_COLUMNS:
-        return Form("columns" if alone else "columns in parts")
+        return Form("columns", in_parts=not alone)
     if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
     size = block_size(classes)
@@ -75,8 +76,8 @@ def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None
 
 def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
-    if form.name.startswith("columns"):
-        return _of_columns(x, top, label, axis, in_parts="parts" in form.name)
+    if form.name == "columns":
+        return _of_columns(x, top, label, axis, form.in_parts)
     top, finite_top = tops(x, top)
     if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
         return _beside_label(x, finite_top, label, axis)

@@ -14,18 +14,21 @@ LONGEST_PLAIN_SUM = 8  # classes; of more, a plain sum may be off by more than 4
 
 def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
     """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
-    classes = math.prod(x.shape[axis] for axis in axes)
     return (
         x.dtype == rules.computing_dtype(x.dtype)
         and x.size >= _cpu.LEAST_SIZE
-        and shortest <= classes <= 8192
+        and shortest <= _classes(x, axes) <= 8192
     )
+
+
+def _classes(x: Array, axes: tuple[int, ...]) -> int:
+    return math.prod(x.shape[axis] for axis in axes)
 
 
 def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
     """``exp(u)/Σ exp(u)``; 0 in an empty row. Of more than a few, the maximum's 1 would swamp the others."""
     terms = _cpu.exponentials(x, _cpu.tops(x, top)[1])
-    if math.prod(x.shape[axis] for axis in axes) <= LONGEST_PLAIN_SUM:
+    if _classes(x, axes) <= LONGEST_PLAIN_SUM:
         total = jnp.sum(terms, axes, keepdims=True)
     else:
         ones = jnp.floor(terms)

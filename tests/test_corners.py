@@ -85,8 +85,7 @@ def test_a_row_with_no_live_class(name, forward):
         for x, options in empties:
             out, *slopes = jit_quickly(partial(everything, partial(LOGITS_ONLY[name], **options)))(x)
             np.testing.assert_array_equal(out, jnp.full(out.shape, value))
-            if not forward:
-                np.testing.assert_array_equal(LOGITS_ONLY[name](x, **options), out)
+            np.testing.assert_array_equal(LOGITS_ONLY[name](x, **options), out)
             for derivative in slopes:
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
@@ -225,14 +224,14 @@ def test_any_temperature(name):
     function = LOGITS_ONLY[name]
     value = jax.jit(lambda x, t: function(x, temperature=t))
     gradients = jax.jit(jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1)))
-    for temperature in np.float32([1e-30, 0.01, 100.0, 1e30, -0.7]):
+    for temperature in (1e-30, 0.01, 100.0, 1e30, -0.7):
         with jax.debug_nans(True):
             out = value(x, temperature)
             assert not np.isnan(out).any(), temperature
             if name == "softmax":
                 want = jax.nn.softmax(np.asarray([3.0, 1.0, 2.0]) / temperature)
                 np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-30)
-            for gradient in gradients(x[:1], temperature):
+            for gradient in gradients(x[:1], jnp.float32(temperature)):
                 assert not np.isnan(gradient).any(), temperature
 
 
