@@ -1,7 +1,6 @@
 """The one table: every public function beside its definition, and the inputs they are compared on."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import definitions
@@ -10,13 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jsoftmax
-
-# For programs that run once: most of their time would go into optimising them.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-if jax.__version_info__ < (0, 11):  # later there is one emitter, a quick one
-    QUICKLY["xla_cpu_use_fusion_emitters"] = False
-jit_quickly = partial(jax.jit, compiler_options=QUICKLY)
-QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICKLY.items())  # of a subprocess
 
 
 def curvature(scalar, arguments, along=None):

@@ -3,14 +3,17 @@
 import gc
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where in the source an operation is from takes time
 
 import jax
 import pytest
+from compiling import QUICKLY, flags
 
 from jsoftmax import _sharding
 
+os.environ["XLA_FLAGS"] = " ".join(
+    ("--xla_force_host_platform_device_count=8", flags(QUICKLY), os.environ.get("XLA_FLAGS", ""))
+)
 collect_ignore = ["data/record_torch.py"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

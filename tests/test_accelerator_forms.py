@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FUNCTIONS, Function, ahead, jit_quickly, mask, named
+from cases import FUNCTIONS, Function, ahead, mask, named
+from compiling import jit_in_full
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,7 +38,7 @@ def accelerator_forms(monkeypatch):
     jax.clear_caches()
 
 
-@jax.jit
+@jit_in_full
 def by_a_device(x):
     """The rest of every row in the order of a GPU: each of 256 threads has a chain, and a tree joins them."""
     parts = _accelerators.classes(x, Scaling(None), (), False, None)
@@ -71,7 +72,7 @@ def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
     log_p = np.where(leads & (leads.sum(1, keepdims=True) == 1), np.log1p(-others), log_p)
     pairs = (_accelerators.fused_softmax, np.exp(log_p)), (_accelerators.fused_log_softmax, log_p)
     for form, want in pairs:
-        got = np.asarray(jax.jit(lambda x, form=form: form(x, Scaling(None), (1,)))(x).astype(x.dtype))
+        got = np.asarray(jit_in_full(lambda x, form=form: form(x, Scaling(None), (1,)))(x).astype(x.dtype))
         want = want.astype(got.dtype)
         ulp = np.exp2(np.floor(np.log2(abs(want.astype(np.float64)) + 1e-300)) - 7)
         off = abs(got.astype(np.float64) - want.astype(np.float64)) / np.maximum(
@@ -124,7 +125,7 @@ def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
         (log_softmax, pulled, of_log_softmax),
         (log_softmax, pushed, along),
     ):
-        found = jit_quickly(functools.partial(derivative, function))(x, g)
+        found = jax.jit(functools.partial(derivative, function))(x, g)
         assert found.dtype == jnp.bfloat16
         want, size = np.subtract(*terms(exact_g)), np.add(*terms(abs(exact_g)))
         off = abs(np.asarray(found, np.float64) - want)
@@ -155,10 +156,10 @@ def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, mon
         a.astype(jnp.bfloat16) if a.dtype == jnp.float32 and a.shape == x.shape else a
         for a in function.arguments(x.astype(np.float32))
     )
-    got = jit_quickly(lambda *a: values_and_gradients(function, *a))(*arguments)
+    got = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
     monkeypatch.undo()
     jax.clear_caches()
-    want = jit_quickly(lambda *a: values_and_gradients(function, *a))(*arguments)
+    want = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if ours.dtype != jax.dtypes.float0:
             tolerance = 2**-7 if ours.dtype == jnp.bfloat16 else 1e-5
@@ -186,7 +187,7 @@ def test_long_rows_are_cut_into_pieces(classes, accelerator_forms, monkeypatch):
             losses = jsoftmax.cross_entropy(x, labels, **options)
             return jnp.sum(losses), (losses, jsoftmax.row_statistics(x, labels)[:3])
 
-        return jit_quickly(jax.value_and_grad(total, has_aux=True))(x)
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(x)
 
     got = found()
     monkeypatch.undo()
@@ -210,11 +211,11 @@ def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
     def product(x, v):
         return jax.vjp(jax.grad(loss), x)[1](v)[0]
 
-    exact = jit_quickly(product)(x.astype(jnp.float32), v.astype(jnp.float32))
-    found = jit_quickly(product)(x, v)
+    exact = jax.jit(product)(x.astype(jnp.float32), v.astype(jnp.float32))
+    found = jax.jit(product)(x, v)
     np.testing.assert_allclose(np.asarray(found, np.float32), exact, rtol=0.05, atol=0.01)
     with jsoftmax.forward_mode():
-        twice = jit_quickly(lambda x, v: jax.jvp(jax.grad(loss), (x,), (v,))[1])(x, v)
+        twice = jax.jit(lambda x, v: jax.jvp(jax.grad(loss), (x,), (v,))[1])(x, v)
     np.testing.assert_allclose(np.asarray(twice, np.float32), exact, rtol=0.05, atol=0.01)
 
 
@@ -225,7 +226,7 @@ def test_sharded_logits_are_not_gathered(over, kind, accelerator_forms):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 64)), jnp.bfloat16)
     labels = jnp.arange(16)
 
-    @jit_quickly
+    @jax.jit
     def losses(x, labels):
         of_labels = jsoftmax.cross_entropy(x, labels, label_smoothing=0.1, temperature=0.7)
         return jnp.sum(of_labels) + jnp.sum(jsoftmax.log_softmax(x).astype(jnp.float32))

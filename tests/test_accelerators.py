@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import IN_FULL
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -175,7 +176,7 @@ def compiled_for(platform, function, *arguments):
         pytest.skip(f"no compiler for {platform} is installed: it is in the extra named accelerators")
     one = NamedSharding(Mesh(np.array([device(platform)]), ("x",)), PartitionSpec())
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), arguments)
-    return jax.jit(function).lower(*arguments).compile()
+    return jax.jit(function).lower(*arguments).compile(IN_FULL)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import jit_quickly
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -224,7 +223,7 @@ def test_the_answers_of_one_device(name):
     outputs = jax.eval_shape(lambda: function(a))
     cotangents = tuple(jnp.asarray(rng.normal(size=f.shape), jnp.float32) for f in values(outputs))
     arguments = (a, tangents, cotangents)
-    want = jit_quickly(lambda a, t, g: (value_and_gradients(function, a, g), derivatives(function, a, t, g)))(
+    want = jax.jit(lambda a, t, g: (value_and_gradients(function, a, g), derivatives(function, a, t, g)))(
         *arguments
     )
 
@@ -233,7 +232,7 @@ def test_the_answers_of_one_device(name):
 
     specs = jax.tree.map(layout, arguments)
     within = jax.shard_map(on_shards, mesh=MESH, in_specs=specs, out_specs=jax.tree.map(layout, want[1]))
-    agree(jit_quickly(within)(*arguments), want[1])
+    agree(jax.jit(within)(*arguments), want[1])
 
     sharded = jax.shard_map(
         lambda a: function(a, axis_name="classes"),
@@ -241,7 +240,7 @@ def test_the_answers_of_one_device(name):
         in_specs=specs[:1],
         out_specs=jax.tree.map(layout, outputs),
     )
-    whole = jit_quickly(lambda a, g: value_and_gradients(sharded, a, g)).lower(a, cotangents).compile()
+    whole = jax.jit(lambda a, g: value_and_gradients(sharded, a, g)).lower(a, cotangents).compile()
     agree(whole(a, cotangents), want[0])
     kinds, sizes = sent(whole, over=4)
     assert kinds == {"all-reduce"}
@@ -249,7 +248,7 @@ def test_the_answers_of_one_device(name):
 
 
 def run(function, specs, out, *arguments):
-    return jit_quickly(jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=out))(*arguments)
+    return jax.jit(jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=out))(*arguments)
 
 
 def test_several_axes_hold_the_classes_in_the_order_of_their_names():
@@ -260,7 +259,7 @@ def test_several_axes_hold_the_classes_in_the_order_of_their_names():
         losses = jsoftmax.cross_entropy(a["x"], a["y"], class_weights=a["class_weights"], **on)
         return losses, jsoftmax.row_statistics(a["x"], a["y"], **on)
 
-    want = jit_quickly(found)(a)
+    want = jax.jit(found)(a)
     for names in (("rows", "classes"), ("classes", "rows")):
         specs = {"x": P(None, names), "y": P(), "class_weights": P(names)}
         agree(run(lambda a, names=names: found(a, axis_name=names), (specs,), P(), a), want)
@@ -278,7 +277,7 @@ def test_a_confident_row_keeps_its_digits():
         in_x = jax.grad(lambda x: jsoftmax.cross_entropy(x, y, reduction="sum", **on))(x)
         return *losses, in_x, jsoftmax.log_softmax(x, **on)
 
-    want = jit_quickly(found)(x, y)
+    want = jax.jit(found)(x, y)
     assert np.all((want[0] > 0) & (want[0] < 1e-20))
     got = run(
         lambda *a: found(*a, axis_name="classes"), (layout(x), layout(y)), jax.tree.map(layout, want), x, y
@@ -308,7 +307,7 @@ def test_a_mean_over_the_mesh_counts_each_row_once():
     specs = jax.tree.map(layout, a)
     on = {"axis_name": "classes", "row_axis_name": "rows"}
     out = P(), {n: specs[n] for n in floats(a)}
-    agree(run(lambda a: gradients(a, **on), (specs,), out, a), jit_quickly(gradients)(a))
+    agree(run(lambda a: gradients(a, **on), (specs,), out, a), jax.jit(gradients)(a))
 
 
 def test_a_head_of_which_the_last_shard_is_shorter():
@@ -323,7 +322,7 @@ def test_a_head_of_which_the_last_shard_is_shorter():
         return jsoftmax.linear_cross_entropy(h, w, y, bias=b, label_smoothing=alpha, reduction="sum", **on)
 
     order = ("hidden", "weight", "bias", "y", "label_smoothing")
-    want = jit_quickly(jax.grad(loss, (0, 1, 4)))(*(a[n] for n in order))
+    want = jax.jit(jax.grad(loss, (0, 1, 4)))(*(a[n] for n in order))
     specs = tuple(layout(padded[n]) for n in order)
     got = run(
         lambda *a: jax.grad(loss, (0, 1, 4))(*a, axis_name="classes", row_axis_name="rows"),
@@ -348,7 +347,7 @@ def test_rows_gathered_from_the_shards_of_the_classes():
 
     specs = P("classes"), P(None, "classes")
     got = run(jax.grad(of_part, (0, 1)), specs, specs, a["hidden"], a["weight"])
-    agree(got, jit_quickly(jax.grad(loss, (0, 1)))(a["hidden"], a["weight"]))
+    agree(got, jax.jit(jax.grad(loss, (0, 1)))(a["hidden"], a["weight"]))
 
 
 def test_shards_within_vmap():
@@ -365,7 +364,7 @@ def test_shards_within_vmap():
 
     x, rows = layout(a["x"]), layout(a["y"])
     got = run(lambda *a: found(*a, axis_name="classes"), (x, x, rows), ((rows, rows), (x, x)), *a.values())
-    agree(got, jit_quickly(found)(*a.values()))
+    agree(got, jax.jit(found)(*a.values()))
 
 
 def head_step(hidden, shard, labels):
@@ -389,14 +388,14 @@ def head_step(hidden, shard, labels):
 def test_a_head_sharded_over_rows_features_and_classes():
     """What each device holds and sends: its part of the weight, one block of logits, numbers of rows."""
     specs = (P("rows"), P("rows", "classes"), P("rows"))
-    step = jit_quickly(jax.shard_map(head_step, mesh=MESH, in_specs=specs, out_specs=(P(), specs[:2])))
+    step = jax.jit(jax.shard_map(head_step, mesh=MESH, in_specs=specs, out_specs=(P(), specs[:2])))
     a = given("hidden", "weight", "y")
     y = jnp.minimum(a["y"].at[0].set(-1), CLASSES - 1)
 
     def whole(h, w):
         return jsoftmax.linear_cross_entropy(h, w, y, ignore_index=-1, reduction="mean")
 
-    want = jit_quickly(jax.value_and_grad(whole, (0, 1)))(a["hidden"], a["weight"])
+    want = jax.jit(jax.value_and_grad(whole, (0, 1)))(a["hidden"], a["weight"])
     agree(step(a["hidden"], a["weight"], y), want)
 
     rows, features, classes = 2**14, 128, 2**16

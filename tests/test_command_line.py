@@ -13,7 +13,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from cases import QUICK_FLAGS
+from compiling import IN_FULL, flags
 from PIL import Image
 
 import jsoftmax
@@ -34,9 +34,9 @@ from jsoftmax._cli.training import Settings
 PICTURES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "jacobian.png")
 
 
-def run(*arguments, folder, flags=QUICK_FLAGS):
+def run(*arguments, folder, more_flags=""):
     command = [sys.executable, "-W", "error", "-m", "jsoftmax", *map(str, arguments)]
-    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"}
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {more_flags}"}
     return subprocess.run(
         command, cwd=folder, env=os.environ | flags, capture_output=True, text=True, timeout=300
     )
@@ -196,7 +196,8 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
 
 def test_a_language_is_learnt(tmp_path):
     arguments = ("train", "--data", "text", "--epochs", 1)
-    outcome = run(*arguments, folder=tmp_path, flags="")  # it runs for longer than it compiles
+    # It runs for longer than it compiles.
+    outcome = run(*arguments, folder=tmp_path, more_flags=flags(IN_FULL))
     assert outcome.returncode == 0, outcome.stderr
     assert not outcome.stderr
     found = re.search(r"held-out perplexity ([\d.]+), of the unigram model ([\d.]+);", outcome.stdout)

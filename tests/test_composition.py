@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import jit_quickly
 from flax import nnx
 from sklearn.datasets import load_digits
 
@@ -97,7 +96,7 @@ def attend(attention, q, k, v, mask):
 def optimise(loss, parameters, batches, optimizer):
     """The losses on the way, and the first gradient; the way optax is used."""
 
-    @jit_quickly
+    @jax.jit
     def step(parameters, state, batch):
         value, gradient = jax.value_and_grad(loss)(parameters, *batch)
         updates, state = optimizer.update(gradient, state, parameters)

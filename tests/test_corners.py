@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FUNCTIONS, curvature, jit_quickly, named
+from cases import FUNCTIONS, curvature, named
+from compiling import jit_in_full
 from jax.experimental import checkify
 
 import jsoftmax
@@ -53,8 +54,8 @@ def derivatives(function, *floats):
 
     positions = tuple(range(len(floats)))
     x, *others = floats
-    gradients = jit_quickly(jax.grad(total, positions))(*floats)
-    return gradients, jit_quickly(lambda x: curvature(lambda x: total(x, *others), (x,)))(x)
+    gradients = jax.jit(jax.grad(total, positions))(*floats)
+    return gradients, jax.jit(lambda x: curvature(lambda x: total(x, *others), (x,)))(x)
 
 
 def everything(function, x, along=None):
@@ -83,7 +84,7 @@ def test_a_row_with_no_live_class(name, forward):
     mode = jsoftmax.forward_mode() if forward else nullcontext()
     with jax.debug_nans(True), mode:
         for x, options in empties:
-            out, *slopes = jit_quickly(partial(everything, partial(LOGITS_ONLY[name], **options)))(x)
+            out, *slopes = jax.jit(partial(everything, partial(LOGITS_ONLY[name], **options)))(x)
             np.testing.assert_array_equal(out, jnp.full(out.shape, value))
             np.testing.assert_array_equal(LOGITS_ONLY[name](x, **options), out)
             for derivative in slopes:
@@ -100,7 +101,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
             pytest.skip("it takes no temperature")
         options["temperature"] = temperature
 
-    @jit_quickly
+    @jax.jit
     def of(x, along, mask):
         masked = {} if mask is None else {"where": mask}
         return everything(partial(LOGITS_ONLY[name], **options, **masked), x, along)
@@ -222,8 +223,8 @@ def test_any_temperature(name):
     """Near 0 the largest class takes all; far out the row is flat; below 0 the order turns round."""
     x = jnp.array([[3.0, 1.0, 2.0], [1e30, -1e30, 0.0]])
     function = LOGITS_ONLY[name]
-    value = jax.jit(lambda x, t: function(x, temperature=t))
-    gradients = jax.jit(jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1)))
+    value = jit_in_full(lambda x, t: function(x, temperature=t))
+    gradients = jit_in_full(jax.grad(lambda x, t: finite_sum(function(x, temperature=t)), (0, 1)))
     for temperature in (1e-30, 0.01, 100.0, 1e30, -0.7):
         with jax.debug_nans(True):
             out = value(x, temperature)

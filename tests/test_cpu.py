@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_in_full
 
 import jsoftmax
 from jsoftmax import _cpu, online
@@ -52,7 +53,7 @@ def test_the_rest_of_any_row(name, axis):
     """Its digits stay where one class leads by any distance: a relative error of a few ulp and the gap."""
     shape, form = FORMS[name]
     names, x = rows(np.random.default_rng(0), shape)
-    rest = jax.jit(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
+    rest = jit_in_full(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
     got = np.ravel(rest(x if axis else x.T))
     for kind, ours, want in zip(names, got, exact_rest(x), strict=True):
         gap = max(0.0, -np.log(want)) if want else 0
@@ -73,7 +74,7 @@ def test_a_rest_that_is_good_for_a_label(classes, axis):
         want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
     x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _cpu.Label(ids, logits)))
     form = _cpu.Form("columns" if classes <= _cpu.LONGEST_COLUMNS else "whole")
-    rest = jax.jit(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
+    rest = jit_in_full(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
     got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
     for kind, ours, loss, of_label in zip(
         names * 4, np.ravel(got), np.ravel(want), np.ravel(ids), strict=True
@@ -90,7 +91,7 @@ def test_empty_rows_and_overflows_stay_in_their_rows(name, axis):
     x = np.zeros((5, shape[1]), np.float32)
     x[1] = -np.inf
     x[2, 3], x[3, 3] = np.inf, np.nan
-    rest = jax.jit(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
+    rest = jit_in_full(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
     got = np.ravel(rest(x if axis else x.T))
     others = shape[1] - 1
     np.testing.assert_array_equal(got, [others, -1, np.nan, np.nan, others])
@@ -141,14 +142,14 @@ def test_no_array_of_the_logits_size_is_stored(name, classes):
         "loss": (jsoftmax.cross_entropy, (x, labels)),
         "loss and gradient": (jax.value_and_grad(mean), (x, labels)),
     }[name]
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jit_in_full(function).lower(*arguments).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size * (0.05 if classes > 16 else 0.6)
 
 
 def test_no_wider_copy_of_bfloat16_logits_is_stored():
     x = jax.ShapeDtypeStruct((8192, 131072), jnp.bfloat16)
     loss = jax.value_and_grad(functools.partial(jsoftmax.cross_entropy, reduction="mean"))
-    compiled = jax.jit(loss).lower(x, jax.ShapeDtypeStruct((8192,), jnp.int32)).compile()
+    compiled = jit_in_full(loss).lower(x, jax.ShapeDtypeStruct((8192,), jnp.int32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * 2 * x.size
 
 
@@ -157,7 +158,7 @@ def test_bfloat16_rows_in_blocks():
     x = jnp.asarray(x, jnp.bfloat16)
     form = FORMS["blocks"][1]
     short, full = (
-        jax.jit(lambda x: _cpu.rest(form, x, x.max(1, keepdims=True), 1))(a)
+        jit_in_full(lambda x: _cpu.rest(form, x, x.max(1, keepdims=True), 1))(a)
         for a in (x, x.astype(jnp.float32))
     )
     np.testing.assert_allclose(short, full, rtol=1e-6)
@@ -173,7 +174,7 @@ def test_a_nan_stays_in_its_row(name):
     ill = x.copy()
     ill[2, 3], ill[3, 5] = np.nan, np.inf
     for function in (jsoftmax.softmax, jsoftmax.log_softmax, lambda x: jsoftmax.logsumexp(x, -1)):
-        function = jax.jit(function)
+        function = jit_in_full(function)
         well, beside = np.asarray(function(x)), np.asarray(function(ill))
         np.testing.assert_array_equal(beside[:2], well[:2])
         assert np.isnan(beside[2:]).all()
@@ -195,7 +196,7 @@ def test_a_row_of_nans_is_no_empty_row(classes):
         sums = jsoftmax.logsumexp(x, 1), jsoftmax.logsumexp(x, 1, jnp.full_like(x, 2.0)), jsoftmax.entropy(x)
         return *of_labels, *losses, *sums, jsoftmax.softmax(x)[:, 0], jsoftmax.log_softmax(x)[:, 0]
 
-    for values in (jax.jit(found)(x), jax.jit(jax.grad(lambda x: sum(map(jnp.sum, found(x)))))(x).T):
+    for values in (jit_in_full(found)(x), jit_in_full(jax.grad(lambda x: sum(map(jnp.sum, found(x)))))(x).T):
         for value in values:
             np.testing.assert_array_equal(np.flatnonzero(np.isnan(value)), [1, 2])
 
@@ -204,7 +205,7 @@ def test_a_row_of_nans_is_no_empty_row(classes):
 def test_probabilities_of_logits_that_are_a_product(classes):
     """XLA computes the product anew beside the shift, unrounded: the maximum's term is not quite 1."""
     x = 30 * np.random.default_rng(0).normal(size=(2**14 // classes, classes)).astype(np.float32)
-    got = jax.jit(lambda x: jsoftmax.softmax(0.3535534 * x))(x)
+    got = jit_in_full(lambda x: jsoftmax.softmax(0.3535534 * x))(x)
     np.testing.assert_allclose(got, jax.nn.softmax(np.float32(0.3535534) * x), rtol=1e-4, atol=1e-6)
 
 
@@ -226,7 +227,7 @@ def test_logits_that_are_a_product(classes):
     x[np.arange(count), labels] = 3 + rng.uniform(30, 120, count)
     scale = np.float32(0.3535534)
 
-    got, p = jax.jit(lambda x: (sure_losses(scale * x, labels), jsoftmax.softmax(scale * x)))(x)
+    got, p = jit_in_full(lambda x: (sure_losses(scale * x, labels), jsoftmax.softmax(scale * x)))(x)
     want = np.log1p(exact_rest(scale * x))
     for name, losses in got.items():
         np.testing.assert_allclose(losses, want, rtol=2e-5, err_msg=name)
@@ -248,5 +249,5 @@ def test_classes_that_are_alike_round_alike(classes):
         (jsoftmax.softmax, e / (1 + others), -x),
         (jsoftmax.log_softmax, x - np.log1p(others), lead),
     ):
-        off = np.abs(np.asarray(jax.jit(function)(x), np.float64) - want)
+        off = np.abs(np.asarray(jit_in_full(function)(x), np.float64) - want)
         assert np.all(off <= (4 + more) * np.spacing(np.abs(want).astype(np.float32)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import REGIMES, jit_quickly, logits, named
+from cases import REGIMES, logits, named
 
 import jsoftmax
 from jsoftmax import rules
@@ -55,8 +55,8 @@ def inputs(function, regimes):
 def test_gradient_is_that_of_the_definition(function, x64):
     """Reverse, in both modes, and forward; and the value's difference quotients, which no rule enters."""
     ours, plain, positions = in_float64(function)
-    want, got = (jit_quickly(jax.value_and_grad(f, positions)) for f in (plain, ours))
-    forward, reverse = (jit_quickly(d(ours, positions)) for d in (jax.jacfwd, jax.jacrev))
+    want, got = (jax.jit(jax.value_and_grad(f, positions)) for f in (plain, ours))
+    forward, reverse = (jax.jit(d(ours, positions)) for d in (jax.jacfwd, jax.jacrev))
     rng = np.random.default_rng(3)
     for floats, rtol in inputs(function, REGIMES):
         value, gradient = got(*floats)
@@ -109,7 +109,7 @@ def test_models_push_forward_in_float64(model, x64):
     plain = jax.jit(partial(model, definitions.softmax, definitions.cross_entropy))
     ours = jax.jit(partial(model, jsoftmax.softmax, jax.jit(jsoftmax.cross_entropy)))
 
-    @partial(jit_quickly, static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def derivatives(loss, weights):
         def at(weights):
             return loss(inputs, weights, labels)

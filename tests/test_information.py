@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ahead, curvature, jit_quickly
+from cases import ahead, curvature
+from compiling import jit_in_full
 from definitions import EXP, FINE, LOG, error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,7 +122,7 @@ def divergences_and_gradients(p, q, temperature):
 
 
 # Compiled once for all regimes of one shape and temperature.
-compiled = jax.jit(divergences_and_gradients, static_argnums=2)
+compiled = jit_in_full(divergences_and_gradients, static_argnums=2)
 
 
 def worst(ours, exact, roundings, slack):
@@ -195,7 +196,7 @@ def pairs(draw):
     return p, q.astype(np.float32)
 
 
-@jit_quickly
+@jax.jit
 def _both_ways(p, q):
     return divergences_and_gradients(p, q, None), divergences_and_gradients(q, p, None)
 
@@ -224,7 +225,7 @@ def test_laws(pair):
             assert np.all(off[finite] <= 64 * eps * ((1 + divergence) * terms)[finite])
 
 
-@jit_quickly
+@jax.jit
 def _first_and_second(p, q, where, temperature):
     def of(divergence):
         def rows(p, q, temperature=None):
@@ -346,7 +347,7 @@ def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
     for divergence, share in ((jsoftmax.kl_divergence, 1), (jsoftmax.js_divergence, 0.25)):
         with mode():
             gradient = jax.grad(divergence, (0, 1))
-            (pp, pq), (qp, qq) = jit_quickly(jax.jacrev(gradient, (0, 1)))(x, x)
+            (pp, pq), (qp, qq) = jax.jit(jax.jacrev(gradient, (0, 1)))(x, x)
         for hessian, sign in ((pp, 1), (qq, 1), (pq, -1), (qp, -1)):
             np.testing.assert_allclose(hessian, sign * share * jacobian, rtol=1e-12, atol=1e-15)
 

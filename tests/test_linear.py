@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import curvature, jit_quickly
+from cases import curvature
+from compiling import jit_in_full
 from jax import lax
 from jax.experimental import checkify
 
@@ -84,7 +85,7 @@ def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
         f = functools.partial(f, **options)
         return jax.value_and_grad(loss)
 
-    @jit_quickly
+    @jax.jit
     def everything(floats):
         blocks = BLOCKS[:2] if targets else BLOCKS
         ours = [of(linear, vocab_axis=vocab_axis, block_size=size, **options)(floats) for size in blocks]
@@ -101,7 +102,7 @@ def test_tiles_of_a_block(x64, monkeypatch):
     monkeypatch.setattr(_linear, "TILE", 6)
     jax.clear_caches()
 
-    @jit_quickly
+    @jax.jit
     def everything(floats):
         def of(f, reduction, **options):
             f = functools.partial(f, labels=labels, ignore_index=-1, reduction=reduction, **options)
@@ -128,7 +129,7 @@ def test_both_modes_to_second_order(size, reduction, x64):
     def pushed(f):
         return jax.jvp(f, (floats,), (along,))
 
-    @jit_quickly
+    @jax.jit
     def everything():
         ours = functools.partial(linear, labels=labels, block_size=size, **options)
         plain = functools.partial(dense, labels=labels, **options)
@@ -174,7 +175,7 @@ def test_row_statistics(mode, temperature, x64):
         return out, prediction, jax.jvp(lambda *a: f(*a)[0], tuple(arguments), tuple(steps))[1]
 
     with MODES[mode]():
-        ours, expected = jit_quickly(
+        ours, expected = jax.jit(
             lambda: ([everything(statistics(size)) for size in BLOCKS], everything(want))
         )()
     for got in ours:
@@ -210,7 +211,7 @@ def test_through_every_wrapping(x64):
         "export": exported,
     }
 
-    @jit_quickly
+    @jax.jit
     def everything():
         want, pull = jax.vjp(
             lambda h, w, b: dense({"hidden": h, "weight": w, "bias": b}, labels, ignore_index=-1), h, w, b
@@ -283,7 +284,7 @@ def reference(h, w, y):
 def test_any_number_of_classes(classes):
     """Losses within the contract of logits that are rounded to float32, and gradients beside them."""
 
-    @jax.jit
+    @jit_in_full
     def ours(h, w, y):
         losses = jsoftmax.linear_cross_entropy(h, w, y, block_size=(10, 2048))
         mean = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean", block_size=10)
@@ -311,7 +312,7 @@ def test_products_of_normal_numbers(rows, features, classes):
     want, want_h, want_w = reference(h.astype(np.float64), w.astype(np.float64), y)
     for reduction, count in (("mean", 1), ("sum", rows)):
         loss = functools.partial(jsoftmax.linear_cross_entropy, reduction=reduction)
-        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(h, w, y)
+        value, gradients = jit_in_full(jax.value_and_grad(loss, (0, 1)))(h, w, y)
         np.testing.assert_allclose(value, want.mean() * count, rtol=1e-5)
         for got, exact in zip(gradients, (want_h, want_w), strict=True):
             np.testing.assert_allclose(got, exact * count, atol=1e-5 * np.abs(exact).max() * count)
@@ -331,7 +332,7 @@ def test_low_precision(reduction, dtype):
         return dense({"hidden": h.astype(jnp.float32), "weight": w.astype(jnp.float32)}, y).mean()
 
     loss, want_h, want_w = reference(*(np.asarray(a, np.float64) for a in (h, w)), y)
-    found = [jax.jit(jax.value_and_grad(f, (0, 1)))(h, w) for f in (ours, plain)]
+    found = [jit_in_full(jax.value_and_grad(f, (0, 1)))(h, w) for f in (ours, plain)]
     assert found[0][0].dtype == jnp.float32
     assert abs(found[0][0] - loss.mean()) <= 2 * abs(found[1][0] - loss.mean()) + 4 * np.spacing(found[0][0])
     for exact, got, other in zip((want_h, want_w), found[0][1], found[1][1], strict=True):
@@ -344,7 +345,7 @@ def temporaries(f, *shapes):
     arguments = [
         jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 1 else jnp.float32) for shape in shapes
     ]
-    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    return jit_in_full(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)

@@ -14,7 +14,8 @@ import optax
 import pytest
 import scipy.special
 import scipy.stats
-from cases import jit_quickly, logits
+from cases import logits
+from compiling import jit_in_full
 from definitions import mp
 from mpmath import mpf
 
@@ -113,7 +114,7 @@ def assert_near(got, want, eps, name):
         assert off.max() <= rounding, f"{name}: gradient of {key} is off by {off.max()}"
 
 
-@jit_quickly
+@jax.jit
 def all_of_plain(switches, exact):
     """The formulas with every choice of the options that are given."""
     soft = exact["labels"].ndim == 2
@@ -148,7 +149,7 @@ def test_every_combination_of_options(soft, capped, dtype, axis):
         ignore_index = -1 if soft else jnp.where(switch[-1], IGNORED, -100)
         return chosen, ignore_index
 
-    @jit_quickly
+    @jax.jit
     def all_of_ours(switches):
         def one(switch):
             chosen, ignored = choose(switch)
@@ -183,12 +184,12 @@ def test_options_alone_and_in_pairs(names, soft):
     """Given or left out altogether, which are different programs."""
     given = {k: v for k, v in inputs(soft, jnp.float32).items() if k in ("x", "labels", *names)}
     loss = functools.partial(ours, axis=-1, ignore_index=None, reduction="mean")
-    got = jit_quickly(lambda given: value_and_gradients(loss, given))(given)
+    got = jax.jit(lambda given: value_and_gradients(loss, given))(given)
     with jax.enable_x64(True):
         exact = {k: v if v.dtype in (bool, np.int32) else v.astype(np.float64) for k, v in given.items()}
         if soft and "where" in exact:
             exact["labels"] = jnp.where(exact["where"], exact["labels"], 0)
-        want = jit_quickly(lambda e: value_and_gradients(lambda g: plain(g, -100, "mean"), e))(exact)
+        want = jax.jit(lambda e: value_and_gradients(lambda g: plain(g, -100, "mean"), e))(exact)
         want = jax.device_get(want)
     assert_near(got, want, EPS, str(names))
 
@@ -215,7 +216,7 @@ def test_torch_means_the_same(case, columns):
             reduction=case["reduction"],
         )
 
-    losses, pull = jit_quickly(lambda x: jax.vjp(loss, x))(x)
+    losses, pull = jax.jit(lambda x: jax.vjp(loss, x))(x)
     (gradient,) = pull(jnp.ones_like(losses))
     np.testing.assert_allclose(losses, case["loss"], rtol=20 * EPS, atol=10 * EPS)
     np.testing.assert_allclose(gradient.T if columns else gradient, case["gradient"], atol=10 * EPS)
@@ -380,13 +381,13 @@ def test_rows_too_long_for_one_sum(soft, axis):
         return value, {**gradients, "second derivative": second["x"]}
 
     loss = functools.partial(ours, axis=axis, ignore_index=None, reduction="none")
-    got = jit_quickly(functools.partial(all_of, loss))({k: jnp.asarray(a) for k, a in given.items()}, v)
+    got = jax.jit(functools.partial(all_of, loss))({k: jnp.asarray(a) for k, a in given.items()}, v)
     with jax.enable_x64(True):
         exact = {
             k: jnp.asarray(a.astype(np.float64) if a.dtype == np.float32 else a) for k, a in given.items()
         }
         loss = functools.partial(plain, ignore_index=-100, reduction="none")
-        want = jax.device_get(jit_quickly(functools.partial(all_of, loss))(exact, v.astype(np.float64)))
+        want = jax.device_get(jax.jit(functools.partial(all_of, loss))(exact, v.astype(np.float64)))
     assert_near(got, want, EPS, "in blocks")
 
 
@@ -398,7 +399,7 @@ def step_memory(**options):
     def loss(x, y):
         return jsoftmax.cross_entropy(x, y, reduction="mean", **options)
 
-    return jax.jit(jax.value_and_grad(loss)).lower(x, y).compile().memory_analysis().temp_size_in_bytes
+    return jit_in_full(jax.value_and_grad(loss)).lower(x, y).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_every_option_at_once_stores_no_second_array_of_logits():
@@ -412,7 +413,7 @@ def test_statistics_that_are_not_used_cost_nothing():
     x, y = jax.ShapeDtypeStruct((8, 1000), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
 
     def transcendentals(loss):
-        compiled = jax.jit(jax.value_and_grad(lambda x, y: loss(x, y).sum())).lower(x, y).compile()
+        compiled = jit_in_full(jax.value_and_grad(lambda x, y: loss(x, y).sum())).lower(x, y).compile()
         return compiled.cost_analysis()["transcendentals"]
 
     alone = transcendentals(lambda x, y: jsoftmax.row_statistics(x, y).nll)

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import jit_quickly
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -33,7 +32,7 @@ def lowered(mesh, fsdp, dtype):
 
     specs = (P("rows"), P("rows" if fsdp else None, "classes"), P("rows"))
     mesh = jax.make_mesh(mesh, ("rows", "classes"), axis_types=(AxisType.Auto,) * 2)
-    step = jit_quickly(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(P(), specs[:2])))
+    step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(P(), specs[:2])))
     shapes = ((ROWS, FEATURES), dtype), ((FEATURES, CLASSES), dtype), ((ROWS,), jnp.int32)
     return step.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
 

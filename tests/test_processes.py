@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import train_on_processes
-from cases import QUICK_FLAGS
+from compiling import QUICKLY, flags
 from jax.sharding import Mesh
 
 from jsoftmax._cli import text
@@ -33,7 +33,7 @@ def start(tmp_path):
         options = {"coordinator": coordinator, "processes": 2, "patience": PATIENCE, **options}
         command = [sys.executable, "-W", "error", str(EXAMPLE), "--mesh", *map(str, mesh)]
         command += [str(word) for option, value in options.items() for word in (f"--{option}", value)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(QUICKLY)}
         started = []
         for number in range(2):
             output = (tmp_path / f"{name}-{number}.txt").open("w+")

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import jit_quickly
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -87,7 +86,7 @@ def prepared(name):
 def test_under_jit(name, kind, several_devices):
     """Gradients lie where their arguments do, and only sums over shards are sent."""
     given = prepared(name)
-    gradient = jit_quickly(jax.value_and_grad(LOSSES[name], (0, 1)))
+    gradient = jax.jit(jax.value_and_grad(LOSSES[name], (0, 1)))
     want = gradient(*given)
     with jax.set_mesh(mesh(kind)):
         for layout in LAYOUTS.values():

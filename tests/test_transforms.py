@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from cases import FUNCTIONS, jit_quickly, logits, named
+from cases import FUNCTIONS, logits, named
+from compiling import jit_in_full
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -97,7 +98,7 @@ class Flat:
             jnp.asarray(rng.normal(size=a.shape)) for a in (self.x, jax.eval_shape(plain, self.x))
         )
         derivatives = plain, jax.jacfwd(plain), jax.hessian(lambda x: plain(x) @ self.g)
-        self.definition = jit_quickly(lambda x: [derivative(x) for derivative in derivatives])
+        self.definition = jax.jit(lambda x: [derivative(x) for derivative in derivatives])
         self.value, self.jacobian, _ = map(np.asarray, self.definition(self.x))
 
     def at(self, regime):
@@ -126,7 +127,7 @@ def flat(name):
 def test_value_and_gradient_through_every_wrapping(function, x64):
     case = flat(function.name)
 
-    @jit_quickly
+    @jax.jit
     def everything(x):
         pulled = {name: jax.vjp(case.ours(wrap), x) for name, wrap in REVERSE.items()}
         return {name: (value, *pull(case.g)) for name, (value, pull) in pulled.items()}
@@ -140,7 +141,7 @@ def test_value_and_gradient_through_every_wrapping(function, x64):
 def test_forward_mode_through_every_wrapping(function, x64):
     case = flat(function.name)
 
-    @jit_quickly
+    @jax.jit
     def everything(x):
         return {name: jax.jvp(case.ours(wrap), (x,), (case.v,)) for name, wrap in FORWARD.items()}
 
@@ -159,7 +160,7 @@ def test_transformations_of_derivatives(function, x64):
     def pushed(x):
         return jax.jvp(f, (x,), (case.v,))[1] @ case.g
 
-    @jit_quickly
+    @jax.jit
     def everything(x):
         with jsoftmax.forward_mode():
             (transposed,) = jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)
@@ -190,7 +191,7 @@ def test_transformations_of_derivatives(function, x64):
 def test_a_donated_buffer_is_written_over(function, x64):
     case = flat(function.name)
     x = jnp.copy(case.x)
-    gradient = jit_quickly(lambda x: jax.vjp(case.ours(), x)[1](case.g)[0], donate_argnums=0)(x)
+    gradient = jax.jit(lambda x: jax.vjp(case.ours(), x)[1](case.g)[0], donate_argnums=0)(x)
     assert x.is_deleted()
     agree("gradient", gradient, case.g @ case.jacobian)
 
@@ -210,7 +211,7 @@ def test_vmap_over_any_axis_of_rows(function):
         inside = jax.vmap(on(function, axis=int(over == 2)), places, over - (over == 2 and function.reduces))
         return lambda x: inside(x, *arguments[1:])
 
-    @jit_quickly
+    @jax.jit
     def everything():
         return [
             value_and_gradient(f)
@@ -260,7 +261,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
 def test_new_values_of_the_same_shape_are_not_traced_again(function):
     chex.clear_trace_counter()
 
-    @jit_quickly
+    @jax.jit
     @chex.assert_max_traces(n=1)
     def f(*arguments):
         return function.ours(*arguments, axis=-1)
@@ -290,7 +291,7 @@ def test_the_closed_forms_are_each_other_transposed(axis, x64):
     def transposed(f, *like):
         return jax.linear_transpose(f, *like)(g)
 
-    @jit_quickly
+    @jax.jit
     def everything():
         dx, dt = rules.temperature_vjp(u, g, t)
         return {
@@ -349,5 +350,5 @@ def test_a_step_of_the_loss_needs_no_second_array_of_logits(mode):
     labels = jax.ShapeDtypeStruct((256,), jnp.int32)
     loss = functools.partial(jsoftmax.cross_entropy, reduction="mean")
     with MODES[mode]():
-        compiled = jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile()
+        compiled = jit_in_full(jax.value_and_grad(loss)).lower(logits, labels).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < logits.size * logits.dtype.itemsize / 8

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import REGIMES, SHAPES, jit_quickly, logits, mask, named
+from cases import REGIMES, SHAPES, logits, mask, named
+from compiling import jit_in_full
 
 import jsoftmax
 
@@ -24,7 +25,7 @@ def error(ours, exact):
 @pytest.mark.parametrize("function", **named())
 def test_value_on_any_shape_and_axis(function, shape, axis):
     arguments = function.arguments(logits("unit", shape, axis, np.float32), axis)
-    ours = jit_quickly(lambda *arguments: function.ours(*arguments, axis=axis))(*arguments)
+    ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=axis))(*arguments)
     off, exact = error(ours, function.exact(arguments, axis))
     assert ours.dtype == jnp.float32
     assert ours.shape == exact.shape
@@ -36,7 +37,7 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
 def test_value_in_any_regime(function, dtype):
     """An exponential of u carries |u| roundings: no more than that, and relative to the value itself."""
     with jax.enable_x64(dtype == np.float64):
-        call = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))
+        call = jit_in_full(lambda *arguments: function.ours(*arguments, axis=-1))
         for regime in REGIMES:
             x = logits(regime, (6, 30), dtype=dtype)
             arguments = function.arguments(x)
@@ -68,7 +69,7 @@ def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
         return maps, [library.logsumexp(x, axis, keepdims=k, where=where) for k in (False, True)]
 
     of_each = (partial(all_of, jsoftmax, axis), partial(all_of, jax.nn, axis_of_jax))
-    ours, peer = (jit_quickly(f)(x, where) for f in of_each)
+    ours, peer = (jax.jit(f)(x, where) for f in of_each)
     for kind, atol in ((0, 0), (1, EPS)):  # a sum's maximum and logarithm may cancel
         for a, b in zip(ours[kind], peer[kind], strict=True):
             assert a.shape == b.shape
@@ -109,7 +110,7 @@ def test_low_precision_is_computed_in_float32(function, dtype):
     """The error is that of rounding the output once."""
     x = jnp.asarray(logits("unit", (4, 200), dtype=np.float32)).astype(dtype)
     arguments = function.arguments(x)
-    ours = jit_quickly(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
+    ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
     returns_its_own = function.name.split(",")[0] in ("softmax", "log_softmax", "logsumexp")
     assert ours.dtype == (dtype if returns_its_own else jnp.float32)
     off, exact = error(ours, function.exact(arguments))
