@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _cpu, _fixed_point, _two_words, online, rules
-from jsoftmax._mapping import with_more_rows
+from jsoftmax import _cpu, _fixed_point, _float64, online, rules
+from jsoftmax._branches import unless, with_more_rows
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int, ...]
 
-LONGEST_IN_TWO_WORDS = 128
-TWO_WORDS_BLOCK_SIZE = 2**14  # elements
-BLOCK_SIZE = 2**12  # elements of those in fixed point
+BLOCK_SIZE = 2**12  # elements
 GROUP = 512  # rows
 Block = Callable[[Array, Array], Array]  # the entries in rows and columns, −inf where there is none
 
@@ -27,8 +25,9 @@ Block = Callable[[Array, Array], Array]  # the entries in rows and columns, −i
 def restored(plain: Array, x: Array, where: Array | None, axes: Axes, state: online.State) -> Array:
     """The log-sum-exp of every row, on CPU to 4 ulp of itself, from ``max + log1p(rest)``, `plain`.
 
-    Rows that may have lost digits wait for loops that find ``Σ exp(x) − 1`` in two words, or in fixed point.
-    Where none has, it costs a look at every row's numbers. Rows that may lie on several devices stay plain.
+    Rows that may have lost digits wait for their sum in float64, or for a loop that finds ``Σ exp(x) − 1`` in
+    fixed point. Where none has, it costs a look at every row's numbers. Rows that may lie on several devices
+    stay plain.
     """
     if not x.size:
         return plain
@@ -70,8 +69,10 @@ def _of_axes(axes: Axes) -> Callable[..., Array]:
             return plain
 
         def on_cpu(plain: Array, waits: Array, *arguments: Any) -> Array:
-            # Of a bare loop, XLA computes what does not change in it even if it never runs.
-            return lax.cond(jnp.any(waits), partial(_repaired, axes), _plain, plain, waits, *arguments)
+            def repaired(plain: Array) -> Array:
+                return _repaired(axes, plain, waits, *arguments)
+
+            return unless(~jnp.any(waits), plain, repaired)
 
         return lax.platform_dependent(plain, waits, *arguments, cpu=on_cpu, default=_plain)
 
@@ -83,8 +84,12 @@ def _plain(plain: Array, *arguments: Any) -> Array:
 
 
 def _repaired(axes: Axes, plain: Array, waits: Array, top: Array, x: Array, where: Array | None) -> Array:
-    """`plain`, and where a row waits its value to 4 ulp: in two words, or, where these are too few, exact."""
+    """`plain`, and where a row waits its value to 4 ulp: from float64, or, where its bits are few, exact."""
     shape, classes = plain.shape, x.size // plain.size
+    if x.size >= _cpu.LEAST_SIZE and _float64.serves(plain.dtype):
+        longer = _float64.log_sum_exp(x if where is None else jnp.where(where, x, -jnp.inf), axes)
+        right = _float64.is_right(longer, classes)
+        plain, waits = jnp.where(waits & right, longer, plain), waits & ~right
     plain, waits, top = (a.reshape(-1, 1) for a in (plain, waits, top))
 
     def block(rows: Array, columns: Array) -> Array:
@@ -93,30 +98,7 @@ def _repaired(axes: Axes, plain: Array, waits: Array, top: Array, x: Array, wher
         live = live if where is None else live & at(where)
         return jnp.where(live, at(x).astype(plain.dtype), -jnp.inf)
 
-    pays = x.size >= _cpu.LEAST_SIZE and classes <= LONGEST_IN_TWO_WORDS
-    if pays and plain.dtype == jnp.float32:
-        plain = _in_two_words(block, classes, plain, waits)
-        waits = waits & (jnp.abs(plain) < _two_words.LEAST)
     return _in_fixed_point(block, classes, plain, waits, top).reshape(shape)
-
-
-def _in_two_words(block: Block, classes: int, plain: Array, waits: Array) -> Array:
-    """The windows in which a row waits, one after the other."""
-    height = min(plain.size, TWO_WORDS_BLOCK_SIZE // classes)
-
-    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        wait, out = state
-        window = jnp.argmax(wait)
-        first = jnp.minimum(window * height, plain.size - height)
-        rows = first + jnp.arange(height)
-        found = _two_words.log_sum_exp(block(rows, jnp.arange(classes)).T)
-        its_own, its_waits = (lax.dynamic_slice_in_dim(a, first, height) for a in (out, waits))
-        out = lax.dynamic_update_slice_in_dim(out, jnp.where(its_waits, found[:, None], its_own), first, 0)
-        return wait.at[window].set(False), out
-
-    return lax.while_loop(
-        lambda state: jnp.any(state[0]), step, (jnp.any(_grouped(waits, height), 1), plain)
-    )[1]
 
 
 def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top: Array) -> Array:

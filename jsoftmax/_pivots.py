@@ -3,7 +3,8 @@
     log Σ exp(x) = x_k + log Σ exp(x − x_k)        −log p_k = log1p(Σ_others exp(x − x_k))
 
 Any entry serves beside which the row neither overflows nor vanishes. For −log p the label's own is the best:
-no 1 swamps the rest. Where a row wants its maximum, all are computed by that.
+no 1 swamps the rest. A short row is summed in float64, and not shifted at all. Where a row wants its maximum,
+all are computed by that.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _cpu, rules
-from jsoftmax._mapping import with_more_rows
+from jsoftmax import _cpu, _float64, rules
+from jsoftmax._branches import unless, with_more_rows
 from jsoftmax._sharding import is_whole
 
 Axes = tuple[int, ...]
@@ -41,10 +42,16 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
         sure = jnp.isfinite(out) & (2 * log_total + 3 <= 3.5 * jnp.abs(out))
         return out.astype(x.dtype), sure
 
+    def in_float64(axis: int, x: Array) -> tuple[Array, Array]:
+        out = _float64.log_sum_exp(x, (axis,))
+        return out.astype(x.dtype), _float64.is_right(out, classes)
+
     classes = _classes(x, axes)
+    if classes and _float64.pays(x, axes[0]):
+        return _values(in_float64, by_maximum, axes, x)
     sample = classes if classes <= 512 else min(classes // 32, 128)  # a part of a row is copied
     size = _cpu.block_size(classes) if classes > _cpu.LONGEST_WHOLE_ROW else None
-    return _values(in_one_pass, by_maximum, axes, size, x)
+    return _values(in_one_pass, by_maximum, axes, x) if _has_form(classes, size) else None
 
 
 def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
@@ -65,36 +72,36 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
     # Of short blocks, as one of every row is read again.
     classes = _classes(x, axes)
     size = _cpu.block_size(classes, near=256) if classes >= SHORTEST_IN_BLOCKS else None
-    return _values(in_one_pass, by_maximum, axes, size, x, ids)
+    return _values(in_one_pass, by_maximum, axes, x, ids) if _has_form(classes, size) else None
 
 
 def _classes(x: Array, axes: Axes) -> int:
     return x.shape[axes[0]] if len(axes) == 1 else 0
 
 
+def _has_form(classes: int, block_size: int | None) -> bool:
+    return classes >= SHORTEST_ROW and (block_size is not None or classes <= _cpu.LONGEST_WHOLE_ROW)
+
+
 def _values(
     in_one_pass: Callable[..., tuple[Array, Array]],
     by_maximum: ByMaximum,
     axes: Axes,
-    size: int | None,
     x: Array,
     *ids: Array,
 ) -> Array | None:
-    classes = _classes(x, axes)
-    too_long = size is None and classes > _cpu.LONGEST_WHOLE_ROW
-    if classes < SHORTEST_ROW or too_long or x.size < _cpu.LEAST_SIZE or not is_whole(x, *range(x.ndim)):
+    if x.size < _cpu.LEAST_SIZE or not is_whole(x, *range(x.ndim)):
         return None
 
     def of_axes(axes: Axes) -> Callable[..., Array]:
-        def known(values: Array, *arrays: Array) -> Array:
-            return values
-
-        def not_all_known(values: Array, *arrays: Array) -> Array:
-            return by_maximum(axes, *arrays)
-
         def on_cpu(*arrays: Array) -> Array:
-            values, sure = in_one_pass(axes[0], *arrays)
-            return lax.cond(jnp.all(sure), known, not_all_known, values, *arrays)
+            # XLA takes longer over what has an axis of length 1.
+            values, sure = (a.squeeze(axes) for a in in_one_pass(axes[0], *arrays))
+
+            def known_otherwise(values: Array) -> Array:
+                return by_maximum(axes, *arrays).squeeze(axes)
+
+            return lax.expand_dims(unless(jnp.all(sure), values, known_otherwise), axes)
 
         def anywhere(*arrays: Array) -> Array:
             return lax.platform_dependent(*arrays, cpu=on_cpu, default=partial(by_maximum, axes))

@@ -1,4 +1,4 @@
-"""`jax.vmap` over rows: there are more of them."""
+"""Branches on what only the program knows: they stay branches under `jax.vmap`, and copy nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 Axes = tuple[int, ...]
@@ -38,3 +38,16 @@ def with_more_rows(
         return with_more_rows(of_axes, tuple(axis + 1 for axis in axes), shared)(*of_all), True
 
     return function
+
+
+def unless(good: Array, values: Array, repaired: Callable[[Array], Array]) -> Array:
+    """``repaired(values)``, unless they are `good`: a branch that does not copy them.
+
+    So it stands in a loop that runs once at most; without it, XLA would compute what does not change in the
+    loop even if that never runs.
+    """
+
+    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.array(True), lax.cond(state[0], lambda values: values, repaired, state[1])
+
+    return lax.while_loop(lambda state: ~state[0], step, (good, values))[1]
