@@ -7,9 +7,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _cpu, rules
-
-LONGEST_PLAIN_SUM = 8  # classes; of more, a plain sum may be off by more than 4 ulp
+from jsoftmax import _cpu, _float64, rules
 
 
 def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
@@ -17,19 +15,15 @@ def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
     return (
         x.dtype == rules.computing_dtype(x.dtype)
         and x.size >= _cpu.LEAST_SIZE
-        and shortest <= _classes(x, axes) <= 8192
+        and shortest <= math.prod(x.shape[axis] for axis in axes) <= 8192
     )
 
 
-def _classes(x: Array, axes: tuple[int, ...]) -> int:
-    return math.prod(x.shape[axis] for axis in axes)
-
-
 def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """``exp(u)/Σ exp(u)``; 0 in an empty row. Of more than a few, the maximum's 1 would swamp the others."""
+    """``exp(u)/Σ exp(u)``; 0 in an empty row. In a plain sum, the maximum's 1 would swamp the others."""
     terms = _cpu.exponentials(x, _cpu.tops(x, top)[1])
-    if _classes(x, axes) <= LONGEST_PLAIN_SUM:
-        total = jnp.sum(terms, axes, keepdims=True)
+    if _float64.serves(x.dtype):
+        total = _float64.sum_of(terms, axes)
     else:
         ones = jnp.floor(terms)
         rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))

@@ -1,8 +1,8 @@
-"""The log-sum-exp of shorter logits in float64, on CPU, where that costs a short row next to nothing.
+"""Sums in float64 of what is shorter, on CPU, where they cost next to nothing.
 
-Neither the maximum nor a rest is needed: the sum has 29 more bits than a float32, and a range of exp(±700).
-Float64 need not be enabled for it. But a number written among these operations JAX would take for a float32
-when it traces them again, so there is none.
+A log-sum-exp needs neither the maximum nor a rest then: there are 29 more bits than in a float32, and a
+range of exp(±700). Float64 need not be enabled for it. But a number written among these operations JAX would
+take for a float32 when it traces them again, so there is none.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ def pays(x: Array, axis: int) -> bool:
     return serves(x.dtype) and x.shape[axis] <= longest
 
 
+def sum_of(terms: Array, axes: tuple[int, ...]) -> Array:
+    """The sum, rounded once."""
+    with jax.enable_x64(True):
+        return jnp.sum(terms.astype(jnp.float64), axes, keepdims=True).astype(terms.dtype)
+
+
 def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
     """``log Σ exp(x)`` in float32: NaN or infinite where the sum leaves the range."""
     with jax.enable_x64(True):
-        return lax.log(_sum(x, axes)).astype(jnp.float32)
+        return lax.log(_sum_of_exponentials(x, axes)).astype(jnp.float32)
 
 
-def _sum(x: Array, axes: tuple[int, ...]) -> Array:
+def _sum_of_exponentials(x: Array, axes: tuple[int, ...]) -> Array:
     (axis, *others), length = axes, x.shape[axes[0]]
     if others or axis == x.ndim - 1 or length > LONGEST_COLUMNS:
         return jnp.sum(lax.exp(x.astype(jnp.float64)), axes, keepdims=True)
