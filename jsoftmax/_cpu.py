@@ -8,15 +8,13 @@ follows, XLA stores these exponentials in its place.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import rules
+from jsoftmax import _across, _row_blocks, rules
 from jsoftmax._autodiff import with_tangent
 from jsoftmax._sharding import is_whole
 
@@ -30,7 +28,7 @@ _LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the s
 
 
 class Form(NamedTuple):
-    """How the rest of a row is found: "columns", "whole" or "blocks", these of `size` classes."""
+    """How the rest of a row is found: "columns", "across", "whole" or "blocks", these of `size` classes."""
 
     name: str
     size: int = 0
@@ -44,26 +42,22 @@ class Label(NamedTuple):
     logit: Array
 
 
-def choose(shape: tuple[int, ...], axis: int, alone: bool = False) -> Form | None:
-    """The form for logits of this shape; None where the sums had better be written plainly.
+def choose(x: Array, axis: int, alone: bool = False) -> Form | None:
+    """The form for these logits; None where the sums had better be written plainly.
 
     `alone` says that no gradient follows, nor anything else that is made of it for every class.
     """
-    classes = shape[axis]
-    if math.prod(shape) < LEAST_SIZE:
+    classes = x.shape[axis]
+    if x.size < LEAST_SIZE:
         return None
     if classes <= LONGEST_COLUMNS:
         return Form("columns", in_parts=not alone)
+    if _across.crosses(x, axis):
+        return Form("across")
     if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
-    size = block_size(classes)
+    size = _row_blocks.size_for(classes)
     return None if size is None else Form("blocks", size)
-
-
-def block_size(classes: int, near: int = 1024) -> int | None:
-    """A size of equal blocks of a row, if there is one: of whole vectors, if it can be, and near this one."""
-    sizes = [n for n in range(128, 8193) if classes % n == 0]
-    return min(sizes, key=lambda n: (n % 16 > 0, abs(n - near)), default=None)
 
 
 def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
@@ -79,6 +73,9 @@ def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) 
     if form.name == "columns":
         return _of_columns(x, top, label, axis, form.in_parts)
     top, finite_top = tops(x, top)
+    if form.name == "across":
+        others = _across.sum_of_others(x, top, finite_top, axis, None if label is None else label.id)
+        return _without_a_1(others, top, finite_top, label)
     if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
         return _beside_label(x, finite_top, label, axis)
     if form.name == "whole":
@@ -124,7 +121,11 @@ def _columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
         terms.append(jnp.where(leaves, 0, scaled(_half(column, finite_top))))
     while len(terms) > 1:
         terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
-    others = terms[0] / SCALE  # NaN where +inf is the maximum
+    return _without_a_1(terms[0] / SCALE, top, finite_top, label)
+
+
+def _without_a_1(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
+    """The rest, from the sum over the others, NaN where +inf is the maximum."""
     if label is not None:
         return others + _beyond_1(label, finite_top)
     # XLA's library finds −inf for the maximum of a row of NaNs; the sum tells it from an empty row.
@@ -171,16 +172,16 @@ def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) ->
     Two blocks may hold a 1 only where the total reaches 2, and no repair is needed.
     """
     count = x.shape[axis] // size
-    sums = block_sums(lambda x, top: scaled(_half(x, top)), size, x, finite_top, axis)
+    sums = _row_blocks.sums(lambda x, top: scaled(_half(x, top)), size, x, finite_top, axis)
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
-    holder = block(size, x, index, axis).astype(top.dtype)
+    holder = _row_blocks.block(size, x, index, axis).astype(top.dtype)
     half = jnp.exp(jnp.where(holder == top, -jnp.inf, (holder - finite_top) * 0.5))
     rest = others + jnp.sum(scaled(half), axis, keepdims=True)
-    others_only = jnp.where(total == 0, -SCALE, jnp.maximum(total - SCALE, 0))
+    others_only = jnp.where(total == 0, -SCALE, jnp.where(total < SCALE, 0, total - SCALE))
     return jnp.where(_leads(total) & (others < total), rest, others_only) / SCALE
 
 
@@ -198,33 +199,6 @@ def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
     shape[axis] = terms.shape[axis]
     away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
     return apart(jnp.sum(terms * jnp.minimum(away * away, 1), axis, keepdims=True))
-
-
-def block_sums(
-    terms: Callable[[Array, Array], Array], size: int, x: Array, center: Array, axis: int
-) -> Array:
-    """The sums of ``terms(x, center)`` over blocks of a row, in the dtype of the center."""
-    blocks = _in_blocks(size, x, axis)
-    if x.dtype == center.dtype:
-        return jnp.sum(terms(blocks, jnp.expand_dims(center, axis)), axis + 1)
-    # Converted all at once, a wider copy of the logits would be stored.
-    bits = lax.bitcast_convert_type(blocks, jnp.uint16)
-
-    def of_block(i: Array) -> Array:
-        block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
-        return jnp.sum(terms(lax.bitcast_convert_type(block, x.dtype).astype(center.dtype), center), axis)
-
-    return jnp.moveaxis(lax.map(of_block, jnp.arange(blocks.shape[axis])), 0, axis)
-
-
-def block(size: int, x: Array, index: Array, axis: int) -> Array:
-    """A block of every row."""
-    blocks = _in_blocks(size, x, axis)
-    return jnp.squeeze(jnp.take_along_axis(blocks, jnp.expand_dims(index, axis + 1), axis, mode="clip"), axis)
-
-
-def _in_blocks(size: int, x: Array, axis: int) -> Array:
-    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 
 def tops(x: Array, top: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
     return (
         x.dtype == rules.computing_dtype(x.dtype)
         and x.size >= _cpu.LEAST_SIZE
+        and x.ndim - 1 in axes
         and shortest <= math.prod(x.shape[axis] for axis in axes) <= 8192
     )
 
@@ -28,7 +29,7 @@ def softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
         ones = jnp.floor(terms)
         rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
         total = rest + ones
-    return terms / jnp.maximum(total, 0.5)
+    return terms / (total + 2.0**-60)  # a maximum may take a NaN for the other number
 
 
 def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
@@ -38,4 +39,4 @@ def log_softmax(x: Array, top: Array, axes: tuple[int, ...]) -> Array:
     half = jnp.exp(u * 0.5)
     ones = jnp.floor(half)  # at the maximum, 0 elsewhere
     rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_cpu.scaled(half - ones), ones))
-    return u - jnp.log1p(jnp.maximum(rest / _cpu.SCALE + (ones - 1), -0.5))
+    return u - jnp.log1p(rest / _cpu.SCALE + (jnp.maximum(ones, 0.5) - 1))  # a NaN is in `rest` anyway

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax import _across
+
 LONGEST_ROW = 12  # that costs about what `jax.nn.logsumexp` does
 LONGEST_COLUMNS = 32
 
@@ -22,7 +24,7 @@ def serves(dtype: jnp.dtype) -> bool:
 def pays(x: Array, axis: int) -> bool:
     """Whether it is as fast as sums in float32, about the maximum or not."""
     longest = LONGEST_ROW if axis == x.ndim - 1 else LONGEST_COLUMNS
-    return serves(x.dtype) and x.shape[axis] <= longest
+    return serves(x.dtype) and (x.shape[axis] <= longest or _across.crosses(x, axis))
 
 
 def sum_of(terms: Array, axes: tuple[int, ...]) -> Array:
@@ -39,6 +41,8 @@ def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
 
 def _sum_of_exponentials(x: Array, axes: tuple[int, ...]) -> Array:
     (axis, *others), length = axes, x.shape[axes[0]]
+    if not others and length > LONGEST_COLUMNS and _across.crosses(x, axis):
+        return _across.sum_of_exponentials(x, axis)
     if others or axis == x.ndim - 1 or length > LONGEST_COLUMNS:
         return jnp.sum(lax.exp(x.astype(jnp.float64)), axes, keepdims=True)
     # Class by class over all rows at once: as one sum, XLA reads across the rows.

@@ -15,7 +15,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _cpu, _float64, rules
+from jsoftmax import _across, _cpu, _float64, _row_blocks, rules
 from jsoftmax._branches import unless, with_more_rows
 from jsoftmax._sharding import is_whole
 
@@ -35,7 +35,7 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
         if size is None:
             terms = _cpu.exponentials(x.astype(pivot.dtype), pivot)
         else:
-            terms = _cpu.apart(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis))
+            terms = _cpu.apart(_row_blocks.sums(_cpu.exponentials, size, x, pivot, axis))
         log_total = jnp.log(_cpu.apart(jnp.sum(terms, axis, keepdims=True)))
         out = pivot + log_total
         # Of 4 ulp, 2 half ones of `out` each, at least 3.5 are left to the logarithm, the shift and the sum.
@@ -50,7 +50,7 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
     if classes and _float64.pays(x, axes[0]):
         return _values(in_float64, by_maximum, axes, x)
     sample = classes if classes <= 512 else min(classes // 32, 128)  # a part of a row is copied
-    size = _cpu.block_size(classes) if classes > _cpu.LONGEST_WHOLE_ROW else None
+    size = _row_blocks.size_for(classes) if classes > _cpu.LONGEST_WHOLE_ROW else None
     return _values(in_one_pass, by_maximum, axes, x) if _has_form(classes, size) else None
 
 
@@ -64,15 +64,16 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
             others = _cpu.sum_of_others(_cpu.exponentials(x.astype(dtype), pivot), ids, axis)
         else:
             its_block, its_place = (f(ids, jnp.full_like(ids, size)) for f in (lax.div, lax.rem))
-            block = _cpu.block(size, x, its_block, axis).astype(dtype)
-            others = _of_others(_cpu.block_sums(_cpu.exponentials, size, x, pivot, axis), its_block, axis)
+            block = _row_blocks.block(size, x, its_block, axis).astype(dtype)
+            others = _of_others(_row_blocks.sums(_cpu.exponentials, size, x, pivot, axis), its_block, axis)
             others = others + _of_others(_cpu.exponentials(block, pivot), its_place, axis)
         return rules.log1p(others), (others > _cpu.LEAST_REST) & (others < jnp.inf)
 
     # Of short blocks, as one of every row is read again.
     classes = _classes(x, axes)
-    size = _cpu.block_size(classes, near=256) if classes >= SHORTEST_IN_BLOCKS else None
-    return _values(in_one_pass, by_maximum, axes, x, ids) if _has_form(classes, size) else None
+    size = _row_blocks.size_for(classes, near=256) if classes >= SHORTEST_IN_BLOCKS else None
+    pays = _has_form(classes, size) and not _across.crosses(x, *axes)
+    return _values(in_one_pass, by_maximum, axes, x, ids) if pays else None
 
 
 def _classes(x: Array, axes: Axes) -> int:

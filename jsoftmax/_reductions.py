@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _accelerators, _cpu, online, rules
+from jsoftmax import _accelerators, _across, _cpu, online, rules
 from jsoftmax._recomputation import anew
 from jsoftmax._scaling import Moment, Scaling, Shifted, exponentials, live, peak, shift, shifted, slipped
 from jsoftmax._sharding import is_whole
@@ -184,20 +184,19 @@ def _form(x: Array, axes: Axes, alone: bool) -> _cpu.Form | None:
     own, names = rules.split_axes(axes)
     if names or len(own) != 1 or not is_whole(x, *own):
         return None
-    return _cpu.choose(x.shape, own[0], alone)
+    return _cpu.choose(x, own[0], alone)
 
 
 def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """The sums over a row of the terms made of it; on CPU over blocks of a long one."""
+    """The sums over a row of the terms made of it; on CPU over blocks of a long one, or class by class."""
     x = row[0]
 
     def whole(row: Any) -> tuple[Array, ...]:
         return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
 
     def in_blocks(row: Any) -> tuple[Array, ...]:
-        size = min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
-        steps = (classes - 1) // size
-        first = classes - steps * size
+        size = 1 if across else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
+        first = classes - (steps := (classes - 1) // size) * size
 
         def block(start: Array | int, size: int) -> tuple[Array, ...]:
             return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
@@ -217,7 +216,8 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
 
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
-    if classes <= _cpu.LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis):
+    across = len(axes) == 1 and classes > 1 and _across.crosses(x, axis)
+    if not across and (classes <= _cpu.LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis)):
         return whole(row)
     return lax.platform_dependent(row, cpu=in_blocks, default=whole)
 

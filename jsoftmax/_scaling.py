@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import rules
+from jsoftmax import _across, rules
 from jsoftmax._arguments import Call, Logits
 
 Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
@@ -82,7 +82,9 @@ def live(x: Array, scaling: Scaling) -> Array:
 def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
     """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
     own, names = rules.split_axes(axes)
-    top = lax.stop_gradient(jnp.max(ordered_live(x, scaling), own, keepdims=True))
+    ordered = lax.stop_gradient(ordered_live(x, scaling))
+    stored = scaling.where is None and scaling.temperature is None
+    top = _across.maximum(ordered, own) if stored else jnp.max(ordered, own, keepdims=True)
     if not names:
         return top
     top = highest(top, names)

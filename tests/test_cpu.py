@@ -9,11 +9,12 @@ import pytest
 from compiling import jit_in_full
 
 import jsoftmax
-from jsoftmax import _cpu, online
+from jsoftmax import _across, _cpu, online
 
 FORMS = {
     "columns": ((1025, 8), _cpu.Form("columns")),
     "columns in parts": ((1030, 8), _cpu.Form("columns", in_parts=True)),
+    "across": ((16, 100), _cpu.Form("across")),
     "whole": ((16, 1000), _cpu.Form("whole")),
     "blocks": ((2, 40000), _cpu.Form("blocks", 1000)),
 }
@@ -73,7 +74,7 @@ def test_a_rest_that_is_good_for_a_label(classes, axis):
         np.put_along_axis(away, ids, -np.inf, 1)
         want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
     x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _cpu.Label(ids, logits)))
-    form = _cpu.Form("columns" if classes <= _cpu.LONGEST_COLUMNS else "whole")
+    form = _cpu.Form("columns" if classes <= _cpu.LONGEST_COLUMNS else "across" if axis == 0 else "whole")
     rest = jit_in_full(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
     got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
     for kind, ours, loss, of_label in zip(
@@ -113,7 +114,10 @@ def test_derivatives_are_those_of_the_sum(name):
 
 
 def test_every_form_is_chosen():
-    chosen = {n: _cpu.choose((2**20 // n, n), 1) for n in (8, 1000, 32768, 50257, 131072, 50261)}
+    def choose(shape, axis=1, **options):
+        return _cpu.choose(jnp.broadcast_to(jnp.float32(0), shape), axis, **options)
+
+    chosen = {n: choose((2**20 // n, n)) for n in (8, 1000, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
     assert names == {
         8: "columns",
@@ -125,8 +129,10 @@ def test_every_form_is_chosen():
     }
     assert chosen[50257].size == 1733
     assert chosen[8].in_parts
-    assert _cpu.choose((32, 10), 1) is None
-    assert _cpu.choose((2**17, 8), 1, alone=True) == _cpu.Form("columns")
+    assert choose((32, 10)) is None
+    assert choose((2**17, 8), alone=True) == _cpu.Form("columns")
+    assert choose((2, 100, 2**7, 2**7)) == choose((100, 2**14), 0) == _cpu.Form("across")
+    assert choose((100, 2**13), 0) == _cpu.Form("whole")
 
 
 # What may be stored beside the logits, over their bytes; their gradient is a result.
@@ -151,6 +157,49 @@ def test_no_wider_copy_of_bfloat16_logits_is_stored():
     loss = jax.value_and_grad(functools.partial(jsoftmax.cross_entropy, reduction="mean"))
     compiled = jit_in_full(loss).lower(x, jax.ShapeDtypeStruct((8192,), jnp.int32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * 2 * x.size
+
+
+ACROSS = {
+    "softmax": lambda x, ids, t, axis: jsoftmax.softmax(x, axis),
+    "log_softmax": lambda x, ids, t, axis: jsoftmax.log_softmax(x, axis),
+    "logsumexp": lambda x, ids, t, axis: jsoftmax.logsumexp(x, axis),
+    "loss": lambda x, ids, t, axis: jsoftmax.cross_entropy(x, ids, axis=axis),
+    "loss, targets": lambda x, ids, t, axis: jsoftmax.cross_entropy(x, t, axis=axis),
+    "loss, options": lambda x, ids, t, axis: jsoftmax.cross_entropy(
+        x, ids, axis=axis, where=x > -6, label_smoothing=0.1, temperature=0.7
+    ),
+    "entropy": lambda x, ids, t, axis: jsoftmax.entropy(x, axis=axis),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ACROSS)
+def test_rows_that_lie_across_memory(name, dtype):
+    """Values and gradients as of the same rows along memory; what is wrong in a row stays there."""
+    rng = np.random.default_rng(0)
+    x = 3 * rng.normal(size=(2, 40, 2, _across.LEAST_STRIDE // 2)).astype(np.float32)
+    x[:, 7, 0] += 30
+    x[0, :, 0, 0], x[0, :, 0, 1], x[0, 3, 0, 2], x[0, 3, 0, 3] = np.nan, -np.inf, np.inf, -np.inf
+    x = jnp.asarray(x, dtype)
+    ids = jnp.asarray(rng.integers(0, 40, np.delete(x.shape, 1)))
+    t = jnp.asarray(rng.gamma(0.5, size=x.shape), jnp.float32).at[0, 3, 0, 3].set(0)
+    assert _across.crosses(x, 1)
+
+    @functools.partial(jit_in_full, static_argnums=3)
+    def values_and_gradients(x, ids, t, axis):
+        values, pull = jax.vjp(lambda x: ACROSS[name](x, ids, t, axis), x)
+        g = jnp.cos(7 * jnp.arange(ids.size, dtype=jnp.float32)).reshape(ids.shape).astype(values.dtype)
+        g = jnp.expand_dims(g, axis) if values.ndim == 4 else g
+        return values, *pull(jnp.broadcast_to(g, values.shape))
+
+    def turned(a):
+        return jnp.moveaxis(a, 1, -1) if a.ndim == 4 else a
+
+    got = values_and_gradients(x, ids, t, 1)
+    want = values_and_gradients(turned(x), ids, turned(t), -1)
+    for a, b in zip(got, want, strict=True):
+        assert np.isnan(a).sum() > 0
+        np.testing.assert_allclose(turned(a), b, rtol=3e-6 if dtype == jnp.float32 else 2e-2, atol=1e-6)
 
 
 def test_bfloat16_rows_in_blocks():
@@ -180,25 +229,42 @@ def test_a_nan_stays_in_its_row(name):
         assert np.isnan(beside[2:]).all()
 
 
+OF_ROWS = {
+    "softmax": lambda x, ids: jsoftmax.softmax(x),
+    "log_softmax": lambda x, ids: jsoftmax.log_softmax(x),
+    "logsumexp": lambda x, ids: jsoftmax.logsumexp(x, 1),
+    "logsumexp, weighted": lambda x, ids: jsoftmax.logsumexp(x, 1, jnp.full_like(x, 2.0)),
+    "loss": lambda x, ids: jsoftmax.cross_entropy(x, ids),
+    "loss, targets": lambda x, ids: jsoftmax.cross_entropy(x, jnp.full_like(x, 0.1)),
+    "row statistics": lambda x, ids: jnp.stack(jsoftmax.row_statistics(x, ids)[:3], 1),
+    "entropy": lambda x, ids: jsoftmax.entropy(x),
+    "KL": lambda x, ids: jsoftmax.kl_divergence(x, jnp.zeros_like(x)),
+    "JS": lambda x, ids: jsoftmax.js_divergence(x, jnp.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("classes", [2, 9, 40, 100, 9000])
+def test_a_nan_is_seen_in_many_rows(classes):
+    """Though XLA's library takes −inf for the maximum of a row of NaNs, and may lose one in other maxima."""
+    count = max(2**19 // classes, 8)
+    x = np.zeros((count, classes), np.float32)
+    x[1], x[2], x[2, 1:], x[3, -1], x[4, 0] = np.nan, np.nan, -np.inf, np.nan, np.inf
+    ids = jnp.zeros(count, int)
+    for name, function in OF_ROWS.items():
+        ill = np.isnan(jit_in_full(function)(x, ids)).reshape(count, -1)
+        assert np.array_equal(np.flatnonzero(ill.any(1)), [1, 2, 3, 4]), name
+        assert ill[1:5].all(), name
+
+
 @pytest.mark.parametrize("classes", [2, 8, 100, 9000])
-def test_a_row_of_nans_is_no_empty_row(classes):
-    """Though the maximum that XLA's library finds for it is −inf."""
+def test_a_nan_is_seen_in_gradients(classes):
     x = np.zeros((max(2**14 // classes, 4), classes), np.float32)
     x[1], x[2], x[2, 1:] = np.nan, np.nan, -np.inf
-    rows = len(x)
-
-    def found(x):
-        of_labels = jsoftmax.row_statistics(x, jnp.zeros(rows, int))[:3]
-        losses = (
-            jsoftmax.cross_entropy(x, jnp.zeros(rows, int)),
-            jsoftmax.cross_entropy(x, jnp.full_like(x, 0.1)),
-        )
-        sums = jsoftmax.logsumexp(x, 1), jsoftmax.logsumexp(x, 1, jnp.full_like(x, 2.0)), jsoftmax.entropy(x)
-        return *of_labels, *losses, *sums, jsoftmax.softmax(x)[:, 0], jsoftmax.log_softmax(x)[:, 0]
-
-    for values in (jit_in_full(found)(x), jit_in_full(jax.grad(lambda x: sum(map(jnp.sum, found(x)))))(x).T):
-        for value in values:
-            np.testing.assert_array_equal(np.flatnonzero(np.isnan(value)), [1, 2])
+    ids = jnp.zeros(len(x), int)
+    total = jax.grad(lambda x: sum(jnp.sum(function(x, ids)) for function in OF_ROWS.values()))
+    ill = np.isnan(jit_in_full(total)(x))
+    assert np.array_equal(np.flatnonzero(ill.any(1)), [1, 2])
+    assert ill[1:3].all()
 
 
 @pytest.mark.parametrize("classes", [8, 100])

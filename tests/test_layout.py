@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("_sharding", "_recomputation", "_float64"),
+    ("_sharding", "_recomputation", "_row_blocks"),
+    ("_across",),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_branches", "_eager"),
-    ("online", "_scaling", "_cpu", "_mesh_axes"),
+    ("online", "_scaling", "_cpu", "_float64", "_mesh_axes"),
     ("_accelerators", "_cpu_maps", "_pivots"),
     ("_reductions",),
     ("_rows", "_cancellation"),

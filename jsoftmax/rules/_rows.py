@@ -33,6 +33,7 @@ def rounded(x: Array, top: Array) -> Array:
     """x itself, of which `top` is the maximum, before ``x − top``.
 
     Where x is a product, XLA may compute it once more along with the difference, unrounded, and the maximum
-    would not be 0 above itself. A minimum with something larger keeps the two operations apart.
+    would not be 0 above itself. A minimum with something larger keeps the two operations apart; XLA's on CPU
+    gives the second number where either is NaN.
     """
-    return jnp.minimum(x, top + jnp.abs(top) + 1)
+    return jnp.minimum(top + jnp.abs(top) + 1, x)
