@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from jsoftmax._sharding import varying
+
 Axes = tuple[int, ...]
 
 
@@ -43,11 +45,11 @@ def with_more_rows(
 def unless(good: Array, values: Array, repaired: Callable[[Array], Array]) -> Array:
     """``repaired(values)``, unless they are `good`: a branch that does not copy them.
 
-    So it stands in a loop that runs once at most; without it, XLA would compute what does not change in the
-    loop even if that never runs.
+    It stands in a loop that runs once at most. Of a loop without a branch, XLA would compute what does not
+    change in it even if it never runs.
     """
 
     def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.array(True), lax.cond(state[0], lambda values: values, repaired, state[1])
+        return varying(jnp.array(True), good), lax.cond(state[0], lambda values: values, repaired, state[1])
 
     return lax.while_loop(lambda state: ~state[0], step, (good, values))[1]

@@ -83,8 +83,9 @@ def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
     """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
     own, names = rules.split_axes(axes)
     ordered = lax.stop_gradient(ordered_live(x, scaling))
-    stored = scaling.where is None and scaling.temperature is None
-    top = _across.maximum(ordered, own) if stored else jnp.max(ordered, own, keepdims=True)
+    # A loop over the classes would store what is not x itself.
+    is_x = scaling.where is None and scaling.temperature is None
+    top = _across.maximum(ordered, own) if is_x else jnp.max(ordered, own, keepdims=True)
     if not names:
         return top
     top = highest(top, names)

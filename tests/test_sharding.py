@@ -147,3 +147,25 @@ def test_rows_within_shard_map(name):
     )
     agree(jax.jit(outside)(*given), want)
     agree(jax.jit(inside)(*given), want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((2**15, 3), 1), ((2**13, 40), 1), ((16, 40_000), 1), ((4, 2**16), 0), ((40, 2**16), 0)],
+)
+def test_many_rows_within_shard_map(shape, axis):
+    """In the forms that large arrays take on CPU, loops and branches among them."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32) - np.float32(np.log(shape[axis]) + 0.5)
+    ids = np.zeros(x.size // shape[axis], np.int32)
+    rows = P("rows", None) if axis else P(None, "rows")
+
+    def of_rows(x, ids):
+        values = jsoftmax.logsumexp(x, axis), jsoftmax.cross_entropy(x, ids, axis=axis)
+        gradient = jax.grad(lambda x: jnp.sum(jsoftmax.logsumexp(x, axis)))(x)
+        maps = jsoftmax.softmax(x, axis), jsoftmax.log_softmax(x, axis), gradient
+        return values, maps, jsoftmax.entropy(x, axis=axis)
+
+    specs = (P("rows"),) * 2, (rows,) * 3, P("rows")
+    within = jax.shard_map(of_rows, mesh=mesh(AxisType.Auto), in_specs=(rows, P("rows")), out_specs=specs)
+    got, want = jax.jit(within)(x, ids), jax.jit(of_rows)(x, ids)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-6, atol=1e-6), got, want)
