@@ -18,7 +18,7 @@ LEAST_STRIDE = 2**14  # elements from one class to the next
 
 def crosses(x: Array, axis: int) -> bool:
     """Whether the rows along an axis do, on one device."""
-    return math.prod(x.shape[axis + 1 :]) >= LEAST_STRIDE and is_whole(x, *range(x.ndim))
+    return is_whole(x, *range(x.ndim)) and math.prod(x.shape[axis + 1 :]) >= LEAST_STRIDE
 
 
 def maximum(x: Array, axes: tuple[int, ...]) -> Array:

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jsoftmax import _cpu, _fixed_point, _float64, online, rules
 from jsoftmax._branches import unless, with_more_rows
-from jsoftmax._sharding import is_whole
+from jsoftmax._sharding import is_known, is_whole
 
 Axes = tuple[int, ...]
 
@@ -26,10 +26,10 @@ def restored(plain: Array, x: Array, where: Array | None, axes: Axes, state: onl
     """The log-sum-exp of every row, on CPU to 4 ulp of itself, from ``max + log1p(rest)``, `plain`.
 
     Rows that may have lost digits wait for their sum in float64, or for a loop that finds ``Σ exp(x) − 1`` in
-    fixed point. Where none has, it costs a look at every row's numbers. Rows that may lie on several devices
-    stay plain.
+    fixed point. Where none has, it costs a look at every row's numbers. Rows that may lie on several devices,
+    or nobody knows how many, stay plain.
     """
-    if not x.size:
+    if not is_known(x) or not x.size:
         return plain
     top = state.max.astype(plain.dtype)
     # What is rounded to 16 bits may lose some more before.

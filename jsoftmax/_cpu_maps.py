@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import _cpu, _float64, rules
+from jsoftmax._sharding import is_known
 
 
 def fuses(x: Array, axes: tuple[int, ...], shortest: int) -> bool:
     """Whether XLA's library makes one pass of a whole map, row by row, that is faster than several."""
     return (
         x.dtype == rules.computing_dtype(x.dtype)
+        and is_known(x)
         and x.size >= _cpu.LEAST_SIZE
         and x.ndim - 1 in axes
         and shortest <= math.prod(x.shape[axis] for axis in axes) <= 8192

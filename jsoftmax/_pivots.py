@@ -91,7 +91,7 @@ def _values(
     x: Array,
     *ids: Array,
 ) -> Array | None:
-    if x.size < _cpu.LEAST_SIZE or not is_whole(x, *range(x.ndim)):
+    if not is_whole(x, *range(x.ndim)) or x.size < _cpu.LEAST_SIZE:
         return None
 
     def of_axes(axes: Axes) -> Callable[..., Array]:

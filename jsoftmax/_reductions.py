@@ -217,7 +217,7 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
     across = len(axes) == 1 and classes > 1 and _across.crosses(x, axis)
-    if not across and (classes <= _cpu.LONGEST_WHOLE_ROW or not x.size or not is_whole(x, axis)):
+    if not across and (not is_whole(x, axis) or classes <= _cpu.LONGEST_WHOLE_ROW or not x.size):
         return whole(row)
     return lax.platform_dependent(row, cpu=in_blocks, default=whole)
 

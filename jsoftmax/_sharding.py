@@ -42,11 +42,18 @@ def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
 
 
+def is_known(a: Array) -> bool:
+    """Whether the shape is one of numbers; `jax.export` takes symbols too, which no bound holds for."""
+    return all(isinstance(n, int) for n in a.shape)
+
+
 def is_whole(a: Array, *axes: int) -> bool:
-    """Whether axes of an array are known to lie on one device: slicing them moves nothing.
+    """Whether axes of an array of known shape are known to lie on one device: slicing them moves nothing.
 
     Under `jax.jit` alone an array may be sharded in any way, which is not known while it is traced.
     """
+    if not is_known(a):
+        return False
     mesh = jax.typeof(a).sharding.mesh
     if mesh.empty:
         return one_device()

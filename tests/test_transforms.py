@@ -257,6 +257,24 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     assert gradient == arguments[0]
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((4, 40), -1), ((9, 4), 0)], ids=str)
+@pytest.mark.parametrize("function", **named())
+def test_a_program_for_any_number_of_rows(function, shape, axis):
+    """Exported once, with its gradient, and called with as many as there are."""
+    arguments = float32_arguments(function, shape, axis)
+    (rows,) = jax.export.symbolic_shape("rows")
+    of_any = [jax.ShapeDtypeStruct([rows if n == 4 else n for n in a.shape], a.dtype) for a in arguments]
+
+    @jax.jit
+    def value_and_gradient(x, *others):
+        out, pull = jax.vjp(lambda x: on(function, axis)(x, *others), x)
+        return out, *pull(jnp.cos(out))
+
+    exported = jax.export.export(value_and_gradient)(*of_any)
+    got, want = exported.call(*arguments), value_and_gradient(*arguments)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
 @pytest.mark.parametrize("function", **named())
 def test_new_values_of_the_same_shape_are_not_traced_again(function):
     chex.clear_trace_counter()
