@@ -114,7 +114,7 @@ def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top:
 
     if height == plain.size:
         return jnp.where(waits, exact(jnp.arange(height), top, plain), plain)
-    waits = _grouped(waits, GROUP)
+    waits = _grouped(waits)
     near = min(len(waits), max(64, -(-height // GROUP)))
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -134,10 +134,10 @@ def _in_fixed_point(block: Block, classes: int, plain: Array, waits: Array, top:
     return lax.while_loop(lambda state: jnp.any(state[0]), step, begun)[2]
 
 
-def _grouped(waits: Array, size: int) -> Array:
-    """The rows in groups of so many."""
-    groups = -(-waits.size // size)
-    return jnp.pad(waits[:, 0], (0, groups * size - waits.size)).reshape(groups, size)
+def _grouped(waits: Array) -> Array:
+    """The rows in their groups."""
+    groups = -(-waits.size // GROUP)
+    return jnp.pad(waits[:, 0], (0, groups * GROUP - waits.size)).reshape(groups, GROUP)
 
 
 def _entries(shape: tuple[int, ...], axes: Axes, rows: Array, columns: Array, a: Array) -> Array:

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _across
+from jsoftmax import _across, _cpu
 
 LONGEST_ROW = 12  # that costs about what `jax.nn.logsumexp` does
-LONGEST_COLUMNS = 32
 
 
 def serves(dtype: jnp.dtype) -> bool:
@@ -23,7 +22,7 @@ def serves(dtype: jnp.dtype) -> bool:
 
 def pays(x: Array, axis: int) -> bool:
     """Whether it is as fast as sums in float32, about the maximum or not."""
-    longest = LONGEST_ROW if axis == x.ndim - 1 else LONGEST_COLUMNS
+    longest = LONGEST_ROW if axis == x.ndim - 1 else _cpu.LONGEST_COLUMNS
     return serves(x.dtype) and (x.shape[axis] <= longest or _across.crosses(x, axis))
 
 
@@ -41,9 +40,9 @@ def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
 
 def _sum_of_exponentials(x: Array, axes: tuple[int, ...]) -> Array:
     (axis, *others), length = axes, x.shape[axes[0]]
-    if not others and length > LONGEST_COLUMNS and _across.crosses(x, axis):
+    if not others and length > _cpu.LONGEST_COLUMNS and _across.crosses(x, axis):
         return _across.sum_of_exponentials(x, axis)
-    if others or axis == x.ndim - 1 or length > LONGEST_COLUMNS:
+    if others or axis == x.ndim - 1 or length > _cpu.LONGEST_COLUMNS:
         return jnp.sum(lax.exp(x.astype(jnp.float64)), axes, keepdims=True)
     # Class by class over all rows at once: as one sum, XLA reads across the rows.
     columns = (lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(length))

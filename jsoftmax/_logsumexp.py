@@ -37,8 +37,8 @@ def logsumexp(
     On CPU, without `b`, a result next to 0, where max and log1p cancel (as for log-probabilities), keeps its
     digits, unless `a` may lie on several devices: such rows are summed again in float64, or, where even
     that has too few bits, in fixed point, which takes about a hundred times as long.
-    There, the value alone of a row of up to 12 or more than 32 entries is found in one pass wherever that is
-    as accurate; its last digit may differ from that found with a derivative.
+    There, the value alone is found in one pass wherever that is as fast and as accurate; its last digit may
+    differ from that found with a derivative.
     An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
     +inf or NaN in a live entry gives NaN.
 

@@ -196,7 +196,7 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
 
     def in_blocks(row: Any) -> tuple[Array, ...]:
         size = 1 if across else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
-        first = classes - (steps := (classes - 1) // size) * size
+        steps, over = divmod(classes - 1, size)  # the first block has one more than what is left over
 
         def block(start: Array | int, size: int) -> tuple[Array, ...]:
             return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
@@ -208,10 +208,10 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
             return longer, jnp.where(jnp.isfinite(longer), (longer - total) - part, 0)
 
         def step(i: Array, sums: tuple[tuple[Array, Array], ...]) -> tuple[tuple[Array, Array], ...]:
-            parts = block(first + i * size, size)
+            parts = block(1 + over + i * size, size)
             return tuple(add(*total, part) for total, part in zip(sums, parts, strict=True))
 
-        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, first))
+        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
         return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
     axis = max(axes, key=lambda i: x.shape[i], default=0)

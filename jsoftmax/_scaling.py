@@ -178,7 +178,7 @@ def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
     slip = (x - (difference + back)) + (back - top)
     if scaling.temperature is not None:
         scale = jnp.abs(scaling.temperature)
-        u_high, scale_high = high_half(u), high_half(scale)
+        u_high, scale_high = _high_half(u), _high_half(scale)
         u_low, scale_low = u - u_high, scale - scale_high
         of_quotient = difference - u_high * scale_high
         of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
@@ -186,7 +186,7 @@ def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
     return jnp.where(jnp.abs(slip) < 1, slip, 0)
 
 
-def high_half(a: Array) -> Array:
+def _high_half(a: Array) -> Array:
     """The leading half of the significand: products of two such halves are exact."""
     bits, half = (jnp.uint32, 12) if a.dtype == jnp.float32 else (jnp.uint64, 27)
     return lax.bitcast_convert_type(lax.bitcast_convert_type(a, bits) >> half << half, a.dtype)

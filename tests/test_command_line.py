@@ -36,10 +36,8 @@ PICTURES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "j
 
 def run(*arguments, folder, more_flags=""):
     command = [sys.executable, "-W", "error", "-m", "jsoftmax", *map(str, arguments)]
-    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {more_flags}"}
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | flags, capture_output=True, text=True, timeout=300
-    )
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {more_flags}"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def assert_refused(status, stderr, *words):
