@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _cpu, _fixed_point, _float64, online, rules
+from jsoftmax import _cpu, _fixed_point, _float64, _reading, online, rules
 from jsoftmax._branches import unless, with_more_rows
 from jsoftmax._sharding import is_known, is_whole
 
@@ -148,7 +148,7 @@ def _entries(shape: tuple[int, ...], axes: Axes, rows: Array, columns: Array, a:
             if a.shape[i] > 1:
                 index[i] = lax.rem(flat, jnp.full_like(flat, shape[i]))
             flat = lax.div(flat, jnp.full_like(flat, shape[i]))
-    return a.at[tuple(index)].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return _reading.at(a, tuple(index))
 
 
 def _exact(part: Callable[[Array], Array], parts: int, top: Array, plain: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _across, _row_blocks, rules
+from jsoftmax import _across, _reading, _row_blocks, rules
 from jsoftmax._autodiff import with_tangent
 from jsoftmax._sharding import is_whole
 
@@ -24,7 +24,7 @@ LONGEST_WHOLE_ROW = 32768  # sums over longer ones are several times slower, and
 LEAST_SIZE = 2**13  # logits: fewer take a few microseconds in any form; the plain one is compiled fastest
 LONGEST_BESIDE_LABEL = 512  # in longer rows no class may lead, and a bare sum does
 LEAST_REST = 2.0**-80  # what its terms lose below the normal numbers is less than an ulp of it
-_LED = 0.99 * SCALE  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
+_LED = 0.99  # the maximum's term, nearly: 1, if XLA does not fuse the shift with a product, unrounded
 
 
 class Form(NamedTuple):
@@ -32,7 +32,7 @@ class Form(NamedTuple):
 
     name: str
     size: int = 0
-    in_parts: bool = False  # whether columns are put together of the sums of several groups of rows
+    followed: bool = False  # by something that is made of it for every class, as a gradient is
 
 
 class Label(NamedTuple):
@@ -51,13 +51,13 @@ def choose(x: Array, axis: int, alone: bool = False) -> Form | None:
     if x.size < LEAST_SIZE:
         return None
     if classes <= LONGEST_COLUMNS:
-        return Form("columns", in_parts=not alone)
+        return Form("columns", followed=not alone)
     if _across.crosses(x, axis):
         return Form("across")
     if classes <= LONGEST_WHOLE_ROW:
         return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
     size = _row_blocks.size_for(classes)
-    return None if size is None else Form("blocks", size)
+    return None if size is None else Form("blocks", size, followed=not alone)
 
 
 def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
@@ -71,7 +71,7 @@ def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None
 def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
     if form.name == "columns":
-        return _of_columns(x, top, label, axis, form.in_parts)
+        return _of_columns(x, top, label, axis, form.followed)
     top, finite_top = tops(x, top)
     if form.name == "across":
         others = _across.sum_of_others(x, top, finite_top, axis, None if label is None else label.id)
@@ -80,7 +80,7 @@ def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) 
         return _beside_label(x, finite_top, label, axis)
     if form.name == "whole":
         return _of_whole_rows(x, finite_top, axis)
-    return _of_blocks(form.size, x, top, finite_top, axis)
+    return _of_blocks(form, x, finite_top, axis)
 
 
 def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) -> Array:
@@ -92,7 +92,7 @@ def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) ->
 _rest = with_tangent(_value, _tangent)
 
 
-def _of_columns(x: Array, top: Array, label: Label | None, axis: int, in_parts: bool) -> Array:
+def _of_columns(x: Array, top: Array, label: Label | None, axis: int, followed: bool) -> Array:
     """Class by class over all rows at once; the first of the largest is left out, or the label.
 
     Of an odd number of rows, XLA would compute one at a time; and where several things are made of the rest,
@@ -100,7 +100,7 @@ def _of_columns(x: Array, top: Array, label: Label | None, axis: int, in_parts: 
     """
     rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
     count = x.shape[rows]
-    if rows == axis or not (in_parts or count % 2):
+    if rows == axis or not (followed or count % 2):
         return _columns(x, top, label, axis=axis)
     cut = (count - 1) // 2 * 2
 
@@ -115,7 +115,7 @@ def _columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
     top, finite_top = tops(x, top)
     terms, led = [], jnp.zeros(top.shape, bool)
     for i in range(x.shape[axis]):
-        column = lax.slice_in_dim(x, i, i + 1, axis=axis).astype(top.dtype)
+        column = _reading.part(x, i, i + 1, axis).astype(top.dtype)
         leaves = (column == top) & (top < jnp.inf) & ~led if label is None else label.id == i
         led = led | leaves
         terms.append(jnp.where(leaves, 0, scaled(_half(column, finite_top))))
@@ -136,28 +136,28 @@ def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
     """One bare sum without the label's term; once more where it leads by so much that terms vanish."""
 
     def repaired(x: Array, top: Array, others: Array) -> Array:
-        return sum_of_others(scaled(_half(x.astype(top.dtype), top)), label.id, axis) / SCALE
+        return sum_of_others(scaled(_half(x, top)), label.id, axis) / SCALE
 
     def bare(x: Array, top: Array, others: Array) -> Array:
         return others
 
-    others = sum_of_others(exponentials(x.astype(top.dtype), top), label.id, axis)
+    others = sum_of_others(exponentials(x, top), label.id, axis)
     return lax.cond(jnp.any(others < LEAST_REST), repaired, bare, x, top, others) + _beyond_1(label, top)
 
 
 def _beyond_1(label: Label, top: Array) -> Array:
     """What the label's term adds to the rest, beside the sum of the others."""
-    return exponentials(label.logit.astype(top.dtype), top) - 1
+    return exponentials(label.logit, top) - 1
 
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     """One bare sum; where it is below 2, one class leads, and the sum is made once more without its 1."""
-    total = jnp.sum(exponentials(x.astype(top.dtype), top), axis, keepdims=True)
+    total = jnp.sum(exponentials(x, top), axis, keepdims=True)
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
-        half = _half(x.astype(top.dtype), top)
-        rest = jnp.sum(scaled(half) - SCALE * jnp.floor(half), axis, keepdims=True)
-        return jnp.where(_leads(SCALE * total), rest / SCALE, total - 1)
+        half = _half(x, top)
+        rest = apart(jnp.sum(scaled(half - jnp.floor(half)), axis, keepdims=True)) / SCALE
+        return jnp.where(_leads(total), rest, total - 1)
 
     def plain(x: Array, top: Array, total: Array) -> Array:
         return total - 1
@@ -166,23 +166,43 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     return lax.cond(jnp.min(total) >= 2, plain, repaired, x, top, total)
 
 
-def _of_blocks(size: int, x: Array, top: Array, finite_top: Array, axis: int) -> Array:
-    """A bare sum for every block; the block that holds the maximum is summed again without it.
+def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
+    """Bare sums; once more, scaled, where one class leads by so much that terms vanish."""
 
-    Two blocks may hold a 1 only where the total reaches 2, and no repair is needed.
+    def repaired(x: Array, top: Array, rest: Array) -> Array:
+        return rest_of_blocks(form.size, x, top, axis, scale=SCALE)
+
+    def bare(x: Array, top: Array, rest: Array) -> Array:
+        return rest
+
+    rest = rest_of_blocks(form.size, x, top, axis, stored=form.followed)
+    vanishes = (rest >= 0) & (rest < LEAST_REST)
+    return lax.cond(jnp.any(vanishes), repaired, bare, x, top, rest)
+
+
+def rest_of_blocks(
+    size: int, x: Array, top: Array, axis: int, *, stored: bool = False, scale: float = 1.0
+) -> Array:
+    """Of the sum over every block; that of the block which holds the maximum is made again without it.
+
+    Two blocks may hold a 1 only where the total reaches 2, and nothing need be left out.
     """
+
+    def terms(x: Array, top: Array) -> Array:
+        return exponentials(x, top) if scale == 1 else scaled(_half(x, top))
+
     count = x.shape[axis] // size
-    sums = _row_blocks.sums(lambda x, top: scaled(_half(x, top)), size, x, finite_top, axis)
+    sums = _row_blocks.sums(terms, size, x, top, axis, stored) / scale
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
     holder = _row_blocks.block(size, x, index, axis).astype(top.dtype)
-    half = jnp.exp(jnp.where(holder == top, -jnp.inf, (holder - finite_top) * 0.5))
-    rest = others + jnp.sum(scaled(half), axis, keepdims=True)
-    others_only = jnp.where(total == 0, -SCALE, jnp.where(total < SCALE, 0, total - SCALE))
-    return jnp.where(_leads(total) & (others < total), rest, others_only) / SCALE
+    leads = holder == lax.optimization_barrier(top)  # without it XLA stores the maximum, repeated
+    of_holder = jnp.sum(terms(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True) / scale
+    plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
+    return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
 
 
 def apart(sums: Array) -> Array:
@@ -208,11 +228,11 @@ def tops(x: Array, top: Array) -> tuple[Array, Array]:
 
 
 def exponentials(x: Array, center: Array) -> Array:
-    return jnp.exp(x - center)
+    return jnp.exp(x.astype(center.dtype) - center)
 
 
 def _half(x: Array, top: Array) -> Array:
-    return jnp.exp((x - top) * 0.5)
+    return jnp.exp((x.astype(top.dtype) - top) * 0.5)
 
 
 def scaled(half: Array) -> Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _across, _cpu
+from jsoftmax import _across, _cpu, _reading
 
 LONGEST_ROW = 12  # that costs about what `jax.nn.logsumexp` does
 
@@ -45,7 +45,7 @@ def _sum_of_exponentials(x: Array, axes: tuple[int, ...]) -> Array:
     if others or axis == x.ndim - 1 or length > _cpu.LONGEST_COLUMNS:
         return jnp.sum(lax.exp(x.astype(jnp.float64)), axes, keepdims=True)
     # Class by class over all rows at once: as one sum, XLA reads across the rows.
-    columns = (lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(length))
+    columns = (_reading.part(x, i, i + 1, axis) for i in range(length))
     total, *terms = (lax.exp(column.astype(jnp.float64)) for column in columns)
     for term in terms:
         total = total + term

@@ -15,7 +15,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _across, _cpu, _float64, _row_blocks, rules
+from jsoftmax import _across, _cpu, _float64, _reading, _row_blocks, rules
 from jsoftmax._branches import unless, with_more_rows
 from jsoftmax._sharding import is_whole
 
@@ -30,16 +30,18 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
     """The log-sum-exp of every row, or else ``by_maximum(axes, x)``; None where that is better anyway."""
 
     def in_one_pass(axis: int, x: Array) -> tuple[Array, Array]:
-        pivot = jnp.max(lax.slice_in_dim(x, 0, sample, axis=axis), axis, keepdims=True)
+        pivot = jnp.max(_reading.part(x, 0, sample, axis), axis, keepdims=True)
         pivot = pivot.astype(rules.computing_dtype(x.dtype))
         if size is None:
-            terms = _cpu.exponentials(x.astype(pivot.dtype), pivot)
+            terms = _cpu.exponentials(x, pivot)
         else:
             terms = _cpu.apart(_row_blocks.sums(_cpu.exponentials, size, x, pivot, axis))
         log_total = jnp.log(_cpu.apart(jnp.sum(terms, axis, keepdims=True)))
         out = pivot + log_total
-        # Of 4 ulp, 2 half ones of `out` each, at least 3.5 are left to the logarithm, the shift and the sum.
-        sure = jnp.isfinite(out) & (2 * log_total + 3 <= 3.5 * jnp.abs(out))
+        # Of 4 ulp, 2 half ones of `out` each, at least 3.5 are left to the logarithm, the shift and the sum;
+        # more of what is rounded to 16 bits.
+        ulps = max(1.0, float(jnp.finfo(x.dtype).eps) / float(jnp.finfo(out.dtype).eps) / 8)
+        sure = jnp.isfinite(out) & (2 * log_total + 3 <= 3.5 * ulps * jnp.abs(out))
         return out.astype(x.dtype), sure
 
     def in_float64(axis: int, x: Array) -> tuple[Array, Array]:
@@ -51,7 +53,8 @@ def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
         return _values(in_float64, by_maximum, axes, x)
     sample = classes if classes <= 512 else min(classes // 32, 128)  # a part of a row is copied
     size = _row_blocks.size_for(classes) if classes > _cpu.LONGEST_WHOLE_ROW else None
-    return _values(in_one_pass, by_maximum, axes, x) if _has_form(classes, size) else None
+    shortest = 2 if x.dtype.itemsize == 2 and axes == (x.ndim - 1,) else SHORTEST_ROW
+    return _values(in_one_pass, by_maximum, axes, x) if _has_form(classes, size, shortest) else None
 
 
 def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
@@ -59,9 +62,9 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
 
     def in_one_pass(axis: int, x: Array, ids: Array) -> tuple[Array, Array]:
         dtype = rules.computing_dtype(x.dtype)
-        pivot = jnp.take_along_axis(x, ids, axis, mode="clip").astype(dtype)
+        pivot = _reading.picked(x, ids, axis).astype(dtype)
         if size is None:
-            others = _cpu.sum_of_others(_cpu.exponentials(x.astype(dtype), pivot), ids, axis)
+            others = _cpu.sum_of_others(_cpu.exponentials(x, pivot), ids, axis)
         else:
             its_block, its_place = (f(ids, jnp.full_like(ids, size)) for f in (lax.div, lax.rem))
             block = _row_blocks.block(size, x, its_block, axis).astype(dtype)
@@ -80,8 +83,8 @@ def _classes(x: Array, axes: Axes) -> int:
     return x.shape[axes[0]] if len(axes) == 1 else 0
 
 
-def _has_form(classes: int, block_size: int | None) -> bool:
-    return classes >= SHORTEST_ROW and (block_size is not None or classes <= _cpu.LONGEST_WHOLE_ROW)
+def _has_form(classes: int, block_size: int | None, shortest: int = SHORTEST_ROW) -> bool:
+    return classes >= shortest and (block_size is not None or classes <= _cpu.LONGEST_WHOLE_ROW)
 
 
 def _values(

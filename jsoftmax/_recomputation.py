@@ -1,7 +1,8 @@
 """What XLA is to compute again where it would store it.
 
 Of a row, a GPU computes an exponential faster than it reads one; but what two sums share, or a sum and an
-array, XLA stores, in float32 and in the shape of the logits.
+array, XLA stores, in float32 and in the shape of the logits. On CPU it may: the exponentials will be the
+gradient, in its place. Not so of 16-bit logits, where it would store what it converts.
 """
 
 from __future__ import annotations
@@ -30,3 +31,8 @@ def anew(values: T, after: Any = ()) -> T:
 
 
 anew.defjvp(lambda primals, tangents: (anew(*primals), tangents[0]))
+
+
+def unseen_on_cpu(values: T) -> T:
+    """The same arrays, of which XLA on CPU does not see that it has them."""
+    return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda values: values)

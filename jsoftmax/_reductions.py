@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _accelerators, _across, _cpu, online, rules
+from jsoftmax import _accelerators, _across, _cpu, _reading, online, rules
 from jsoftmax._recomputation import anew
 from jsoftmax._scaling import Moment, Scaling, Shifted, exponentials, live, peak, shift, shifted, slipped
 from jsoftmax._sharding import is_whole
@@ -243,7 +243,7 @@ def of_label(x: Array, labels: Array, axis: int) -> Array:
         return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0), axis, keepdims=True)
 
     def read(x: Array, labels: Array) -> Array:
-        return jnp.take_along_axis(x, labels, axis, mode="clip")
+        return _reading.picked(x, labels, axis)
 
     if not is_whole(x, axis):
         return compare(x, labels)

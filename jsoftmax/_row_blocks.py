@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax._reading import picked
+
 
 def size_for(classes: int, near: int = 1024) -> int | None:
     """A size of equal blocks of a row, if there is one: of whole vectors, if it can be, and near this one."""
@@ -14,25 +16,28 @@ def size_for(classes: int, near: int = 1024) -> int | None:
     return min(sizes, key=lambda n: (n % 16 > 0, abs(n - near)), default=None)
 
 
-def sums(terms: Callable[[Array, Array], Array], size: int, x: Array, center: Array, axis: int) -> Array:
-    """The sums of ``terms(x, center)`` over blocks of a row, in the dtype of the center."""
-    blocks = _in_blocks(size, x, axis)
-    if x.dtype == center.dtype:
-        return jnp.sum(terms(blocks, jnp.expand_dims(center, axis)), axis + 1)
-    # Converted all at once, a wider copy of the logits would be stored.
-    bits = lax.bitcast_convert_type(blocks, jnp.uint16)
+def sums(
+    terms: Callable[[Array, Array], Array],
+    size: int,
+    x: Array,
+    center: Array,
+    axis: int,
+    stored: bool = False,
+) -> Array:
+    """The sums of ``terms(x, center)`` over blocks of a row, in the dtype of the center.
 
-    def of_block(i: Array) -> Array:
-        block = lax.dynamic_index_in_dim(bits, i, axis, keepdims=False)
-        return jnp.sum(terms(lax.bitcast_convert_type(block, x.dtype).astype(center.dtype), center), axis)
-
-    return jnp.moveaxis(lax.map(of_block, jnp.arange(blocks.shape[axis])), 0, axis)
+    The terms may be `stored`: where they are used again, if these are not of a wider dtype.
+    """
+    if stored and x.dtype == center.dtype:
+        return jnp.sum(_in_blocks(size, terms(x, center), axis), axis + 1)
+    # With the barrier XLA converts the blocks. Without, it would convert the row, and store that.
+    blocks = lax.optimization_barrier(_in_blocks(size, x, axis)).astype(center.dtype)
+    return jnp.sum(terms(blocks, jnp.expand_dims(center, axis)), axis + 1)
 
 
 def block(size: int, x: Array, index: Array, axis: int) -> Array:
     """A block of every row."""
-    blocks = _in_blocks(size, x, axis)
-    return jnp.squeeze(jnp.take_along_axis(blocks, jnp.expand_dims(index, axis + 1), axis, mode="clip"), axis)
+    return jnp.squeeze(picked(_in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
 
 
 def _in_blocks(size: int, x: Array, axis: int) -> Array:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _accelerators, _cpu, _cpu_maps, _reductions, online, rules
 from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, ordered_live, shifted
+from jsoftmax._sharding import is_known
 
 Axes = tuple[int | str, ...]
 
@@ -24,7 +26,8 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, on
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return probabilities(shifted(x, scaling, state.max), state.rest)
 
-    return _with_state(found, _accelerators.fused_softmax, _cpu_maps.softmax, 1, x, scaling, axes)
+    forms = _Forms(found, _accelerators.fused_softmax, _cpu_maps.for_softmax, of_exponentials=True)
+    return _with_state(forms, x, scaling, axes)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -33,42 +36,47 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
-    shortest = _cpu.LONGEST_COLUMNS + 1
-    on_gpu, on_cpu = _accelerators.fused_log_softmax, _cpu_maps.log_softmax
-    return _with_state(found, on_gpu, on_cpu, shortest, x, scaling, axes)
+    forms = _Forms(found, _accelerators.fused_log_softmax, _cpu_maps.for_log_softmax, of_exponentials=False)
+    return _with_state(forms, x, scaling, axes)
 
 
-def _with_state(
-    found: Callable[[Array, Scaling, online.State], Array],
-    fused: Callable[[Array, Scaling, tuple[int, ...]], Array],
-    fused_on_cpu: Callable[[Array, Array, tuple[int, ...]], Array],
-    shortest_on_cpu: int,
-    x: Array,
-    scaling: Scaling,
-    axes: Axes,
-) -> tuple[Array, online.State]:
-    """What is found of the state, which a fused form does not need: nobody may ask for it."""
+class _Forms(NamedTuple):
+    """How a map is found: of the state of every row, or, where they serve, without it."""
+
+    found: Callable[[Array, Scaling, online.State], Array]
+    fused_on_gpu: Callable[[Array, Scaling, tuple[int, ...]], Array]
+    for_cpu: Callable[[Array, tuple[int, ...]], _cpu_maps.Map | None]
+    of_exponentials: bool  # whether XLA may store those of the sums, to make it of them in their place
+
+
+def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
+    """A map, and the state, for which nobody may ask."""
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state, _ = _reductions.reduce(x, scaling, axes)
-        return found(x, scaling, state), state
-
-    def on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        state, _ = _reductions.reduce(x, scaling, axes)
-        return fused_on_cpu(x, state.max, own), state
+        return forms.found(x, scaling, state), state
 
     def beside_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        return fused(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
+        return forms.fused_on_gpu(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
+
+    def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+        state, _ = _reductions.reduce(x, scaling, axes)
+        if form is not None:
+            return form(x, state.max), state
+        arrays = x, scaling, state
+        if not forms.of_exponentials or x.dtype != rules.computing_dtype(x.dtype):
+            arrays = lax.optimization_barrier(arrays)
+        return forms.found(*arrays), state
 
     own, names = rules.split_axes(axes)
-    for_cpu = for_gpu = from_state
-    if not names and scaling == Scaling(None) and _cpu_maps.fuses(x, own, shortest_on_cpu):
-        for_cpu = on_cpu
-    if not names and _accelerators.fuses(x, own):
-        for_gpu = beside_state
-    if for_cpu is for_gpu:
+    form = forms.for_cpu(x, own) if not names and scaling == Scaling(None) else None
+    many = not names and is_known(x) and x.size >= _cpu.LEAST_SIZE
+    of_gpu = not names and _accelerators.fuses(x, own)
+    if not (many or of_gpu):
         return from_state(x, scaling)
-    return lax.platform_dependent(x, scaling, cpu=for_cpu, tpu=from_state, default=for_gpu)
+    on_cpu = of_many_rows if many else from_state
+    on_gpu = beside_state if of_gpu else from_state
+    return lax.platform_dependent(x, scaling, cpu=on_cpu, tpu=from_state, default=on_gpu)
 
 
 def marked_probabilities(z: Shifted, rest: Array) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _reductions, _rows, _scaling, online, rules
+from jsoftmax._recomputation import unseen_on_cpu
 from jsoftmax._scaling import Moment, Scaling
 from jsoftmax._sharding import of_first_shard
 
@@ -118,6 +119,8 @@ class _Row(NamedTuple):
 
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
+    if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
+        saved = unseen_on_cpu(saved)  # else it would store x in 32 bits, for the sums and for this
     (x, labels, weights, scaling, _), state, found, sum_weights = saved
     # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
     again = scaling._replace(soft_cap=lax.optimization_barrier(scaling.soft_cap))
