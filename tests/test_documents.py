@@ -58,6 +58,8 @@ def test_the_layout_in_the_readme_is_the_layout():
     tree = README[README.index("## Layout") :]
     for path in re.findall(r"^(jsoftmax/\S+|notebooks/|tests/\S*)", tree, re.MULTILINE):
         assert (ROOT / path).exists(), path
+    for path in (ROOT / "jsoftmax").glob("_[a-z]*.py"):
+        assert f"jsoftmax/{path.name} " in tree, path.name
 
 
 MIGRATING = (ROOT / ".docs/pages/migrating.md").read_text()
