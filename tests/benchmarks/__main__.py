@@ -37,8 +37,11 @@ def draw(records, name, label, path):
     figure, axes = plt.subplots(figsize=(9, 5))
     for curve in dict.fromkeys(map(name, records)):
         points = sorted((r["classes"], r["ratio"]) for r in records if name(r) == curve)
-        axes.loglog(*zip(*points, strict=True), "o", label=curve, markersize=4)
+        axes.plot(*zip(*points, strict=True), "o", label=curve, markersize=4)
     axes.axhline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="classes", ylabel=label)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120, bbox_inches="tight")
