@@ -241,8 +241,11 @@ def test_how_many_kernels_are_launched(program, name, classes):
 
 
 @pytest.mark.accelerators
-@pytest.mark.parametrize(("asked", "products", "megabytes"), [((), 1, 300), ((0, 1), 3, 2800)], ids=str)
-@pytest.mark.parametrize("platform", ["h200", "v6e"])
+@pytest.mark.parametrize(
+    ("platform", "asked", "products", "megabytes"),
+    [("h200", (), 1, 300), ("h200", (0, 1), 3, 2800), ("v6e", (), 1, 300), ("v6e", (0, 1), 3, 3300)],
+    ids=str,
+)
 def test_a_head_of_128256_classes(platform, asked, products, megabytes):
     """The temporaries: a block of logits; with gradients also that of the weight in float32, 2101 MB."""
     features, classes = 4096, 128256
@@ -253,7 +256,10 @@ def test_a_head_of_128256_classes(platform, asked, products, megabytes):
     )
     program = compiled_for(platform, function, hidden, weight, class_ids(hidden))
     text = program.as_text()
-    assert program.memory_analysis().temp_size_in_bytes <= megabytes * 1e6
+    memory = program.memory_analysis()
+    # A TPU's compiler counts twice, in what it calls temporary, what it places once.
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert memory.peak_memory_in_bytes - kept <= megabytes * 1e6
     assert len(re.findall(r" (?:dot|convolution)\(", text)) == products
     assert not re.findall(r" (?:gather|scatter)\(", text)
     shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", text)}
@@ -341,6 +347,13 @@ ON_GPU = {
     "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (6, 5), 1, (6, 9)),
     "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (10, 13)),
 }
+# Later compilers than that of jax 0.10 fuse some otherwise.
+LATER = {
+    "js_divergence": Case(divergence("js_divergence"), (6, 6), 0, (14, 19)),
+    "js_divergence, both gradients": Case(divergence("js_divergence", 0, 1), (12, 12), 2, (29, 38)),
+}
+if jax.__version_info__ >= (0, 11):
+    ON_GPU.update(LATER)
 
 
 @pytest.mark.accelerators
