@@ -20,6 +20,7 @@ from jsoftmax._sharding import is_whole
 
 SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
 LONGEST_COLUMNS = 32  # at short rows the library is slow, and in most of them a class leads
+SHORTEST_IN_BLOCKS = 4096  # of shorter rows, the block that is read again costs more than a second pass
 LONGEST_WHOLE_ROW = 32768  # sums over longer ones are several times slower, and what they share is stored
 LEAST_SIZE = 2**13  # logits: fewer take a few microseconds in any form; the plain one is compiled fastest
 LONGEST_BESIDE_LABEL = 512  # in longer rows no class may lead, and a bare sum does
@@ -54,10 +55,15 @@ def choose(x: Array, axis: int, alone: bool = False) -> Form | None:
         return Form("columns", followed=not alone)
     if _across.crosses(x, axis):
         return Form("across")
-    if classes <= LONGEST_WHOLE_ROW:
-        return Form("whole")  # one pass, and a second one where a class leads by a probability above 1/2
-    size = _row_blocks.size_for(classes)
-    return None if size is None else Form("blocks", size, followed=not alone)
+    if size := size_of_blocks(classes):
+        return Form("blocks", size, followed=not alone)
+    # One pass, and a second one where a class leads by a probability above 1/2.
+    return Form("whole") if classes <= LONGEST_WHOLE_ROW else None
+
+
+def size_of_blocks(classes: int) -> int | None:
+    """The size of blocks of a row, if it is long enough, and has equal ones."""
+    return _row_blocks.size_for(classes) if classes >= SHORTEST_IN_BLOCKS else None
 
 
 def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:

@@ -9,7 +9,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _across, _cpu, _float64, _row_blocks, rules
+from jsoftmax import _across, _cpu, _float64, rules
 from jsoftmax._autodiff import with_tangent
 from jsoftmax._sharding import is_known, is_whole
 
@@ -17,7 +17,6 @@ Axes = tuple[int, ...]
 Map = Callable[[Array, Array], Array]  # of the logits and of the maximum of every row
 
 LONGEST_CHAIN = 8192  # of classes; of longer rows XLA would store what the chain is made of
-SHORTEST_IN_BLOCKS = 4096  # of log-softmax, whose chain has two sums
 LEAST_LOG_CHAIN = 2**22  # logits: fewer stay in a cache, and are read twice in less time than two sums take
 
 
@@ -35,7 +34,7 @@ def for_softmax(x: Array, axes: Axes) -> Map | None:
 def for_log_softmax(x: Array, axes: Axes) -> Map | None:
     """The same for their logarithms."""
     classes = _classes(x, axes)
-    size = _size_of_blocks(x, axes, SHORTEST_IN_BLOCKS)
+    size = _size_of_blocks(x, axes)
     if size is not None:
         return partial(_log_softmax_in_blocks, size, axes[0])
     pays = _cpu.LONGEST_COLUMNS < classes <= LONGEST_CHAIN and x.size >= LEAST_LOG_CHAIN
@@ -48,13 +47,12 @@ def _classes(x: Array, axes: Axes) -> int:
     return math.prod(x.shape[axis] for axis in axes) if takes else 0
 
 
-def _size_of_blocks(x: Array, axes: Axes, shortest: int) -> int | None:
-    """If they are of one axis; where it is not the last, only the longest rows are."""
+def _size_of_blocks(x: Array, axes: Axes, shortest: int = 0) -> int | None:
+    """If the rows are of one axis, and as long as the shortest."""
     if len(axes) != 1 or not is_whole(x, *axes) or x.size < _cpu.LEAST_SIZE or _across.crosses(x, *axes):
         return None
-    least = shortest if axes == (x.ndim - 1,) else _cpu.LONGEST_WHOLE_ROW + 1
     classes = x.shape[axes[0]]
-    return _row_blocks.size_for(classes, near=256) if classes >= least else None
+    return _cpu.size_of_blocks(classes) if classes >= shortest else None
 
 
 def _softmax(axes: Axes, x: Array, top: Array) -> Array:

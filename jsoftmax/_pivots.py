@@ -23,7 +23,6 @@ Axes = tuple[int, ...]
 ByMaximum = Callable[..., Array]  # of the axes and of the arrays
 
 SHORTEST_ROW = _cpu.LONGEST_COLUMNS + 1
-SHORTEST_IN_BLOCKS = 4096  # of rows with a label, where a mask of the others costs more
 
 
 def log_sum_exp(x: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None:
@@ -72,9 +71,8 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
             others = others + _of_others(_cpu.exponentials(block, pivot), its_place, axis)
         return rules.log1p(others), (others > _cpu.LEAST_REST) & (others < jnp.inf)
 
-    # Of short blocks, as one of every row is read again.
     classes = _classes(x, axes)
-    size = _row_blocks.size_for(classes, near=256) if classes >= SHORTEST_IN_BLOCKS else None
+    size = _cpu.size_of_blocks(classes)
     pays = _has_form(classes, size) and not _across.crosses(x, *axes)
     return _values(in_one_pass, by_maximum, axes, x, ids) if pays else None
 

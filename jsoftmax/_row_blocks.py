@@ -10,10 +10,13 @@ from jax import Array, lax
 from jsoftmax._reading import picked
 
 
-def size_for(classes: int, near: int = 1024) -> int | None:
-    """A size of equal blocks of a row, if there is one: of whole vectors, if it can be, and near this one."""
+def size_for(classes: int) -> int | None:
+    """A size of equal blocks of a row, if there is one: of whole vectors, if it can be, and near to 256.
+
+    Of blocks that short, as one of every row is read again.
+    """
     sizes = [n for n in range(128, 8193) if classes % n == 0]
-    return min(sizes, key=lambda n: (n % 16 > 0, abs(n - near)), default=None)
+    return min(sizes, key=lambda n: (n % 16 > 0, abs(n - 256)), default=None)
 
 
 def sums(

@@ -117,17 +117,18 @@ def test_every_form_is_chosen():
     def choose(shape, axis=1, **options):
         return _cpu.choose(jnp.broadcast_to(jnp.float32(0), shape), axis, **options)
 
-    chosen = {n: choose((2**20 // n, n)) for n in (8, 1000, 32768, 50257, 131072, 50261)}
+    chosen = {n: choose((2**20 // n, n)) for n in (8, 1000, 9001, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
     assert names == {
         8: "columns",
         1000: "whole",
-        32768: "whole",
+        9001: "whole",
+        32768: "blocks",
         50257: "blocks",
         131072: "blocks",
         50261: None,
     }
-    assert chosen[50257].size == 1733
+    assert (chosen[32768].size, chosen[50257].size) == (256, 1733)
     assert chosen[8].followed
     assert choose((32, 10)) is None
     assert choose((2**17, 8), alone=True) == _cpu.Form("columns")
