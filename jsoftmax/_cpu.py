@@ -18,7 +18,6 @@ from jsoftmax import _across, _reading, _row_blocks, rules
 from jsoftmax._autodiff import with_tangent
 from jsoftmax._sharding import is_whole
 
-SCALE = 2.0**64  # of the sum of a rest, so that none of the terms that matter underflows
 LONGEST_COLUMNS = 32  # at short rows the library is slow, and in most of them a class leads
 SHORTEST_IN_BLOCKS = 4096  # of shorter rows, the block that is read again costs more than a second pass
 LONGEST_WHOLE_ROW = 32768  # sums over longer ones are several times slower, and what they share is stored
@@ -124,10 +123,10 @@ def _columns(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
         column = _reading.part(x, i, i + 1, axis).astype(top.dtype)
         leaves = (column == top) & (top < jnp.inf) & ~led if label is None else label.id == i
         led = led | leaves
-        terms.append(jnp.where(leaves, 0, scaled(_half(column, finite_top))))
+        terms.append(jnp.where(leaves, 0, rules.scaled(_half(column, finite_top))))
     while len(terms) > 1:
         terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
-    return _without_a_1(terms[0] / SCALE, top, finite_top, label)
+    return _without_a_1(terms[0] / rules.SCALE, top, finite_top, label)
 
 
 def _without_a_1(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
@@ -142,7 +141,7 @@ def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
     """One bare sum without the label's term; once more where it leads by so much that terms vanish."""
 
     def repaired(x: Array, top: Array, others: Array) -> Array:
-        return sum_of_others(scaled(_half(x, top)), label.id, axis) / SCALE
+        return sum_of_others(rules.scaled(_half(x, top)), label.id, axis) / rules.SCALE
 
     def bare(x: Array, top: Array, others: Array) -> Array:
         return others
@@ -162,7 +161,7 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
         half = _half(x, top)
-        rest = apart(jnp.sum(scaled(half - jnp.floor(half)), axis, keepdims=True)) / SCALE
+        rest = apart(jnp.sum(rules.scaled(half - jnp.floor(half)), axis, keepdims=True)) / rules.SCALE
         return jnp.where(_leads(total), rest, total - 1)
 
     def plain(x: Array, top: Array, total: Array) -> Array:
@@ -176,7 +175,7 @@ def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
     """Bare sums; once more, scaled, where one class leads by so much that terms vanish."""
 
     def repaired(x: Array, top: Array, rest: Array) -> Array:
-        return rest_of_blocks(form.size, x, top, axis, scale=SCALE)
+        return rest_of_blocks(form.size, x, top, axis, scale=rules.SCALE)
 
     def bare(x: Array, top: Array, rest: Array) -> Array:
         return rest
@@ -195,20 +194,22 @@ def rest_of_blocks(
     """
 
     def terms(x: Array, top: Array) -> Array:
-        return exponentials(x, top) if scale == 1 else scaled(_half(x, top))
+        return exponentials(x, top) if scale == 1 else rules.scaled(_half(x, top))
 
     count = x.shape[axis] // size
-    sums = _row_blocks.sums(terms, size, x, top, axis, stored) / scale
-    holds = sums >= _LED
+    sums = _row_blocks.sums(terms, size, x, top, axis, stored)
+    holds = sums >= _LED * scale
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
     holder = _row_blocks.block(size, x, index, axis).astype(top.dtype)
     leads = holder == lax.optimization_barrier(top)  # without it XLA stores the maximum, repeated
-    of_holder = jnp.sum(terms(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True) / scale
+    of_holder = jnp.sum(terms(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True)
+    rest, one_holds = (others + of_holder) / scale, others < total
+    total = total / scale
     plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
-    return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
+    return jnp.where(_leads(total) & one_holds, rest, plain)
 
 
 def apart(sums: Array) -> Array:
@@ -239,11 +240,6 @@ def exponentials(x: Array, center: Array) -> Array:
 
 def _half(x: Array, top: Array) -> Array:
     return jnp.exp((x.astype(top.dtype) - top) * 0.5)
-
-
-def scaled(half: Array) -> Array:
-    """``exp(u)``, scaled, from half = exp(u/2)."""
-    return jnp.square(half * 2.0**32)
 
 
 def _leads(total: Array) -> Array:

@@ -96,8 +96,8 @@ def _log_softmax(axes: Axes, x: Array, top: Array) -> Array:
     u = rules.rounded(x.astype(top.dtype), top) - top
     half = jnp.exp(u * 0.5)
     ones = jnp.floor(half)  # at the maximum, 0 elsewhere
-    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (_cpu.scaled(half - ones), ones))
-    return u - jnp.log1p(rest / _cpu.SCALE + (jnp.maximum(ones, 0.5) - 1))  # a NaN is in `rest` anyway
+    rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (rules.scaled(half - ones), ones))
+    return u - jnp.log1p(rest / rules.SCALE + (jnp.maximum(ones, 0.5) - 1))  # a NaN is in `rest` anyway
 
 
 def _log_softmax_in_blocks(size: int, axis: int, x: Array, top: Array) -> Array:

@@ -123,7 +123,8 @@ def kl_divergence(
     so. No term of the second sum is negative, and d comes from differences of the logits: the divergence is
     never negative, 0 where p and q are equal, and as accurate where they are close as anywhere: within 4 ulp,
     and what the rounding of d, which the terms pass on times q − p, adds, ``Σ |q − p|·|d| / KL`` ulp: about 2
-    where p and q are close or far apart. Gradients carry the roundings of the two terms they subtract.
+    where p and q are close or far apart. Terms below the normal numbers are lost, 1e-38 a class. Gradients
+    carry the roundings of the two terms they subtract.
 
     A class that is masked, or −inf in both, counts for nothing; one that is −inf in `p_logits` alone has
     0·log 0 = 0. Where a class is −inf in `q_logits` alone, KL is +inf. A row where p or q has no live class

@@ -59,11 +59,9 @@ def reduce(
     static = _Static(axes, kinds, entropy, exact, for_label, alone)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
+    on_cpu = partial(_in_two_passes, static, shares)
     if names or not _accelerators.takes_one_pass(x, own):
-        return _in_two_passes(static, shares, *arrays)
-
-    def on_cpu(*arrays: Any) -> tuple[online.State, Sums]:
-        return _in_two_passes(static, shares, *arrays)
+        return on_cpu(*arrays)
 
     def on_accelerator(pieces: int, *arrays: Any) -> tuple[online.State, Sums]:
         state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
@@ -87,17 +85,18 @@ class _Static(NamedTuple):
         pairs = zip(self.kinds, factors, strict=True)
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
-    def terms(self, z: Shifted, factors: tuple[Any, ...]) -> tuple[Array, ...]:
-        """Those of Σ exp(u), and of every further sum."""
-        e = exponentials(z)
+    def terms(self, z: Shifted, half: Array, factors: tuple[Any, ...]) -> tuple[Array, ...]:
+        """Those of Σ exp(u), unscaled and scaled, and of every further sum: of an entropy, scaled alone."""
+        scaled = slipped(half * (half * rules.SCALE), z)
+        e = scaled / rules.SCALE if self.entropy else exponentials(z)
         u = z.u if z.slip is None else z.u + z.slip
-        of_entropy = (e * jnp.where(u == -jnp.inf, 0, u),) if self.entropy else ()
-        return e, *of_entropy, *(t for moment in self.moments(factors) for t in moment.terms(u))
+        of_entropy = (scaled * jnp.where(u == -jnp.inf, 0, u),) if self.entropy else ()
+        return e, scaled, *of_entropy, *(t for moment in self.moments(factors) for t in moment.terms(u))
 
     def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
         """Told apart: that of the entropy, and those of every moment."""
         each = iter(sums)
-        of_entropy = next(each) if self.entropy else None
+        of_entropy = next(each) / rules.SCALE if self.entropy else None
         return of_entropy, tuple(tuple(islice(each, 2 - kind.only_total)) for kind in self.kinds)
 
 
@@ -121,9 +120,8 @@ def _in_two_passes(
         here = scaling._replace(where=where)
         z = shifted(x, here, top, exact)
         half = jnp.exp(shift(x, here, top, 0.5))
-        scaled_rest = slipped(half * (half * 2.0**64), z) - 2.0**64 * jnp.floor(half)
-        total, *further = static.terms(z, factors)
-        return total, scaled_rest, *further
+        total, scaled, *further = static.terms(z, half, factors)
+        return total, scaled - rules.SCALE * jnp.floor(half), *further
 
     if form is not None:
 
@@ -171,7 +169,8 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
         again = anew(anew(scaling))  # a gradient's own is one barrier, and XLA takes two alike for one
         z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
-        total, *further = (jnp.sum(t, own, keepdims=True) for t in static.terms(z, factors))
+        terms = static.terms(z, jnp.exp(z.u * 0.5), factors)
+        total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
 

@@ -70,15 +70,15 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
 
 
 def rest_terms(half: Array) -> Array:
-    """The terms of the rest, ``exp(u)`` but 0 at the maximum, from half = exp(u/2); scaled by 2⁶⁴.
+    """The terms of the rest, ``exp(u)`` but 0 at the maximum, from half = exp(u/2); scaled by `rules.SCALE`.
 
     The floor is 1 at the maximum and 0 elsewhere: a constant, it leaves the derivative alone, to every order.
     With the scale none of the terms that matter underflows.
     """
-    return half * (half * 2.0**64) - 2.0**64 * jnp.floor(half)
+    return half * (half * rules.SCALE) - rules.SCALE * jnp.floor(half)
 
 
-def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = 2.0**64) -> State:
+def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules.SCALE) -> State:
     """The state of a row from its maximum, ``Σ exp(u)`` and the sum of its `rest_terms`, scaled like them.
 
     Where the total is below 2, one class leads, and its 1 would swamp the rest in the total.

@@ -34,8 +34,9 @@ class Regime(NamedTuple):
 REGIMES = {
     "N(0, 3²)": Regime(lambda rng, shape: 3 * rng.normal(size=shape)),
     "N(0, 30²)": Regime(lambda rng, shape: 30 * rng.normal(size=shape)),
-    **{f"one ahead by {by}": Regime(ahead(by)) for by in (15, 20, 30, 50, 80)},
+    **{f"one ahead by {by}": Regime(ahead(by)) for by in (15, 20, 30, 50, 80, 84)},
     "one of 1000 ahead by 80": Regime(ahead(80), (2, 1000)),
+    "one of 16384 ahead by 90": Regime(ahead(90), (1, 16384)),
     "offset 1e4": Regime(lambda rng, shape: 1e4 + rng.normal(size=shape)),
     "offset 1e6": Regime(lambda rng, shape: 1e6 + rng.normal(size=shape)),
     "flat": Regime(lambda rng, shape: np.full(shape, 1.7)),

@@ -19,7 +19,7 @@ from jsoftmax.rules._divergences import (
     log_to_mean,
 )
 from jsoftmax.rules._elementary import expm1, log1p
-from jsoftmax.rules._rows import across, rounded, row_sums, split_axes
+from jsoftmax.rules._rows import SCALE, across, rounded, row_sums, scaled, split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
@@ -36,6 +36,7 @@ from jsoftmax.rules._softmax import (
 )
 
 __all__ = [
+    "SCALE",
     "RowSums",
     "across",
     "computing_dtype",
@@ -55,6 +56,7 @@ __all__ = [
     "log_to_mean",
     "rounded",
     "row_sums",
+    "scaled",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",

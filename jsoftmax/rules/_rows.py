@@ -7,6 +7,8 @@ from jax import Array, lax
 
 Axes = int | tuple[int | str, ...]
 
+SCALE = 2.0**64  # of a sum of exponentials, so that none of the terms that matter underflows
+
 
 def split_axes(axes: Axes) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The axes of an array, and the mesh axes over which the shards of its classes lie."""
@@ -27,6 +29,11 @@ def across(axes: Axes, *sums: Array) -> tuple[Array, ...]:
     """The sums over all shards of sums over each: one all-reduce of them all, if there are any shards."""
     _, names = split_axes(axes)
     return tuple(lax.psum(jnp.stack(sums), names)) if names and sums else sums
+
+
+def scaled(half: Array) -> Array:
+    """``exp(u)``, times `SCALE`, from half = exp(u/2)."""
+    return jnp.square(half * SCALE**0.5)
 
 
 def rounded(x: Array, top: Array) -> Array:
