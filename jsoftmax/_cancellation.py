@@ -174,7 +174,7 @@ def _exact(part: Callable[[Array], Array], parts: int, top: Array, plain: Array)
         x = jnp.where(tiny & (x == top), -jnp.inf, x)
         flat = (jnp.broadcast_to(values, x.shape).reshape(-1) for values in (x, center, exponent))
         terms = _fixed_point.exp(*flat).reshape(-1, *x.shape)
-        return _fixed_point.normalized(total + jnp.sum(terms, -1))
+        return _fixed_point.normalized(total + jnp.sum(terms, -1, dtype=terms.dtype))
 
     total = lax.fori_loop(0, parts, add, -one)
     rest = _fixed_point.to_float(total)[:, None] * jnp.where(tiny, 64 * power, 2)

@@ -89,7 +89,7 @@ def _products(a: Array, b: Array) -> Array:
     b = jnp.concatenate([b, jnp.zeros_like(b[:1])])
     columns = range(DIGITS + 2)
     met = [[k - 1 - i if 0 <= k - 1 - i < DIGITS else DIGITS for i in range(DIGITS)] for k in columns]
-    return jnp.sum(a[None] * b[jnp.array(met)], 1)
+    return jnp.sum(a[None] * b[jnp.array(met)], 1, dtype=b.dtype)
 
 
 def _carry(columns: Array) -> Array:

@@ -40,7 +40,8 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
     costs = _costs(parts, shifts)
 
     def total(terms: Callable[[Part, Array], Array]) -> Array:
-        return sum((terms(part, cost) for part, cost in zip(parts, costs, strict=True)), jnp.zeros(()))
+        of_a, of_b = map(terms, parts, costs)
+        return of_a + of_b
 
     numbers: Numbers = {}
     if "log_normalizer" in a.numbers:
@@ -62,13 +63,14 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
 
 def _rest(parts: tuple[Part, Part], shifts: list[Array], top: Array) -> Array:
     """``1 + rest = Σ exp(maxₖ − max)·(1 + restₖ)``; where maxₖ is the maximum, its 1 is counted apart."""
-    rest: Array = jnp.zeros(())
-    ones: Array = jnp.zeros(())
-    for part, u in zip(parts, shifts, strict=True):
+
+    def share(part: Part, u: Array) -> tuple[Array, Array]:
         leads = (part.state.max == top) & (top > -jnp.inf)
-        rest = rest + jnp.exp(u) * jnp.where(leads, part.state.rest, 1 + part.state.rest)
-        ones = ones + jnp.where(leads, jnp.exp(u), 0)
-    return rest + (ones - 1)
+        rest = jnp.exp(u) * jnp.where(leads, part.state.rest, 1 + part.state.rest)
+        return rest, jnp.where(leads, jnp.exp(u), 0)
+
+    (rest_a, one_a), (rest_b, one_b) = map(share, parts, shifts)
+    return rest_a + rest_b + (one_a + one_b - 1)
 
 
 def _costs(parts: tuple[Part, Part], shifts: list[Array]) -> list[Array]:

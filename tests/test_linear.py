@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +95,24 @@ def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
     want, ours = everything(floats)
     for got in ours:
         agree(got, want)
+
+
+@pytest.mark.parametrize("size", BLOCKS)
+def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
+    floats, labels = head(dtype=np.float32)
+
+    def everything(floats):
+        loss = functools.partial(linear, block_size=size, ignore_index=-1)
+        statistics = jsoftmax.linear_row_statistics(
+            floats["hidden"], floats["weight"], jnp.maximum(labels, 0), block_size=size
+        )
+        return jax.value_and_grad(curved(loss))(floats, labels), statistics
+
+    want = everything(floats)
+    with jax.enable_x64(True):
+        found = everything(floats)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, want)
+    chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 def test_tiles_of_a_block(x64, monkeypatch):

@@ -341,6 +341,25 @@ BARE = {
 }
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("function", **named())
+def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dtype):
+    arguments = float32_arguments(function, dtype=dtype)
+
+    def everything(*arguments):
+        out, pull = jax.vjp(on(function), *arguments)
+        return out, pull(jnp.ones_like(out))
+
+    want = jax.jit(everything)(*arguments)
+    with jax.enable_x64(True):
+        found = jax.jit(everything)(*arguments)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, want)
+    for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        if a.dtype != jax.dtypes.float0:
+            rtol = 4 * float(jnp.finfo(a.dtype).eps)
+            np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=rtol, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
