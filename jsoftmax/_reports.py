@@ -50,13 +50,16 @@ batching.primitive_batchers[_reported] = _batched
 def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     """The class ids as a shard counts them, which has so many of the classes along mesh axes: from 0 up.
 
-    checkify names the first that is bad; anything else takes them as they are.
+    checkify names the first that is bad; anything else takes them as they are, or as −1 if their type is not
+    the one that is compared.
     """
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)  # that holds the number of classes too
+    of_all = classes * shard_count(names)
     if labels.size:
-        check = _checked.trace(labels, classes * shard_count(names)).jaxpr
-        labels = _reported.bind(labels, call_jaxpr=check)[0]
+        labels = _reported.bind(labels, call_jaxpr=_checked.trace(labels, of_all).jaxpr)[0]
+    if labels.dtype != jnp.int32:
+        labels = jnp.where((labels >= 0) & (labels < of_all), labels, -1).astype(jnp.int32)
     return ids_of_shard(labels, classes, names)
 
 

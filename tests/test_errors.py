@@ -207,8 +207,22 @@ def test_a_class_id_outside_the_classes_is_nan_in_its_row_alone(label):
         assert not np.delete(bad, 1, axis=0).any()
 
 
-def test_wide_class_ids_do_not_wrap(x64):
+LOSSES = {
+    "logits": lambda labels: jsoftmax.cross_entropy(X.astype(jnp.float32), labels),
+    "a head": lambda labels: jsoftmax.linear_cross_entropy(
+        jnp.eye(len(X), dtype=jnp.float32), X.astype(jnp.float32), labels, block_size=(3, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_wide_class_ids_do_not_wrap(loss, x64):
     labels = jnp.array([2**32, 0, 1, -(2**32)])
-    np.testing.assert_array_equal(
-        np.isnan(jsoftmax.cross_entropy(X.astype(jnp.float32), labels)), [True, False, False, True]
-    )
+    np.testing.assert_array_equal(np.isnan(loss(labels)), [True, False, False, True])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint32", "uint64"])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_class_ids_may_be_any_integers(loss, dtype, x64):
+    labels = np.array([2, 0, 1, 1])
+    np.testing.assert_array_equal(loss(jnp.asarray(labels, dtype)), loss(jnp.asarray(labels, jnp.int32)))
