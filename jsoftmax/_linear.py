@@ -224,7 +224,8 @@ def _total_and_gradients(
 
         def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
             found, saved, x = _forward(static, size, rows, shared, keep=True)
-            losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, rows.terms)
+            terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # to have a gradient of their own
+            losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, terms)
             of_found, of_terms = back(jnp.ones_like(losses))
             sums, of_rows = _backward(static, size, asked, rows, shared, sums, saved, of_found, x)
             return sums, (losses, of_rows._replace(terms=of_terms))

@@ -287,13 +287,14 @@ def test_a_confident_row_keeps_its_digits():
 
 
 def test_a_mean_over_the_mesh_counts_each_row_once():
-    """And the ignored ones on no shard, though there are more of them on one."""
-    a = given("hidden", "weight", "class_weights", "y")
+    """And the ignored ones on no shard, though there are more of them on one; an option once for all rows."""
+    a = given("hidden", "weight", "class_weights", "y", "z_loss", "soft_cap")
     a["y"] = jnp.array([0, -1, -1, -1, 7, 5, -1, 9])
+    a |= {"label_smoothing": jnp.float32(0.1), "temperature": jnp.float32(0.7)}
 
     def loss(a, **on):
         h, w, y = a["hidden"], a["weight"], a["y"]
-        more = {"ignore_index": -1, "class_weights": a["class_weights"], **on}
+        more = {"ignore_index": -1, **options(a, *LOSS), **on}
         return (
             jsoftmax.linear_cross_entropy(h, w, y, reduction="mean", **more)
             + jsoftmax.cross_entropy(h @ w, y, ignore_index=-1, reduction="mean", **on)
