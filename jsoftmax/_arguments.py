@@ -150,16 +150,19 @@ class Call:
         return weights.reshape(-1).astype(dtype)
 
     def ignore_index(self, labels: Array) -> Array | None:
-        """The class id to ignore."""
+        """The class id to ignore; None if no label of this type can be it."""
         if self.arguments["ignore_index"] is None:
             return None
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             problem = "ignore_index is for class ids, and these labels are target probabilities"
             raise self.error(ValueError, problem, "leave it out, and give the rows to ignore targets of 0")
+        given = self.arguments["ignore_index"]
+        if not isinstance(given, (bool, Array)) and hasattr(given, "__index__") and not jnp.ndim(given):
+            number, held = operator.index(given), jnp.iinfo(labels.dtype)
+            return jnp.asarray(number, labels.dtype) if held.min <= number <= held.max else None
         index = self.array("ignore_index")
         if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim:
-            problem = f"ignore_index is {_describe(self.arguments['ignore_index'])}"
-            raise self.error(TypeError, problem, "write one integer")
+            raise self.error(TypeError, f"ignore_index is {_describe(given)}", "write one integer")
         return index
 
     def size(self, name: str) -> int:
@@ -215,6 +218,13 @@ class Call:
             remedy = f"give them the shape {shape}, or class ids as integers: labels.astype(int)"
             raise self.error(ValueError, problem, remedy)
         return labels
+
+
+def is_other(ids: Array, index: Array) -> Array:
+    """Whether ids are not this one, whose type may hold fewer or other numbers than theirs."""
+    here = index.astype(ids.dtype)
+    is_held = (here.astype(index.dtype) == index) & ((here < 0) == (index < 0))
+    return (ids != here) | ~is_held
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call, Logits
+from jsoftmax._arguments import Call, Logits, is_other
 from jsoftmax._sharding import ids_of_shard, shard_count
 from jsoftmax._statistics import Numbers
 
@@ -101,7 +101,7 @@ def of_call(
     call.one_of("reduction", ("none", "mean", "sum"))
     counted = None
     if ignored is not None:
-        counted = labels != ignored
+        counted = is_other(labels, ignored)
         labels = jnp.where(counted, labels, 0)
     label_weights = None
     if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):

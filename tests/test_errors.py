@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jsoftmax
+from jsoftmax import evaluation
 
 X = jnp.zeros((4, 3))
 Y = jnp.zeros(4, jnp.int32)
@@ -226,3 +227,21 @@ def test_wide_class_ids_do_not_wrap(loss, x64):
 def test_class_ids_may_be_any_integers(loss, dtype, x64):
     labels = np.array([2, 0, 1, 1])
     np.testing.assert_array_equal(loss(jnp.asarray(labels, dtype)), loss(jnp.asarray(labels, jnp.int32)))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
+@pytest.mark.parametrize(
+    "index", [1, 156, -100, -1, 2**32 - 1, 2**40, np.int64(-100), jnp.int32(-1), jnp.int8(1)]
+)
+def test_only_the_class_id_to_ignore_is_ignored(index, dtype):
+    """A number that the labels' type does not hold is none of them, and not the one it would wrap to."""
+    labels, logits = np.array([1, 156, 255, 2**32 - 1]).astype(dtype), jnp.zeros((4, 256))
+    given = {"labels": jnp.asarray(labels), "ignore_index": index}
+    wanted = [int(label) == int(index) for label in labels]
+    state = evaluation.update(evaluation.empty(), logits, **given)
+    for losses in (
+        jsoftmax.cross_entropy(logits, **given),
+        jsoftmax.linear_cross_entropy(logits, jnp.eye(256), **given),
+    ):
+        np.testing.assert_array_equal(losses == 0, wanted)
+    assert evaluation.compute(state).weight == 4 - sum(wanted)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._arguments import Call
+from jsoftmax._arguments import Call, is_other
 
 
 class Labels(NamedTuple):
@@ -51,9 +51,9 @@ def of_rows(
     ids: Array, weights: Array | None, ignored: Array | None, classes: int | None, axis: int | None = None
 ) -> Labels:
     """What `ignored` and weights of 0 leave of the labels, which have length 1 along `axis`."""
+    counted = None if ignored is None else is_other(ids, ignored)
     if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)  # that holds the number of classes too
-    counted = None if ignored is None else ids != ignored
     if weights is not None:
         weights = weights if axis is None else jnp.expand_dims(weights, axis)
         weights = jnp.where(weights >= 0, weights, jnp.nan)
