@@ -142,7 +142,7 @@ def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     pair = saved.again(sums).pair()
     others = _of_others(saved.p_state.rest, *sums)
     in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, leads=pair.p_leads, others=others)
-    return pair, in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+    return pair._replace(u_p=_of_some_share(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
 
 
 kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
@@ -156,6 +156,14 @@ def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Number
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
     """``Σ p`` and ``Σ p·d`` over all but the leading class."""
     return _rows.share_of_others(rest, u_lead), terms
+
+
+def _of_some_share(u: Array) -> Array:
+    """A u that is multiplied by p: −inf, as for a dead class, where p is 0 in any dtype.
+
+    It may be as large as any number there, and a product of two is none.
+    """
+    return jnp.where(u < -1024, -jnp.inf, u)
 
 
 def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:
@@ -191,7 +199,7 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
         rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others) / 2
         for (_, p, d, leads), kl, of_others in of_each
     )
-    return pair, in_p, in_q
+    return pair._replace(u_p=_of_some_share(pair.u_p), u_q=_of_some_share(pair.u_q)), in_p, in_q
 
 
 jensen_shannon = _with_rules(_sum_js, _js_gradients)

@@ -124,6 +124,25 @@ def test_a_dead_class_changes_nothing(name, temperature):
                 np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
 
 
+@pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
+@pytest.mark.parametrize("under", [-1e19, -1e20, -1e30, -3e38], ids=str)
+def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
+    """Its logit is finite, its square is not."""
+    live, x = jnp.array([0, 1, 3]), jnp.array([[0.5, -1.0, 0.25, 2.0], [1.0, 1.0, -0.5, 0.0]])
+
+    @jax.jit
+    def of(x):
+        def total(x, temperature):
+            out = LOGITS_ONLY[name](x, temperature=temperature)
+            return jnp.sum(jnp.cos(out[:, live] if out.ndim == 2 else out))
+
+        arguments = x, jnp.float32(0.7)
+        return total(*arguments), jax.grad(total, (0, 1))(*arguments), curvature(total, arguments)
+
+    want, got = (of(x.at[:, 2].set(there)) for there in (-INF, under))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
 @pytest.mark.parametrize("kind", ["masked", "-inf"])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_a_label_on_a_dead_class_costs_infinity(kind, soft):

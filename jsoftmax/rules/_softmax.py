@@ -132,8 +132,9 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
 
 
 def entropy_residual(p: ArrayLike, log_p: ArrayLike, entropy: ArrayLike) -> Array:
-    """The gradient in the logits of the entropy, ``−p·(log p + H)``; 0 where p is 0, and log p −inf."""
-    return -jnp.asarray(p) * (finite(jnp.asarray(log_p)) + entropy)
+    """The gradient in the logits of the entropy, ``−p·(log p + H)``; 0 where p is 0, whatever log p is."""
+    p = jnp.asarray(p)
+    return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, log_p) + entropy))
 
 
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
