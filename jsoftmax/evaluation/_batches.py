@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _reductions, _rows, _scaling
+from jsoftmax import _reductions, _rows, _scaling, rules
 from jsoftmax._arguments import Call
 from jsoftmax._row_numbers import numbers
 from jsoftmax._row_statistics import RowStatistics
@@ -120,7 +120,7 @@ def _update(
             return (jnp.where(index == ids, 0, p * p),)
 
         (squares,) = _reductions.sums(of_others, (x, scaling.where, index, labels.ids), (axis,))
-        of_label = jnp.where(empty, 1, jnp.square(jnp.expm1(-jnp.expand_dims(nll, axis))))
+        of_label = jnp.where(empty, 1, jnp.square(rules.expm1(-jnp.expand_dims(nll, axis))))
         brier = jnp.squeeze(of_label + squares, axis)
         confidence = jnp.squeeze(jnp.where(empty, 0, 1 / (1 + state_of_row.rest)), axis)
     rank = jnp.squeeze(_rank(x, labels.ids, scaling, axis), axis)

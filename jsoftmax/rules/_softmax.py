@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jsoftmax.rules._elementary import expm1
 from jsoftmax.rules._rows import Axes, row_sums
 
 
@@ -128,7 +129,7 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
 
     ``p − 1 = expm1(−nll)`` at the label: exact also where p rounds to 1.
     """
-    return jnp.where(hit, jnp.expm1(-jnp.asarray(nll)), p)
+    return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
 
 
 def entropy_residual(p: ArrayLike, log_p: ArrayLike, entropy: ArrayLike) -> Array:
