@@ -48,9 +48,11 @@ class Call:
         return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
     def together(self, first: str, second: str) -> tuple[Array, Array]:
-        """Two float arguments in their common dtype and shape."""
+        """Two arguments in one float dtype and shape; ints and Python numbers adopt the other's dtype."""
+        strong = [a.dtype for a in map(self.array, (first, second)) if not jax.typeof(a).weak_type]
+        own = [dtype for dtype in strong if jnp.issubdtype(dtype, jnp.floating)]
         a, b = self.floats(first), self.floats(second)
-        dtype = jnp.promote_types(a.dtype, b.dtype)
+        dtype = own[0] if len(own) == 1 else jnp.promote_types(a.dtype, b.dtype)
         try:
             shape = jnp.broadcast_shapes(a.shape, b.shape)
         except ValueError:
@@ -97,8 +99,7 @@ class Call:
             return None
         where = self.array("where")
         if jnp.issubdtype(where.dtype, jnp.floating):
-            problem = f"where has dtype {where.dtype}"
-            raise self.error(TypeError, problem, "write a boolean mask, such as where > 0")
+            raise self.error(TypeError, f"where has dtype {where.dtype}", "write a boolean mask: where > 0")
         where = where.astype(bool)
         if axes is not None and where.ndim == len(shape) - len(axes) < len(shape):
             where = jnp.expand_dims(where, axes)
@@ -165,15 +166,26 @@ class Call:
             raise self.error(TypeError, f"ignore_index is {_describe(given)}", "write one integer")
         return index
 
-    def size(self, name: str) -> int:
+    def float_dtype(self, name: str) -> jnp.dtype:
+        """An argument that names a float type."""
+        given = self.arguments[name]
+        try:
+            dtype = jnp.dtype(given)
+        except TypeError:
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise self.error(TypeError, f"{name} is {given!r}", "write a float type, such as jnp.float32")
+        return dtype
+
+    def size(self, name: str, least: int = 0) -> int:
         """An argument that counts something."""
         given = self.arguments[name]
         try:
             size = operator.index(given)
         except TypeError:
             size = -1
-        if size < 0:
-            raise self.error(ValueError, f"{name} is {given!r}", "write a whole number from 0 up")
+        if size < least:
+            raise self.error(ValueError, f"{name} is {given!r}", f"write a whole number from {least} up")
         return size
 
     def one_of(self, name: str, choices: Sequence[str]) -> None:
@@ -218,13 +230,6 @@ class Call:
             remedy = f"give them the shape {shape}, or class ids as integers: labels.astype(int)"
             raise self.error(ValueError, problem, remedy)
         return labels
-
-
-def is_other(ids: Array, index: Array) -> Array:
-    """Whether ids are not this one, whose type may hold fewer or other numbers than theirs."""
-    here = index.astype(ids.dtype)
-    is_held = (here.astype(index.dtype) == index) & ((here < 0) == (index < 0))
-    return (ids != here) | ~is_held
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -12,10 +12,11 @@ import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
+CONSTANTS = (bool, int, str)
 
 
 def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The function, compiled if every argument is an array, or one of these: integers and strings.
+    """The function, compiled if every argument is an array, or one of these: bools, integers, strings.
 
     Otherwise JAX would dispatch the operations of its border one by one, and its derivative rule by a slow
     way. A Python number stays what it is: compiled in, every new one would be a new program.
@@ -39,8 +40,8 @@ def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _is_constant(value: Any) -> bool:
     if type(value) is tuple:
-        return all(type(part) in (int, str) for part in value)
-    return value is None or type(value) in (int, str)
+        return all(type(part) in CONSTANTS for part in value)
+    return value is None or type(value) in CONSTANTS
 
 
 def _is_known_array(value: Any) -> bool:

@@ -18,7 +18,7 @@ _Saved = tuple[Array, Scaling, online.State]  # a, its mask, and the state of ev
 _WeightedSaved = tuple[Array, Array, Array | None, Array, Array]  # a, b, where, maximum, total
 
 
-@compiled("axis", "axis_name")
+@compiled("axis", "keepdims", "return_sign", "axis_name")
 def logsumexp(
     a: ArrayLike,
     axis: Axis = None,
@@ -33,11 +33,12 @@ def logsumexp(
 
         logsumexp a = max + log1p(rest)
 
-    A drop-in for ``jax.nn.logsumexp``. Computed in at least float32, returned in the dtype of the arguments.
+    A drop-in for ``jax.nn.logsumexp``. Computed in at least float32, returned in the dtype of the arguments;
+    beside a float, integers and Python numbers adopt its dtype.
     On CPU, without `b`, a result next to 0, where max and log1p cancel (as for log-probabilities), keeps its
     digits, unless `a` may lie on several devices: such rows are summed again in float64, or, where even
     that has too few bits, in fixed point, which takes about a hundred times as long.
-    There, the value alone is found in one pass wherever that is as fast and as accurate; its last digit may
+    On CPU, the value alone is found in one pass wherever that is as fast and as accurate; its last digit may
     differ from that found with a derivative.
     An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
     +inf or NaN in a live entry gives NaN.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call, Logits, is_other
+from jsoftmax._arguments import Call, Logits
+from jsoftmax._reports import is_other
 from jsoftmax._sharding import ids_of_shard, shard_count
 from jsoftmax._statistics import Numbers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -172,7 +173,8 @@ def linear_placement(
       A `Placement`, which prints itself.
 
     Raises:
-      ValueError: for sizes that are not whole numbers, or that the mesh does not divide.
+      TypeError, ValueError: for sizes that are not whole numbers, or that the mesh does not divide, and for a
+        dtype that is no float.
 
     >>> import jsoftmax
     >>> for mesh in (8, 1), (1, 8):
@@ -191,21 +193,29 @@ def linear_placement(
         block_size=block_size,
     )
     sizes = {name: call.size(name) for name in ("rows", "features", "classes")}
+    rows, features, classes = sizes.values()
     if not classes:
         raise call.error(ValueError, "there are no classes", "give at least one")
-    if not (isinstance(mesh, tuple) and len(mesh) == 2 and all(isinstance(n, int) and n > 0 for n in mesh)):
-        raise call.error(ValueError, f"mesh is {mesh!r}", "write two numbers of devices, from 1 up")
-    over_rows, over_classes = mesh
+    over_rows, over_classes = _devices(call)
     parts = {"rows": over_rows, "classes": over_classes, "features": over_rows if fsdp else 1}
     for name, devices in parts.items():
         if sizes[name] % devices:
             problem = f"{devices} devices do not divide {sizes[name]} {name}"
             raise call.error(ValueError, problem, f"pad to {-(-sizes[name] // devices) * devices}")
-    narrow = jnp.dtype(dtype)
+    narrow = call.float_dtype("dtype")
     wide = rules.computing_dtype(narrow).itemsize
     plan = _blocks.plan(
         rows // over_rows, features, classes // over_classes, itemsize=wide, block_size=_head.block_size(call)
     )
     if over_classes > 1:
         plan = plan._replace(block_classes=plan.classes)
-    return Placement(plan, features, mesh, fsdp, narrow.itemsize, wide)
+    return Placement(plan, features, (over_rows, over_classes), fsdp, narrow.itemsize, wide)
+
+
+def _devices(call: Call) -> tuple[int, int]:
+    """How many there are along the rows, and along the classes."""
+    mesh = call.arguments["mesh"]
+    numbers = [operator.index(n) for n in mesh if hasattr(n, "__index__")] if isinstance(mesh, tuple) else []
+    if len(numbers) != 2 or min(numbers) < 1 or len(mesh) != 2 or bool in map(type, mesh):
+        raise call.error(ValueError, f"mesh is {mesh!r}", "write two numbers of devices, from 1 up")
+    return numbers[0], numbers[1]

@@ -1,4 +1,4 @@
-"""Class ids outside the classes, reported by name where the caller asks: `jax.experimental.checkify`."""
+"""Class ids of any type: those outside the classes, reported where the caller asks, and those to ignore."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     if labels.dtype != jnp.int32:
         labels = jnp.where((labels >= 0) & (labels < of_all), labels, -1).astype(jnp.int32)
     return ids_of_shard(labels, classes, names)
+
+
+def is_other(ids: Array, index: Array) -> Array:
+    """Whether ids are not this one, whose type may hold fewer or other numbers than theirs."""
+    here = index.astype(ids.dtype)
+    is_held = (here.astype(index.dtype) == index) & ((here < 0) == (index < 0))
+    return (ids != here) | ~is_held
 
 
 @jax.jit(static_argnums=1)

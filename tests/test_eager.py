@@ -59,6 +59,13 @@ def test_a_call_is_one_program_and_new_values_are_none(function, caplog):
         assert not programs(caplog, lambda: function(*batches[2], axis=-1))
 
 
+def test_whatever_logsumexp_returns_is_one_program(caplog):
+    x = jnp.zeros((3, 4))
+    for options in ({"keepdims": True}, {"return_sign": True}, {"keepdims": False, "axis": (0, 1)}):
+        jax.clear_caches()
+        assert programs(caplog, lambda o=options: jsoftmax.logsumexp(x, **o)) == ["jit(logsumexp)"]
+
+
 @pytest.mark.parametrize("function", **named(FUNCTIONS))
 def test_the_answers_are_those_of_jit(function):
     arguments = function.arguments(logits("unit", dtype=np.float32))

@@ -586,7 +586,19 @@ ERRORS = {
         "merge",
         r"\(a=State\(None, 5, 15, float32\), b=State\(3, 5, 10, float32\)\): .* begin both with the same",
     ),
-    "no bins": (lambda: evaluation.empty(bins=0), ValueError, "empty", "bins is 0; write 1 or more"),
+    "no bins": (
+        lambda: evaluation.empty(bins=0),
+        ValueError,
+        "empty",
+        "bins is 0; write a whole number from 1 up",
+    ),
+    "half a choice": (
+        lambda: evaluation.empty(top_k=2.5),
+        ValueError,
+        "empty",
+        "top_k is 2.5; write a whole",
+    ),
+    "sums in integers": (lambda: evaluation.empty(dtype="int32"), TypeError, "empty", "write a float type"),
     "bytes of rows": (
         lambda: evaluation.compute(STATE, num_bytes=Y),
         ValueError,

@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -110,8 +111,20 @@ def test_bytes_around_a_ring():
         ({"mesh": (1, 3)}, "3 devices do not divide 256 classes; pad to 258"),
         ({"mesh": (32, 1), "fsdp": True}, "32 devices do not divide 16 features; pad to 32"),
         ({"mesh": (8,)}, r"mesh is \(8,\); write two numbers of devices"),
+        ({"mesh": (True, 8)}, r"mesh is \(True, 8\); write two numbers of devices"),
+        ({"mesh": (1, 1), "dtype": "float33"}, "dtype is 'float33'; write a float type"),
+        ({"mesh": (1, 1), "dtype": "complex64"}, "dtype is 'complex64'; write a float type"),
     ],
 )
 def test_a_wrong_call_is_refused_in_words(arguments, message):
-    with pytest.raises(ValueError, match=rf"^jsoftmax\.linear_placement\(rows=64, .*: {message}"):
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"^jsoftmax\.linear_placement\(rows=64, .*: {message}"
+    ):
         jsoftmax.linear_placement(64, 16, 256, **arguments)
+
+
+def test_numpy_sizes_do_not_wrap():
+    sizes = 2**20, 4096, 2**17
+    want = jsoftmax.linear_placement(*sizes, mesh=(8, 1), dtype="bfloat16")
+    found = jsoftmax.linear_placement(*map(np.int32, sizes), mesh=(np.int64(8), 1), dtype=jnp.bfloat16)
+    assert (found, found.device_bytes, found.sent_bytes) == (want, want.device_bytes, want.sent_bytes)

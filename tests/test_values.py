@@ -104,6 +104,17 @@ def test_integers_and_bools_become_floats(dtype):
         np.testing.assert_array_equal(function(x, -1), function(x.astype(np.float32), -1))
 
 
+@pytest.mark.parametrize("b", [2, 2.0, jnp.array([1, 0, 1]), jnp.array([True, False, True])], ids=repr)
+def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
+    a = jnp.array([0.5, 1, 2], jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        want = jax.nn.logsumexp(a, b=b)
+    for found in (jsoftmax.logsumexp(a, b=b), jax.jit(lambda b: jsoftmax.logsumexp(a, b=b))(b)):
+        assert found.dtype == want.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(found), np.float32(want), rtol=0.01)
+    assert jsoftmax.logsumexp(jnp.arange(3), b=b).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_low_precision_is_computed_in_float32(function, dtype):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._arguments import Call, is_other
+from jsoftmax._arguments import Call
+from jsoftmax._reports import is_other
 
 
 class Labels(NamedTuple):

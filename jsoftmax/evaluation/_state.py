@@ -75,20 +75,21 @@ def empty(
       `State`.
 
     Raises:
-      ValueError: where a number is below 1.
+      TypeError, ValueError: where a number is no whole one, or below 1, or the dtype no float.
 
     >>> from jsoftmax import evaluation
     >>> metrics = evaluation.compute(evaluation.empty())
     >>> print(metrics.nll, metrics.perplexity, metrics.accuracy, metrics.weight)
     0.0 1.0 0.0 0.0
     """
-    call = Call("evaluation.empty", num_classes=num_classes, top_k=top_k, bins=bins)
-    for name, number in call.arguments.items():
-        if number is not None and number < 1:
-            raise call.error(ValueError, f"{name} is {number}", "write 1 or more")
+    call = Call("evaluation.empty", num_classes=num_classes, top_k=top_k, bins=bins, dtype=dtype)
+    for name in ("num_classes", "top_k", "bins"):
+        if name == "top_k" or call.arguments[name] is not None:
+            call.size(name, least=1)
+    wide = call.float_dtype("dtype")
 
     def zero(*shape: int) -> Sum:
-        return _sums.zero(shape, dtype)
+        return _sums.zero(shape, wide)
 
     return State(
         zero(),
