@@ -125,17 +125,17 @@ def with_rules(
     return call
 
 
-def with_tangent(value: Callable[..., Array], tangent: Callable[..., Array]) -> Callable[..., Array]:
+def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Callable[..., Any]:
     """The function ``value(static, *arguments)``, differentiated in its first argument alone, in both modes.
 
     ``tangent(static, arguments, dx)`` is ordinary JAX, linear in dx: it serves every order.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(0,))
-    def function(static: Any, *arguments: Array) -> Array:
+    def function(static: Any, *arguments: Any) -> Any:
         return value(static, *arguments)
 
-    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         return function(static, *primals), tangent(static, primals, tangents[0])
 
     function.defjvp(push_forward)

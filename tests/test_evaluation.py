@@ -1,5 +1,6 @@
 """Evaluation: the metrics of scikit-learn and numpy, the same in any batches, order and shards."""
 
+import contextlib
 import functools
 import math
 import re
@@ -7,6 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -432,6 +434,24 @@ def test_the_derivative_is_that_of_the_mean_loss():
         tangent = jax.jvp(nll, (x,), (x,))[1]
     losses = jax.grad(lambda x: jnp.average(jsoftmax.cross_entropy(x, y), weights=w))(x)
     np.testing.assert_allclose(tangent, jnp.vdot(losses, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
+def test_the_derivative_has_a_derivative(forward):
+    weights = jnp.array([1.0, 0.5, 2.0])
+
+    def ours(x):
+        found = evaluation.compute(evaluation.update(evaluation.empty(), x, Y, weights=weights))
+        return found.nll + 3 * found.brier
+
+    def plain(x):
+        brier = jnp.square(jax.nn.softmax(x) - jax.nn.one_hot(Y, 3)).sum(-1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, Y)
+        return jnp.average(losses + 3 * brier, weights=weights)
+
+    with jsoftmax.forward_mode() if forward else contextlib.nullcontext():
+        found = (jax.hessian if forward else lambda f: jax.jacrev(jax.grad(f)))(ours)(X)
+    np.testing.assert_allclose(found, jax.hessian(plain)(X), rtol=1e-4, atol=1e-6)
 
 
 def test_a_state_survives_a_file(tmp_path):

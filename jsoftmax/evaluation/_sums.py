@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._autodiff import with_rules
+from jsoftmax._autodiff import with_tangent
 
-Static = tuple[tuple[int, ...], tuple[int, ...]]  # the axes to sum over, and the shape
+Static = tuple[int, ...]  # the axes to sum over
 
 
 class Sum(NamedTuple):
@@ -74,31 +74,23 @@ def count(flags: Array, axes: Sequence[int], dtype: Any) -> Sum:
 
 def fold(sums: Sum, axes: Sequence[int]) -> Sum:
     """An array of sums added up over `axes`, in one reduction, which any sharding of the array keeps."""
-    return _fold((tuple(axes), sums.high.shape), sums)
+    found: Sum = _fold(tuple(axes), sums)
+    return found
 
 
-def _save(static: Static, sums: Sum) -> tuple[Sum, None]:
+def _folded(static: Static, sums: Sum) -> Sum:
     def added(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         high, low = add(Sum(*a), Sum(*b))
         return high, low
 
     start = jnp.zeros((), sums.high.dtype)
-    return Sum(*lax.reduce(tuple(sums), (start, start), added, static[0])), None
+    return Sum(*lax.reduce(tuple(sums), (start, start), added, static))
 
 
-def _pull(static: Static, saved: None, cotangent: Any) -> tuple[Sum]:
-    """Of the high word alone: the low one is a rounding, and constant."""
-    axes, shape = static
-    kept = [i for i in range(len(shape)) if i not in axes]
-    g = jnp.zeros_like(cotangent.low) if cotangent.high is None else cotangent.high
-    g = lax.broadcast_in_dim(g, shape, kept)
-    return (Sum(g, g),)
-
-
-def _push(static: Static, saved: None, tangents: Any) -> Sum:
-    given = [jnp.sum(t, static[0]) for t in tangents[0] if t is not None]
-    high = sum(given[1:], given[0])
+def _tangent(static: Static, arguments: tuple[Sum], tangents: Sum) -> Sum:
+    """Of the high word: the low one is a rounding, and constant."""
+    high = jnp.sum(tangents.high + tangents.low, static)
     return Sum(high, jnp.zeros_like(high))
 
 
-_fold = with_rules(_save, _pull, _push)
+_fold = with_tangent(_folded, _tangent)
