@@ -34,7 +34,9 @@ class Call:
         value = self.arguments[name]
         try:
             array = jnp.asarray(value)
-        except (TypeError, ValueError) as error:
+            if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+                raise TypeError("a random key")
+        except (TypeError, ValueError, OverflowError) as error:
             problem = f"{name} is {_describe(value)}, not an array of numbers"
             raise self.error(TypeError, problem, f"give {name} as an array") from error
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -71,7 +73,7 @@ class Call:
             raise self.error(ValueError, problem, remedy)
         return a, b
 
-    def axes(self, shape: tuple[int, ...]) -> Axes:
+    def axes(self, shape: tuple[int, ...], may_be_empty: bool = False) -> Axes:
         """The axes a row spans, from 0 up, in the order given."""
         axis, ndim = self.arguments["axis"], len(shape)
         given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
@@ -88,7 +90,7 @@ class Call:
         axes = tuple(i % ndim for i in given)
         if len(set(axes)) < len(axes):
             raise self.error(ValueError, f"axis {axis!r} names one twice", "name each axis once")
-        if math.prod(shape[i] for i in axes) == 0:
+        if not may_be_empty and math.prod(shape[i] for i in axes) == 0:
             problem = f"there are no classes: shape {shape} has length 0 along axis {axis!r}"
             raise self.error(ValueError, problem, "give at least one class")
         return axes
@@ -114,8 +116,10 @@ class Call:
         if given is None:
             return None
         if isinstance(given, (int, float)):
-            if not math.isfinite(given) or given == 0:
-                raise self.error(ValueError, f"{name} is {given}", "write a finite number, not 0")
+            if not float(jnp.finfo(dtype).tiny) <= abs(given) <= float(jnp.finfo(dtype).max):
+                raise self.error(
+                    ValueError, f"{name} is {given}", f"write a finite number, not 0, in {dtype}"
+                )
             if name == "soft_cap" and given < 0:
                 raise self.error(ValueError, f"{name} is {given}", "write a number above 0")
         number = self.floats(name)
@@ -135,7 +139,7 @@ class Call:
             if not 0 <= given <= (1 if name == "label_smoothing" else math.inf):
                 remedy = "write a number from 0 to 1" if name == "label_smoothing" else "write one from 0 up"
                 raise self.error(ValueError, f"{name} is {given}", remedy)
-            if given == 0:
+            if given < float(jnp.finfo(dtype).tiny):
                 return None
         return self.per_row(name, x, axes, dtype)
 
@@ -188,12 +192,6 @@ class Call:
             raise self.error(ValueError, f"{name} is {given!r}", f"write a whole number from {least} up")
         return size
 
-    def one_of(self, name: str, choices: Sequence[str]) -> None:
-        """Check an argument that is a word."""
-        if self.arguments[name] not in choices:
-            problem = f"there is no {name} {self.arguments[name]!r}"
-            raise self.error(ValueError, problem, f"write one of {', '.join(map(repr, choices))}")
-
     def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
         """The labels as integers, one a row, with length 1 along the row."""
         labels = self.array("labels")
@@ -233,9 +231,9 @@ class Call:
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    if len(shape) > len(to):
-        return False
-    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+    return len(shape) <= len(to) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def _with_rank(array: Array, ndim: int) -> Array:

@@ -45,6 +45,6 @@ def _is_constant(value: Any) -> bool:
 
 
 def _is_known_array(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
-    )
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSU"
+    return value is None or (isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer))

@@ -85,9 +85,9 @@ def of_call(call: Call) -> Head:
     if weight.ndim != 2:
         problem = f"weight of shape {weight.shape}"
         raise call.error(ValueError, problem, "give it two axes, [D, V], or [V, D] with vocab_axis=0")
-    if vocab_axis not in (-2, -1, 0, 1) or isinstance(vocab_axis, bool):
+    if vocab_axis not in (-2, -1, 0, 1) or isinstance(vocab_axis, (bool, float)):
         raise call.error(ValueError, f"vocab_axis is {vocab_axis!r}", "write -1 for [D, V], 0 for [V, D]")
-    vocab_axis %= 2
+    vocab_axis = operator.index(vocab_axis) % 2
     classes, features = weight.shape[vocab_axis], weight.shape[1 - vocab_axis]
     if not hidden.ndim or hidden.shape[-1] != features:
         problem = f"hidden of shape {hidden.shape} for a weight of {features} features"
@@ -138,7 +138,7 @@ def block_size(call: Call) -> BlockSize:
 def _first_backend(call: Call, given: Backend) -> str:
     if given is None:
         return BACKENDS[0]
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     for name in names or (None,):
         if name not in BACKENDS:
             problem = f"there is no backend {name!r}"

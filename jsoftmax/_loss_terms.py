@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -99,7 +99,10 @@ def of_call(
         for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
     )
     ignored = call.ignore_index(labels)
-    call.one_of("reduction", ("none", "mean", "sum"))
+    reduction = call.arguments["reduction"]
+    if reduction not in get_args(Reduction):
+        choices = ", ".join(map(repr, get_args(Reduction)))
+        raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
     counted = None
     if ignored is not None:
         counted = is_other(labels, ignored)
@@ -108,7 +111,7 @@ def of_call(
     if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
         label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
     terms = LossTerms(label_weights, smoothing, z_loss)
-    return Loss(labels, weights, counted, terms, call.arguments["reduction"], row_names)
+    return Loss(labels, weights, counted, terms, reduction, row_names)
 
 
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:

@@ -42,8 +42,12 @@ class State(NamedTuple):
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> State:
-    """The state of nothing, for rows of this shape: the neutral element of `merge`."""
-    return State(jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, -1, dtype))
+    """The state of nothing, for rows of this shape: the neutral element of `merge`.
+
+    `dtype` is that of the logits; a state is in at least float32.
+    """
+    wide = rules.computing_dtype(Call("online.empty", shape=shape, dtype=dtype).float_dtype("dtype"))
+    return State(jnp.full(shape, -jnp.inf, wide), jnp.full(shape, -1, wide))
 
 
 def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
@@ -53,13 +57,13 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
     """
     call = Call("online.absorb", state=state.max, block=block, axis=axis)
     x = call.floats("block")
-    if x.ndim and x.size == 0 and state.max.size:
-        return state
-    axes = call.axes(x.shape)
+    axes = call.axes(x.shape, may_be_empty=True)
     rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if rows != state.max.shape:
         problem = f"a block of shape {x.shape} has rows of shape {rows}, the state {state.max.shape}"
         raise call.error(ValueError, problem, f"begin with online.empty({rows})")
+    if not x.size:
+        return state
     x = x.astype(jnp.promote_types(state.rest.dtype, rules.computing_dtype(x.dtype)))
     top = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
     finite_top = jnp.where(top == -jnp.inf, 0, top)

@@ -45,6 +45,19 @@ ERRORS = {
         ValueError,
         r"\(3,\) is neither one number nor one a row; give it the shape \(4,\) or \(4, 1\)",
     ),
+    "a temperature that float32 has not": (
+        lambda: jsoftmax.softmax(X, temperature=1e-46),
+        ValueError,
+        "temperature is 1e-46; write a finite number, not 0, in float32",
+    ),
+    "a temperature without end": (
+        lambda: jsoftmax.softmax(X, temperature=10**40),
+        ValueError,
+        "temperature is 10+; write a finite number, not 0, in float32",
+    ),
+    "a key": (lambda: jsoftmax.softmax(jax.random.key(0)), TypeError, "not an array of numbers"),
+    "objects": (lambda: jsoftmax.softmax(np.array([0, None])), TypeError, "not an array of numbers"),
+    "words": (lambda: jsoftmax.softmax(np.array(["a"])), TypeError, "not an array of numbers"),
     "temperature 0": (lambda: jsoftmax.softmax(X, temperature=0), ValueError, "finite number, not 0"),
     "temperature inf": (lambda: jsoftmax.softmax(X, temperature=float("inf")), ValueError, "finite"),
     "weights of another shape": (
@@ -170,6 +183,16 @@ ERRORS = {
         lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, backend="triton"),
         ValueError,
         "there is no backend 'triton'; write one of 'blocked', 'xla'",
+    ),
+    "a backend by number": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, backend=3),
+        ValueError,
+        "there is no backend 3; write one of",
+    ),
+    "an axis that is no integer": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, vocab_axis=1.0),
+        ValueError,
+        "vocab_axis is 1.0; write -1",
     ),
     "a plan for half a row": (
         lambda: jsoftmax.linear_plan(0.5, 512, 1000),

@@ -454,6 +454,19 @@ def test_the_derivative_has_a_derivative(forward):
     np.testing.assert_allclose(found, jax.hessian(plain)(X), rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_no_rank_confidence_or_score_is_seen():
+    of_rows = {"rank": jnp.array([0, 1, 2]), "confidence": jnp.full(3, 0.5), "brier": jnp.full(3, 0.25)}
+    for bad in ({}, {"rank": -1}, {"rank": NAN}, {"confidence": 2}, {"confidence": NAN}, {"brier": -0.5}):
+        more = of_rows | {name: of_rows[name].astype(float).at[1].set(value) for name, value in bad.items()}
+        state = evaluation.update_from_statistics(STATE, jsoftmax.row_statistics(X, Y), Y, **more)
+        assert np.isnan(evaluation.compute(state).accuracy) == bool(bad)
+        weights = jnp.array([1, 0, 1])
+        state = evaluation.update_from_statistics(
+            STATE, jsoftmax.row_statistics(X, Y), Y, weights=weights, **more
+        )
+        assert np.isfinite(evaluation.compute(state).accuracy)
+
+
 def test_a_state_survives_a_file(tmp_path):
     x, y = many_rows(50)
     state = evaluation.update(evaluation.empty(4), x, y)
@@ -587,6 +600,16 @@ ERRORS = {
         ValueError,
         "update",
         r"logits have 3 classes, and the state is for 5; begin with evaluation\.empty\(3\)",
+    ),
+    "statistics of other rows": (
+        lambda: evaluation.update_from_statistics(
+            evaluation.empty(top_k=1, bins=None),
+            jsoftmax.row_statistics(X, Y)._replace(prediction=jnp.array([1])),
+            Y,
+        ),
+        ValueError,
+        "update_from_statistics",
+        r"a prediction of shape \(1,\) for rows of shape \(3,\); give the row_statistics of these rows",
     ),
     "statistics without a rank": (
         lambda: evaluation.update_from_statistics(STATE, jsoftmax.row_statistics(X, Y), Y),

@@ -101,7 +101,7 @@ def test_a_tiny_rest_is_kept():
 
 def test_short_blocks_keep_a_float32_state():
     x = jnp.asarray(logits("unit", (3, 400), dtype=np.float32)).astype(jnp.bfloat16)
-    state = online.empty((3,))
+    state = online.empty((3,), x.dtype)
     for block in jnp.split(x, 8, axis=1):
         state = online.absorb(state, block)
     assert {a.dtype for a in state} == {jnp.dtype(jnp.float32)}
@@ -161,6 +161,9 @@ def test_shards_merge_as_blocks_do(check):
     assert text.count("all-reduce(") == 2
 
 
-def test_a_state_of_other_rows_is_refused():
+@pytest.mark.parametrize("classes", [4, 0])
+def test_a_state_of_other_rows_is_refused(classes):
     with pytest.raises(ValueError, match=r"^jsoftmax\.online\.absorb\(.*begin with online.empty\(\(2,\)\)"):
-        online.absorb(online.empty((3,)), jnp.ones((2, 4)))
+        online.absorb(online.empty((3,)), jnp.ones((2, classes)))
+    with pytest.raises(TypeError, match=r"^jsoftmax\.online\.empty\(.*write a float type"):
+        online.empty((3,), int)

@@ -17,6 +17,8 @@ from jsoftmax._scaling import Scaling
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb
 
+LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with what 16 bits may round up
+
 
 def update(
     state: State,
@@ -160,7 +162,8 @@ def update_from_statistics(
       labels: their class ids.
       ignore_index: rows with this class id count for nothing.
       weights: from 0 up, in the shape of `labels`; 1 if not given.
-      rank: how many classes come before the label.
+      rank: how many classes come before the label. A rank, confidence or Brier score that is none, as one
+        below 0, makes every metric NaN.
       confidence: the largest probability.
       brier: ``Σⱼ (pⱼ − tⱼ)²``.
 
@@ -201,6 +204,11 @@ def update_from_statistics(
         problem = "row statistics do not tell confidence and Brier score, and the state measures calibration"
         remedy = "give confidence= and brier=, or begin with evaluation.empty(bins=None)"
         raise call.error(ValueError, problem, remedy)
+    for name in ("log_normalizer", "prediction"):
+        shape = jnp.shape(getattr(statistics, name))
+        if shape != nll.shape:
+            problem = f"statistics with a {name} of shape {shape} for rows of shape {nll.shape}"
+            raise call.error(ValueError, problem, "give the row_statistics of these rows")
     more = {name: _labels.of_each_row(call, name) for name in ("rank", "confidence", "brier")}
     ignored, weight = call.ignore_index(ids), _labels.row_weights(call)
     return _from_statistics(state, statistics, ids, weight, ignored, more)
@@ -218,6 +226,9 @@ def _from_statistics(
     classes = None if state.classes is None else state.classes.weight.high.shape[-1]
     labels = _labels.of_rows(ids, weights, ignored, classes)
     nll, prediction = jnp.where(labels.ids < 0, jnp.nan, statistics.nll), statistics.prediction
+    for name, number in more.items():
+        if number is not None:
+            nll = jnp.where((number >= 0) & (number <= LARGEST[name]), nll, jnp.nan)
     rank = more["rank"]
     if rank is None:
         wrong = (prediction != labels.ids) | (statistics.log_normalizer == -jnp.inf)

@@ -108,7 +108,9 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
         nll=nll,
         perplexity=jnp.exp(nll),
         bits_per_token=nll / math.log(2),
-        bits_per_byte=None if num_bytes is None else bits / num_bytes.astype(nll.dtype),
+        bits_per_byte=None
+        if num_bytes is None
+        else bits / jnp.where(num_bytes < 0, jnp.nan, num_bytes).astype(nll.dtype),
         accuracy=top_k_accuracy[0],
         top_k_accuracy=top_k_accuracy,
         brier=brier,
