@@ -72,7 +72,8 @@ def log_prob(
         log p_y = (z_y − max)/T − log1p(rest)
 
     The log-softmax of one class a row, at the cost of a logsumexp. Computed in at least float32, and returned
-    so. Corners as for `cross_entropy`: −inf for a dead class, NaN for a class id outside [0, V).
+    so. Corners as for `cross_entropy`: −inf for a dead class, but 0 in a row with no live class; NaN for a
+    class id outside [0, V).
 
     Derivative: ``(e_y − p)/T``, which at the label is ``−expm1(log p_y)`` (`rules.label_residual`). Kept for
     it: the arguments and three numbers a row.
@@ -146,8 +147,8 @@ def kl_divergence(
       The divergences, in the shape of the logits without `axis`.
 
     Raises:
-      TypeError, ValueError: for complex logits, two shapes, no classes, or an axis, mask, or temperature
-        that does not fit.
+      TypeError, ValueError: for complex logits, logits of different shapes, no classes, or an axis, mask, or
+        temperature that does not fit.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> p, q = jnp.array([2.0, 1.0, 0.1]), jnp.array([1.0, 2.0, 3.0])

@@ -49,7 +49,7 @@ def cross_entropy(
     gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
     gives NaN too; either in that row alone, and not in a row that is ignored. t = 0 counts for nothing.
 
-    On CPU, the bare loss alone of class ids among 33 and more is found in one pass wherever that is as
+    On CPU, the bare loss alone of 33 classes and more, by class ids, is found in one pass wherever that is as
     accurate; its last digit may differ from that found with a derivative.
 
     Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;

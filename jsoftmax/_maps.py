@@ -47,7 +47,8 @@ def softmax(
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of `x`.
       temperature: T, a number, or an array with one entry a row: the shape of `x` without `axis`, or with
-        length 1 there. Negative turns the order round; at 0 the row is NaN.
+        length 1 there. Negative turns the order round; the number 0 is refused, a 0 in an array makes its
+        row NaN.
       axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded. `x`
         and `where` are the shard's own classes, as many on each: pad the last, and mask the padding.
 
@@ -91,7 +92,8 @@ def log_softmax(
     that row NaN, and no other.
 
     Derivative: ``g − p·Σg``, over T (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does
-    not count, and in a row with no live class. Kept for it: one array in the shape of the output.
+    not count, and in a row with no live class. Kept for it: the probabilities; for 16-bit `x`, with a
+    temperature, or of sharded classes, `x` and two numbers a row.
 
     Args, Returns, Raises: as for `softmax`.
 
@@ -111,7 +113,7 @@ def log_softmax(
 
 
 class _Saved(NamedTuple):
-    """What a map keeps for its derivative: one array in the shape of its output.
+    """What a map keeps for its derivative: one array in the shape of its output, and at most its states.
 
     The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, a
     temperature's derivative needs the logits, and of sharded classes the state of every row saves a sum over

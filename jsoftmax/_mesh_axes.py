@@ -26,9 +26,7 @@ def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
             continue
         if common := varies(value) & set(names):
             problem = f"{argument} varies over {', '.join(map(repr, sorted(common, key=str)))}"
-            remedy = (
-                f"all shards of the classes take the same: write lax.pmax({argument}, axis_name) if it is"
-            )
+            remedy = f"if it is the same on all shards of the classes, write lax.pmax({argument}, axis_name)"
             raise call.error(ValueError, problem, remedy)
     return names
 

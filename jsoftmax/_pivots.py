@@ -111,7 +111,7 @@ def _values(
         return anywhere
 
     # A row that many labels share has one maximum.
-    return with_more_rows(of_axes, axes, shared=partial(partial, by_maximum))(x, *ids)
+    return with_more_rows(of_axes, axes, shared=lambda axes: partial(by_maximum, axes))(x, *ids)
 
 
 def _of_others(terms: Array, index: Array, axis: int) -> Array:

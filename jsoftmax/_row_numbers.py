@@ -66,7 +66,7 @@ def _value(static: Static, problem: Problem) -> Numbers:
 
     if wanted == {"nll"} and are_ids(labels) and scaling == Scaling(None) and not names:
         valid = (labels >= 0) & (labels < x.shape[axis])
-        nll = _pivots.nll(x, jnp.where(valid, labels, 0).astype(jnp.int32), (axis,), by_maximum)
+        nll = _pivots.nll(x, jnp.where(valid, labels, 0), (axis,), by_maximum)
         if nll is not None:
             return {"nll": of_counted(jnp.where(valid, nll, jnp.nan), counted)}
     return save(static, problem, alone=True)[0]

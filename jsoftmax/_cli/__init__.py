@@ -47,7 +47,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jsoftmax", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("check", help="compare every public function with a float64 reference on this device")
+    commands.add_parser(
+        "check", help="compare the maps, losses and divergences with a float64 reference on this device"
+    )
     train = commands.add_parser(
         "train",
         help="train a classifier of digits, or a language model, and verify the gradients",

@@ -1,4 +1,4 @@
-"""Check the installation: every public function against float64 on the device JAX finds.
+"""Check the installation: the maps, losses and divergences against float64 on the device JAX finds.
 
 The reference is NumPy's, so it needs neither jax_enable_x64 nor a CPU beside the device. Its
 gradients are complex steps, Im f(x + ih)/h, which subtract nothing: exact to float64's rounding.

@@ -1,4 +1,4 @@
-"""Every public function beside its definition: the table that `check` and `train` go through."""
+"""The maps, losses and divergences beside their definitions: the table of `check` and `train`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,11 +19,18 @@ from jsoftmax.rules._divergences import (
     log_to_mean,
 )
 from jsoftmax.rules._elementary import expm1, log1p
-from jsoftmax.rules._rows import SCALE, across, rounded, row_sums, scaled, split_axes
+
+# What only the package itself builds on.
+from jsoftmax.rules._rows import SCALE as SCALE
+from jsoftmax.rules._rows import across as across
+from jsoftmax.rules._rows import computing_dtype as computing_dtype
+from jsoftmax.rules._rows import rounded as rounded
+from jsoftmax.rules._rows import row_sums as row_sums
+from jsoftmax.rules._rows import scaled as scaled
+from jsoftmax.rules._rows import split_axes as split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
-    computing_dtype,
     cross_entropy_hvp,
     cross_entropy_residual,
     entropy_residual,
@@ -36,10 +43,7 @@ from jsoftmax.rules._softmax import (
 )
 
 __all__ = [
-    "SCALE",
     "RowSums",
-    "across",
-    "computing_dtype",
     "cross_entropy_hvp",
     "cross_entropy_residual",
     "difference",
@@ -54,14 +58,10 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",
-    "rounded",
-    "row_sums",
-    "scaled",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",
     "softmax_product",
-    "split_axes",
     "temperature_jvp",
     "temperature_vjp",
     "weighted_residual",

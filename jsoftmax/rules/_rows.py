@@ -44,3 +44,8 @@ def rounded(x: Array, top: Array) -> Array:
     gives the second number where either is NaN.
     """
     return jnp.minimum(top + jnp.abs(top) + 1, x)
+
+
+def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """At least float32, whatever comes in."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

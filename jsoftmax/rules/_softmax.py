@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax.rules._elementary import expm1
-from jsoftmax.rules._rows import Axes, row_sums
+from jsoftmax.rules._rows import Axes, computing_dtype, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
@@ -144,11 +144,6 @@ def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
     The gradient is p − t, so its derivative is the softmax's own: `softmax_product`.
     """
     return softmax_product(p, v, axis)
-
-
-def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """At least float32, whatever comes in."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _operands(p: ArrayLike, v: ArrayLike) -> tuple[Array, Array, jnp.dtype]:
