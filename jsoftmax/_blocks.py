@@ -44,12 +44,12 @@ class BlockPlan(NamedTuple):
     @property
     def row_blocks(self) -> int:
         """How many blocks there are along the rows."""
-        return -(-self.rows // self.block_rows) if self.rows else 1
+        return 1 if self.rows in (0, self.block_rows) else -(-self.rows // self.block_rows)
 
     @property
     def class_blocks(self) -> int:
         """How many blocks there are along the classes."""
-        return -(-self.classes // self.block_classes)
+        return 1 if self.classes == self.block_classes else -(-self.classes // self.block_classes)
 
     @property
     def block_bytes(self) -> int:
@@ -132,11 +132,11 @@ def over_rows(
 
 def over_classes(classes: int, size: int, body: Callable[[Any, Array | int, int], Any], carry: Any) -> Any:
     """``carry = body(carry, first class, number of classes)`` over blocks of `size`, after a shorter one."""
+    if size == classes:
+        return body(carry, 0, size)
     steps = (classes - 1) // size
     first = classes - steps * size
     carry = body(carry, 0, first)
-    if not steps:
-        return carry
     return lax.fori_loop(0, steps, lambda i, carry: body(carry, first + i * size, size), carry)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _across, _cpu, _reading
+from jsoftmax._sharding import is_known
 
 LONGEST_ROW = 12  # that costs about what `jax.nn.logsumexp` does
 
@@ -23,7 +24,7 @@ def serves(dtype: jnp.dtype) -> bool:
 def pays(x: Array, axis: int) -> bool:
     """Whether it is as fast as sums in float32, about the maximum or not."""
     longest = LONGEST_ROW if axis == x.ndim - 1 else _cpu.LONGEST_COLUMNS
-    return serves(x.dtype) and (x.shape[axis] <= longest or _across.crosses(x, axis))
+    return serves(x.dtype) and is_known(x) and (x.shape[axis] <= longest or _across.crosses(x, axis))
 
 
 def sum_of(terms: Array, axes: tuple[int, ...]) -> Array:

@@ -48,9 +48,9 @@ def _tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: 
     planned = partial(function, plan.block_classes)
     if (
         static.names
-        or plan.block_classes <= TILE
         or not rows.has_class_ids
         or not is_whole(shared.weight, 0, 1)
+        or plan.block_classes <= TILE
     ):
         return planned(rows, *arguments)
     return lax.platform_dependent(rows, *arguments, cpu=partial(function, TILE), default=planned)

@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jsoftmax import _across, _cpu, _float64, _reading, _row_blocks, rules
 from jsoftmax._branches import unless, with_more_rows
-from jsoftmax._sharding import is_whole
+from jsoftmax._sharding import is_known, is_whole
 
 Axes = tuple[int, ...]
 ByMaximum = Callable[..., Array]  # of the axes and of the arrays
@@ -78,7 +78,8 @@ def nll(x: Array, ids: Array, axes: Axes, by_maximum: ByMaximum) -> Array | None
 
 
 def _classes(x: Array, axes: Axes) -> int:
-    return x.shape[axes[0]] if len(axes) == 1 else 0
+    """How many, along one axis; 0 where there are several, or a length is a symbol."""
+    return x.shape[axes[0]] if len(axes) == 1 and is_known(x) else 0
 
 
 def _has_form(classes: int, block_size: int | None, shortest: int = SHORTEST_ROW) -> bool:

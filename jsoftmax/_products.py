@@ -11,7 +11,7 @@ from jsoftmax import _blocks, rules
 from jsoftmax._blocks import BlockPlan
 from jsoftmax._loss_terms import LossTerms
 from jsoftmax._scaling import Scaling
-from jsoftmax._sharding import is_whole, laid_out, shards, spec, varying
+from jsoftmax._sharding import is_known, is_whole, laid_out, shards, spec, varying
 from jsoftmax._statistics import Problem
 
 # On CPU a block's logits are made, and turned into gradients, in tiles of so many classes, which the cache
@@ -62,9 +62,12 @@ class Static(NamedTuple):
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
         """How the logits are cut; with targets, or sharded classes, along the rows alone.
 
-        A block is planned for what one device holds of it.
+        A block is planned for what one device holds of it. What has a symbol for a length is one block.
         """
         (size, features), classes = rows.hidden.shape, shared.weight.shape[self.vocab_axis]
+        itemsize = rules.computing_dtype(rows.hidden.dtype).itemsize
+        if not (is_known(rows.hidden) and is_known(shared.weight)):
+            return BlockPlan(size, classes, size, classes, itemsize)
         row_shards, class_shards = shards(rows.hidden, 0), shards(shared.weight, self.vocab_axis)
         block_size = self.block_size
         if isinstance(block_size, int) and row_shards > 1:
@@ -73,7 +76,7 @@ class Static(NamedTuple):
             size // row_shards,
             features,
             classes // class_shards,
-            itemsize=rules.computing_dtype(rows.hidden.dtype).itemsize,
+            itemsize=itemsize,
             gradient=gradient,
             block_size=block_size,
         )
@@ -117,7 +120,7 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
             total = product if total is None else total + product
         return jnp.asarray(total)
 
-    if features > length and classes <= TILE and is_whole(hidden, 1) and is_whole(weight, 0, 1):
+    if is_whole(hidden, 1) and is_whole(weight, 0, 1) and features > length and classes <= TILE:
         x = lax.platform_dependent(hidden, weight, cpu=in_parts, default=whole)
     else:
         x = whole(hidden, weight)

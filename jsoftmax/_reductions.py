@@ -14,7 +14,7 @@ from jax import Array, lax
 from jsoftmax import _accelerators, _across, _cpu, _reading, online, rules
 from jsoftmax._recomputation import anew
 from jsoftmax._scaling import Moment, Scaling, Shifted, exponentials, live, peak, shift, shifted, slipped
-from jsoftmax._sharding import is_whole
+from jsoftmax._sharding import is_known, is_whole
 
 Axes = tuple[int | str, ...]
 
@@ -150,9 +150,8 @@ def _in_one_pass(
 ) -> tuple[online.State, Sums, Array | None]:
     """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
     own, _ = rules.split_axes(static.axes)
-    picked = None
-    if labels is not None:
-        picked = jnp.where(hits(labels, own[0], x.shape[own[0]]), live(x, scaling), 0)
+    hit = None if labels is None else hits(labels, own[0], x.shape[own[0]])
+    picked = None if hit is None else jnp.where(hit, live(x, scaling), 0)
     parts = _accelerators.classes(x, scaling, static.moments(factors), static.entropy, picked)
     row = _accelerators.one_pass(parts, own, static.pieces)
     state = online.State(row.top.astype(x.dtype), row.rest)
@@ -213,6 +212,8 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
         begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
         return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
+    if not is_known(x):
+        return whole(row)
     axis = max(axes, key=lambda i: x.shape[i], default=0)
     classes = x.shape[axis] if axes else 1
     across = len(axes) == 1 and classes > 1 and _across.crosses(x, axis)

@@ -120,9 +120,9 @@ def _live(where, values):
     return (np if values.dtype == object else jnp).where(where, values, 0)
 
 
-def _weighted(x, axis):
-    """Class weights for logits x, the same in any dtype."""
-    return 0.5 + 0.25 * (np.arange(x.shape[axis]) % 7)
+def _weighted(remainders):
+    """Class weights from the class ids modulo 7, the same in any dtype."""
+    return 0.5 + 0.25 * remainders
 
 
 def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
@@ -131,7 +131,7 @@ def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
         t if jnp.issubdtype(t.dtype, jnp.integer) else _live(m, t),
         axis=axis,
         where=m,
-        class_weights=jnp.asarray(_weighted(x, axis), x.dtype),
+        class_weights=_weighted((jnp.arange(x.shape[axis]) % 7).astype(x.dtype)),
         label_smoothing=alpha,
         z_loss=z,
         soft_cap=cap,
@@ -140,7 +140,7 @@ def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
 
 
 def _plain_with_options(x, t, m, alpha, z, cap, temperature, axis):
-    weights = _weighted(x, axis)
+    weights = _weighted(np.arange(x.shape[axis]) % 7)
     return definitions.cross_entropy(
         x,
         t,

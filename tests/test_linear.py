@@ -221,6 +221,14 @@ def test_through_every_wrapping(x64):
         program = jax.export.export(jax.jit(loss))(h, w, b).serialize(vjp_order=1)
         return jax.export.deserialize(program).call(h, w, b)
 
+    def exported_for_any_number(h, w, b):
+        sizes = dict(zip((6, w.shape[1]), jax.export.symbolic_shape("rows, classes"), strict=True))
+        shapes = [
+            jax.ShapeDtypeStruct([sizes.get(n, n) for n in a.shape], a.dtype) for a in (h, w, b, labels)
+        ]
+        program = jax.export.export(jax.jit(loss))(*shapes).serialize(vjp_order=1)
+        return jax.export.deserialize(program).call(h, w, b, labels)
+
     wrappings = {
         "leading axes": lambda h, w, b: loss(h.reshape(2, 3, -1), w, b, labels.reshape(2, 3)).ravel(),
         "one row": lambda h, w, b: jnp.stack([loss(h[i], w, b, labels[i]) for i in range(6)]),
@@ -228,6 +236,7 @@ def test_through_every_wrapping(x64):
         "vmap over heads": mapped,
         "checkpoint in scan": jax.checkpoint(scan),
         "export": exported,
+        "export for any number": exported_for_any_number,
     }
 
     @jax.jit

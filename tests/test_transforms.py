@@ -257,13 +257,14 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     assert gradient == arguments[0]
 
 
+@pytest.mark.parametrize("symbols", [("rows",), ("rows", "classes")], ids=" and ".join)
 @pytest.mark.parametrize(("shape", "axis"), [((4, 40), -1), ((9, 4), 0)], ids=str)
 @pytest.mark.parametrize("function", **named())
-def test_a_program_for_any_number_of_rows(function, shape, axis):
-    """Exported once, with its gradient, and called with as many as there are."""
+def test_a_program_for_any_number(function, shape, axis, symbols):
+    """Of rows, or of classes too: exported once, with its gradient, and called with as many as there are."""
     arguments = float32_arguments(function, shape, axis)
-    (rows,) = jax.export.symbolic_shape("rows")
-    of_any = [jax.ShapeDtypeStruct([rows if n == 4 else n for n in a.shape], a.dtype) for a in arguments]
+    any_number = dict(zip((4, shape[axis]), jax.export.symbolic_shape(", ".join(symbols)), strict=False))
+    of_any = [jax.ShapeDtypeStruct([any_number.get(n, n) for n in a.shape], a.dtype) for a in arguments]
 
     @jax.jit
     def value_and_gradient(x, *others):
