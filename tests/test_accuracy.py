@@ -43,7 +43,7 @@ REGIMES = {
     "ties for the maximum": Regime(tied),
     "two classes": Regime(lambda rng, shape: 3 * rng.normal(size=shape), (60, 2)),
     "two classes, one ahead by 0 to 4": Regime(
-        lambda rng, shape: rng.uniform([0, 0], [4, 0], shape), (4000, 2)
+        lambda rng, shape: rng.uniform([0, 0], [4, 0], shape), (2000, 2)
     ),
     "two classes, one ahead by 30": Regime(ahead(30), (60, 2)),
     "50257 classes": Regime(lambda rng, shape: rng.normal(size=shape), (1, 50257)),

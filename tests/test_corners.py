@@ -125,7 +125,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
 
 
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
-@pytest.mark.parametrize("under", [-1e19, -1e20, -1e30, -3e38], ids=str)
+@pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
 def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
     """Its logit is finite, its square is not."""
     live, x = jnp.array([0, 1, 3]), jnp.array([[0.5, -1.0, 0.25, 2.0], [1.0, 1.0, -0.5, 0.0]])

@@ -299,14 +299,15 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
 
 
 @corners
-@pytest.mark.parametrize("huge", [1e19, 1e20, 1e30, 1e36])
+@pytest.mark.parametrize("huge", [1e20, 1e36])
 def test_logits_whose_square_is_no_number(huge, temperature, forward):
     """In either row, or in both: finite to the second order."""
-    rows = jnp.array([[0, -huge, 1, 2], [0, -huge, -huge / 2, 1], [huge, -huge, 1, 0]], jnp.float32)
-    usual = jnp.array([[0.3, -0.2, 0.1, 1.0]] * 3)
-    for p, q in ((rows, usual), (usual, rows), (rows / 2, rows), (rows, rows[:, ::-1] / 2)):
-        results = first_and_second(p, q, temperature=temperature, forward=forward)
-        assert_derivatives_are(np.isfinite, results)
+    usual = jnp.array([[0.3, -0.2, 0.1, 1.0]])
+    for row in [0, -huge, 1, 2], [0, -huge, -huge / 2, 1], [huge, -huge, 1, 0]:
+        x = jnp.array([row], jnp.float32)
+        for p, q in ((x, usual), (usual, x), (x / 2, x), (x, x[:, ::-1] / 2)):
+            results = first_and_second(p, q, temperature=temperature, forward=forward)
+            assert_derivatives_are(np.isfinite, results)
 
 
 @corners
