@@ -85,7 +85,11 @@ def of_call(call: Call) -> Head:
     if weight.ndim != 2:
         problem = f"weight of shape {weight.shape}"
         raise call.error(ValueError, problem, "give it two axes, [D, V], or [V, D] with vocab_axis=0")
-    if vocab_axis not in (-2, -1, 0, 1) or isinstance(vocab_axis, (bool, float)):
+    if (
+        vocab_axis not in (-2, -1, 0, 1)
+        or isinstance(vocab_axis, bool)
+        or not hasattr(vocab_axis, "__index__")
+    ):
         raise call.error(ValueError, f"vocab_axis is {vocab_axis!r}", "write -1 for [D, V], 0 for [V, D]")
     vocab_axis = operator.index(vocab_axis) % 2
     classes, features = weight.shape[vocab_axis], weight.shape[1 - vocab_axis]
@@ -138,7 +142,8 @@ def block_size(call: Call) -> BlockSize:
 def _first_backend(call: Call, given: Backend) -> str:
     if given is None:
         return BACKENDS[0]
-    names = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    is_several = isinstance(given, Sequence) and not isinstance(given, str)
+    names = tuple(given) if is_several else (given,)
     for name in names or (None,):
         if name not in BACKENDS:
             problem = f"there is no backend {name!r}"

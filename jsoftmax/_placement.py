@@ -215,7 +215,10 @@ def linear_placement(
 def _devices(call: Call) -> tuple[int, int]:
     """How many there are along the rows, and along the classes."""
     mesh = call.arguments["mesh"]
-    numbers = [operator.index(n) for n in mesh if hasattr(n, "__index__")] if isinstance(mesh, tuple) else []
-    if len(numbers) != 2 or min(numbers) < 1 or len(mesh) != 2 or bool in map(type, mesh):
+    try:
+        numbers = [operator.index(n) for n in mesh] if isinstance(mesh, tuple) else []
+    except TypeError:
+        numbers = []
+    if len(numbers) != 2 or min(numbers) < 1 or bool in map(type, mesh):
         raise call.error(ValueError, f"mesh is {mesh!r}", "write two numbers of devices, from 1 up")
     return numbers[0], numbers[1]

@@ -150,8 +150,8 @@ def _in_one_pass(
 ) -> tuple[online.State, Sums, Array | None]:
     """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
     own, _ = rules.split_axes(static.axes)
-    hit = None if labels is None else hits(labels, own[0], x.shape[own[0]])
-    picked = None if hit is None else jnp.where(hit, live(x, scaling), 0)
+    axis = own[0]
+    picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0)
     parts = _accelerators.classes(x, scaling, static.moments(factors), static.entropy, picked)
     row = _accelerators.one_pass(parts, own, static.pieces)
     state = online.State(row.top.astype(x.dtype), row.rest)

@@ -194,6 +194,11 @@ ERRORS = {
         ValueError,
         "vocab_axis is 1.0; write -1",
     ),
+    "an axis that is one of NumPy's floats": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, vocab_axis=np.float32(1)),
+        ValueError,
+        "vocab_axis is np.float32.1.0.; write -1",
+    ),
     "a plan for half a row": (
         lambda: jsoftmax.linear_plan(0.5, 512, 1000),
         ValueError,

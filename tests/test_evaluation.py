@@ -483,6 +483,7 @@ def test_bits_of_bytes():
     for count in (3, 3.0, jnp.int32(3), np.float64(3)):
         np.testing.assert_allclose(evaluation.compute(state, num_bytes=count).bits_per_byte, 4, rtol=EPS)
     assert evaluation.compute(state, num_bytes=10**12).bits_per_byte > 0
+    assert np.isnan(evaluation.compute(state, num_bytes=-3).bits_per_byte)
 
 
 def mean_loss(x, y, temperature):

@@ -58,7 +58,7 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
 
     Args:
       state: of `update`, `merge` or `merge_across`.
-      num_bytes: of the text whose tokens the rows are.
+      num_bytes: of the text whose tokens the rows are; below 0, `bits_per_byte` is NaN.
 
     Returns:
       `Metrics`, in the dtype of the state: numbers, but `top_k_accuracy` of shape [top_k], `reliability` of
@@ -102,15 +102,16 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
         gap = jnp.abs(_difference(calibration.confidence, correct))
         calibration_error = _mean(fold(Sum(gap, jnp.zeros_like(gap)), (0,)), state.weight)
         reliability = Reliability(weight.high, _mean(calibration.confidence, weight), _mean(correct, weight))
-    bits = state.nll.high / math.log(2)
+    bits_per_byte = None
+    if num_bytes is not None:
+        size = jnp.where(num_bytes < 0, jnp.nan, num_bytes).astype(nll.dtype)
+        bits_per_byte = state.nll.high / math.log(2) / size
     found = Metrics(
         weight=state.weight.high,
         nll=nll,
         perplexity=jnp.exp(nll),
         bits_per_token=nll / math.log(2),
-        bits_per_byte=None
-        if num_bytes is None
-        else bits / jnp.where(num_bytes < 0, jnp.nan, num_bytes).astype(nll.dtype),
+        bits_per_byte=bits_per_byte,
         accuracy=top_k_accuracy[0],
         top_k_accuracy=top_k_accuracy,
         brier=brier,

@@ -20,7 +20,7 @@ from jsoftmax.rules._divergences import (
 )
 from jsoftmax.rules._elementary import expm1, log1p
 
-# What only the package itself builds on.
+# Given twice, `x as x`: what only the package itself builds on.
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import across as across
 from jsoftmax.rules._rows import computing_dtype as computing_dtype
