@@ -82,7 +82,7 @@ def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """``z − max z``, all of it made of one array: no kernel takes a mask twice, or x in two dtypes."""
     where, temperature, _ = scaling
     z = x.astype(rules.computing_dtype(x.dtype))
-    z = z if temperature is None else z * jnp.sign(temperature)
+    z = z if temperature is None else _scaling.turned(z, temperature)
     z = z if where is None else jnp.where(where, z, -jnp.inf)
     top = lax.stop_gradient(jnp.max(z, axes, keepdims=True))
     u = z - jnp.maximum(top, jnp.finfo(z.dtype).min)
@@ -102,22 +102,31 @@ class Part(NamedTuple):
 
 
 def classes(
-    x: Array, scaling: Scaling, moments: tuple[Moment, ...], entropy: bool, of_label: Array | None
+    x: Array,
+    scaling: Scaling,
+    moments: tuple[Moment, ...],
+    entropy: bool,
+    of_label: Array | None,
+    bounded: bool = False,
 ) -> Part:
-    """Every class as a part of its row; `of_label` holds the label's logit, and 0 for the others."""
+    """Every class as a part of its row; `of_label` holds the label's logit, and 0 for the others.
+
+    `bounded` as for `_scaling.peak`.
+    """
     z, _ = _scaling.ordered(x, scaling, jnp.zeros((), x.dtype))
-    top = _scaling.ordered_live(x, scaling).astype(z.dtype)
+    logit = _scaling.ordered_live(x, scaling)
+    top, logit = (_scaling.below_infinity(logit) if bounded else logit).astype(z.dtype), logit.astype(z.dtype)
     dead = top == -jnp.inf
     temperature = None if scaling.temperature is None else jnp.abs(scaling.temperature)
-    # 0, or NaN where z is NaN or +inf; not made of z, which XLA on GPU would then store. That of a dead class
-    # is not looked at.
-    rest = top - top
+    # 0, or NaN where z is NaN or, unless bounded, +inf; not made of z, which XLA on GPU would then store. The
+    # rest of a dead class is not used.
+    rest = logit - top
     for option, of_zero in ((scaling.soft_cap, jnp.multiply), (temperature, jnp.divide)):
         rest = rest if option is None else of_zero(rest, option)
     u = jnp.where(dead, -jnp.inf, 0).astype(z.dtype)
 
     def first(moment: Moment) -> tuple[Array, ...]:
-        *of_u, q = moment.terms(u)
+        *of_u, q = moment.terms(u, dead)
         return *(of_u if moment.dead_counts else map(jnp.zeros_like, of_u)), q
 
     part = Part(
@@ -139,14 +148,23 @@ def together(a: Part, b: Part) -> Part:
     low = jax.tree.map(lambda a, b: jnp.where(first, b, a), a, b)
     z_low, z_high = (part.top if part.z is None else part.z for part in (low, high))
     alive = low.top != -jnp.inf
-    delta = jnp.where(alive, z_low - z_high, 0)
-    if high.temperature is not None:
-        delta = delta / high.temperature
+
+    def apart(fraction: float) -> Array:
+        """A fraction of δ."""
+        if high.temperature is None:
+            delta = z_low - z_high if fraction == 1 else z_low * fraction - z_high * fraction
+        else:
+            delta = 2 * ((z_low * (fraction / 2) - z_high * (fraction / 2)) / high.temperature)
+        return jnp.where(alive, delta, 0)
+
+    delta = apart(1)
     ratio, total = jnp.exp(delta), jnp.where(alive, 1 + low.rest, 0)
     return high._replace(
         rest=high.rest + ratio * total,
-        entropy=None if high.entropy is None else high.entropy + ratio * (low.entropy + delta * total),
-        moments=tuple(map(partial(_joined, delta), high.moments, low.moments)),
+        entropy=None
+        if high.entropy is None
+        else high.entropy + jnp.where(ratio == 0, 0, ratio * (low.entropy + delta * total)),
+        moments=tuple(map(partial(_joined, apart(_scaling.DOWN)), high.moments, low.moments)),
         label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
     )
 
@@ -154,7 +172,8 @@ def together(a: Part, b: Part) -> Part:
 def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tuple[Array, ...]:
     """The sums of one moment."""
     (*of_high, q_high), (*of_low, q_low) = high, low
-    return *(a + (b + delta * q_low) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
+    moved = jnp.where(q_low == 0, 0, delta * q_low)
+    return *(a + (b + moved) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
 
 
 def pieces_on_gpu(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:

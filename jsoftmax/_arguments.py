@@ -33,7 +33,8 @@ class Call:
     def array(self, name: str) -> Array:
         value = self.arguments[name]
         try:
-            array = jnp.asarray(value)
+            # Converted to its own type, an array with a NaN under the mask would stop jax_debug_nans.
+            array = value if isinstance(value, Array) else jnp.asarray(value)
             if jnp.issubdtype(array.dtype, jax.dtypes.extended):
                 raise TypeError("a random key")
         except (TypeError, ValueError, OverflowError) as error:
@@ -61,7 +62,8 @@ class Call:
             problem = f"{first} of shape {a.shape} and {second} of shape {b.shape} do not broadcast"
             remedy = f"give {second} the shape {a.shape}, or 1 for a length"
             raise self.error(ValueError, problem, remedy) from None
-        a, b = (jnp.broadcast_to(array.astype(dtype), shape) for array in (a, b))
+        a, b = (array if array.dtype == dtype else array.astype(dtype) for array in (a, b))
+        a, b = (jnp.broadcast_to(array, shape) for array in (a, b))
         return a, b
 
     def alike(self, first: str, second: str) -> tuple[Array, Array]:

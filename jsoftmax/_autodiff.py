@@ -24,7 +24,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._recomputation import anew
-from jsoftmax._sharding import summed_back, varies
+from jsoftmax._sharding import brought_back, place
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
 
@@ -65,28 +65,32 @@ def with_rules(
 
     A selective `pull` is also told which arguments are asked for, ``pull(static, asked, residuals,
     cotangent)``: a tree like theirs, of booleans.
+
+    ``function(static, *arguments, beside=arrays)`` names arrays that the caller multiplies the output by. A
+    derivative in one of these goes by the rule too: otherwise JAX would refuse to push it forward in the
+    arguments, as ``jacfwd(grad(loss, argnums=z_loss))`` does in the logits.
     """
-    save = jax.jit(save, static_argnums=0)
+    save = _with_arguments_kept(save)
     alone = value or (lambda static, *arguments: save(static, *arguments)[0])
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
-    def reverse(static: Any, *arguments: Any) -> Any:
+    def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
         return alone(static, *arguments)
 
     pull = jax.jit(pull, static_argnums=(0, 1) if selective else 0)
 
-    def save_values(static: Any, *primals: Any) -> tuple[Any, Any]:
+    def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
         output, residuals = save(static, *values)
         sweeps = jax.tree.map(lambda _: 0, asked) if selective else _sweeps(values, asked)
-        return output, (residuals, _Static((asked, sweeps, jax.tree.map(varies, values))))
+        return output, (residuals, _Static((asked, sweeps, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, sweeps, varied) = saved[0], saved[1].value
+        residuals, (asked, sweeps, places) = saved[0], saved[1].value
         cotangent = _without_zeros(cotangent)
-        if not jax.tree.leaves(cotangent):
-            return (None,) * len(asked)
+        if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
+            return (None,) * (1 + len(asked))
         what = (asked,) if selective else ()
 
         def at_once(residuals: Any, cotangent: Any) -> Any:
@@ -103,7 +107,7 @@ def with_rules(
             cotangents = jax.lax.platform_dependent(residuals, cotangent, cpu=at_once, default=in_sweeps)
         else:
             cotangents = at_once(residuals, cotangent)
-        return _summed_back(cotangents, varied)
+        return None, *_along(brought_back, cotangents, places)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -119,8 +123,13 @@ def with_rules(
 
     forward.defjvp(push_forward, symbolic_zeros=True)
 
-    def call(static: Any, *arguments: Any) -> Any:
-        return (forward if _forward_mode.value else reverse)(static, *arguments)
+    def differentiable(static: Any, beside: Any, *arguments: Any) -> Any:
+        return forward(static, *arguments) if _forward_mode.value else reverse(static, beside, *arguments)
+
+    traced = _in_a_program(differentiable)
+
+    def call(static: Any, *arguments: Any, beside: Any = None) -> Any:
+        return traced(static, beside, *arguments)
 
     return call
 
@@ -157,15 +166,54 @@ def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any
     def find(static: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
         value, gradients = both(static, asked, *values)
-        kinds = jax.tree.map(lambda a: (a.dtype, varies(a)), values)
+        kinds = jax.tree.map(lambda a: (a.dtype, place(a)), values)
         return value, (gradients, _Static(kinds))
 
     def scale(static: Any, saved: Any, g: Array) -> Any:
         gradients, kinds = saved[0], saved[1].value
-        return _along(lambda d, kind: summed_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
+        return _along(lambda d, kind: brought_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
-    return function
+    return _in_a_program(function)
+
+
+def _in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(static, *arguments)``, traced where JAX cannot call it as it is.
+
+    Outside `jax.jit`, `jax.shard_map` takes no `custom_vjp` with symbolic zeros.
+    """
+    traced = jax.jit(function, static_argnums=0, inline=True)
+
+    def call(static: Any, *arguments: Any) -> Any:
+        within_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
+        return (traced if within_shard_map else function)(static, *arguments)
+
+    return call
+
+
+def _with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
+    """``save(static, *arguments)``, compiled; what it keeps of its arguments are these very arrays.
+
+    As outputs of a program they would be copies, and a NaN under a mask would stop `jax_debug_nans`.
+    """
+
+    @partial(jax.jit, static_argnums=0)
+    def program(static: Any, *arguments: Any) -> Any:
+        output, residuals = save(static, *arguments)
+        places = {id(a): i for i, a in enumerate(jax.tree.leaves(arguments))}
+        leaves, tree = jax.tree.flatten(residuals)
+        origins = tuple(places.get(id(leaf)) for leaf in leaves)
+        made = [leaf for leaf, origin in zip(leaves, origins, strict=True) if origin is None]
+        return output, made, _Static((tree, origins))
+
+    def call(static: Any, *arguments: Any) -> Any:
+        output, made, layout = program(static, *arguments)
+        tree, origins = layout.value
+        given, rest = jax.tree.leaves(arguments), iter(made)
+        leaves = [next(rest) if origin is None else given[origin] for origin in origins]
+        return output, jax.tree.unflatten(tree, leaves)
+
+    return call
 
 
 @jax.tree_util.register_static
@@ -192,11 +240,6 @@ def _values(primals: Any) -> tuple[Any, Any]:
         jax.tree.map(attribute, primals, is_leaf=is_leaf)
         for attribute in (lambda p: p.value, lambda p: p.perturbed)
     )
-
-
-def _summed_back(cotangents: Any, varied: Any) -> Any:
-    """Where an argument is the same on several shards, its cotangent is the sum of theirs."""
-    return _along(summed_back, cotangents, varied)
 
 
 def _sweeps(values: Any, asked: Any) -> Any:

@@ -142,8 +142,7 @@ def block_size(call: Call) -> BlockSize:
 def _first_backend(call: Call, given: Backend) -> str:
     if given is None:
         return BACKENDS[0]
-    is_several = isinstance(given, Sequence) and not isinstance(given, str)
-    names = tuple(given) if is_several else (given,)
+    names = (given,) if isinstance(given, str) or not isinstance(given, Sequence) else tuple(given)
     for name in names or (None,):
         if name not in BACKENDS:
             problem = f"there is no backend {name!r}"

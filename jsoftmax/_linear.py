@@ -78,13 +78,13 @@ def _forward(
         shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
         begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
         begun = varying(begun, rows.hidden, shared.weight)
-    (state, found, sum_weights, _), x = _blocks.over_classes(classes, size, add, (None, begun))
+    (state, found, sum_weights, mean_u, _), x = _blocks.over_classes(classes, size, add, (None, begun))
     if size < classes:
         valid = (rows.labels >= 0) & (rows.labels < classes)
         found["nll"] = jnp.where(valid, found["nll"], jnp.nan)
         if rows.counted is not None:
             found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
-    return found, Saved(None, state, found, sum_weights), x
+    return found, Saved(None, state, found, sum_weights, mean_u), x
 
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
@@ -101,7 +101,7 @@ def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | i
         found["prediction"] = start + _rows.prediction(
             _scaling.ordered_live(x, problem.scaling), (1, *static.names)
         )
-    return Part(saved.state, found, saved.sum_weights, has_label)
+    return Part(saved.state, found, saved.sum_weights, saved.mean_u, has_label)
 
 
 def _backward(

@@ -41,7 +41,7 @@ def logsumexp(
     On CPU, the value alone is found in one pass wherever that is as fast and as accurate; its last digit may
     differ from that found with a derivative.
     An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
-    +inf or NaN in a live entry gives NaN.
+    +inf in a live entry gives +inf, with a NaN gradient; NaN gives NaN.
 
     Derivative: ``g·p`` in `a`, p being the entry's share ``b·exp(a − logsumexp)`` of the sum, and
     ``g·exp(a − logsumexp)`` in `b`; 0 where masked. Kept for it: the arguments and two numbers a row.
@@ -59,8 +59,7 @@ def logsumexp(
       The shape of `a` without `axis`; with `return_sign`, a pair of such arrays.
 
     Raises:
-      TypeError, ValueError: for complex arguments, nothing to sum over, or an axis, weights, or a mask that
-        does not fit.
+      TypeError, ValueError: for complex arguments, or an axis, weights, or a mask that does not fit.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(f"{jsoftmax.logsumexp(jnp.array([1.0, 2.0, 3.0])):.5f}")
@@ -71,14 +70,17 @@ def logsumexp(
     call = Call("logsumexp", a=a, axis=axis, b=b, where=where, axis_name=axis_name)
     a = call.floats("a")
     names = _mesh_axes.of_classes(call, ("a",))
-    if b is None:
-        axes = call.axes(a.shape)
-        out = _logsumexp((*axes, *names), a, Scaling(call.mask(a.shape)))
+    if b is not None:
+        a, b = call.together("a", "b")
+    axes, where = call.axes(a.shape, may_be_empty=True), call.mask(a.shape)
+    if any(a.shape[axis] == 0 for axis in axes):
+        sign = jnp.sum(a, axes, keepdims=True)
+        out = sign - jnp.inf
+    elif b is None:
+        out = _logsumexp((*axes, *names), a, Scaling(where))
         sign = jnp.where(jnp.isnan(out), out, (out > -jnp.inf).astype(out.dtype))
     else:
-        a, b = call.together("a", "b")
-        axes = call.axes(a.shape)
-        out, sign = _weighted_logsumexp((*axes, *names), a, b, call.mask(a.shape))
+        out, sign = _weighted_logsumexp((*axes, *names), a, b, where)
         if not return_sign:
             out = out * jnp.where(sign < 0, jnp.nan, 1)  # the gradient is NaN too
     if not keepdims:
@@ -87,7 +89,7 @@ def logsumexp(
 
 
 def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling, alone: bool = False) -> tuple[Array, _Saved]:
-    state, _ = _reductions.reduce(a, scaling, axes, alone=alone)
+    state, _ = _reductions.reduce(a, scaling, axes, alone=alone, bounded=True)
     plain = online.finish(state)
     own, names = rules.split_axes(axes)
     if not names:
@@ -128,7 +130,7 @@ def _weighted_save(
     axes: Axes, a: Array, b: Array, where: Array | None
 ) -> tuple[tuple[Array, Array], _WeightedSaved]:
     counts = (b != 0) if where is None else where & (b != 0)
-    peak = _scaling.peak(a, Scaling(counts), axes)
+    peak = _scaling.peak(a, Scaling(counts), axes, bounded=True)
     exponentials, maximal = _exponentials(a, b, where, peak)
     terms = _scaling.masked(b, where).astype(exponentials.dtype) * exponentials
     maximal = (counts & maximal).astype(terms.dtype)
@@ -137,7 +139,7 @@ def _weighted_save(
     empty = (peak == -jnp.inf) & (total == 0)  # of a row of NaNs, XLA may find that maximum too
     total = jnp.where(empty, 1, total)
     near_one = jnp.abs(rest) < 0.5
-    log = jnp.where(near_one, jnp.log1p(jnp.where(near_one, rest, 0)), jnp.log(jnp.abs(total)))
+    log = jnp.where(near_one, rules.log1p(jnp.where(near_one, rest, 0)), jnp.log(jnp.abs(total)))
     out = jnp.where(empty, -jnp.inf, peak.astype(log.dtype) + log)
     sign = jnp.where(empty, 0, jnp.sign(total))
     return (out.astype(a.dtype), sign.astype(a.dtype)), (a, b, where, peak, total)

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import rules
+from jsoftmax import _scaling, rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
-from jsoftmax._sharding import ids_of_shard, shard_count
+from jsoftmax._sharding import beside, ids_of_shard, shard_count, taken
 from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
@@ -22,6 +22,8 @@ class LossTerms(NamedTuple):
     """The options of a loss that act on the numbers of a row: each one number, one a row, or None.
 
     loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
+
+    No product of them overflows where the loss does not.
     """
 
     label_weights: Array | None = None
@@ -41,10 +43,11 @@ class LossTerms(NamedTuple):
             losses = _scaled(self.label_weights, losses)
         if self.label_smoothing is not None:
             alpha = self.label_smoothing
-            losses = _scaled(1 - alpha, losses) + alpha * found["spread"] / jnp.maximum(found["live"], 1)
+            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _scaling.DOWN
+            losses = _scaled(1 - alpha, losses) + smooth
         if self.z_loss is not None:
             normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
-            losses = losses + self.z_loss * jnp.square(normalizer)
+            losses = losses + self.z_loss * normalizer * normalizer
         return losses
 
 
@@ -94,8 +97,10 @@ def of_call(
     labels = call.labels(logits.shape, axes)
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
+    if weights is not None and len(axes) == 1:
+        weights = beside(weights, logits, *axes)
     smoothing, z_loss = (
-        None if given is None else jnp.squeeze(given, axes)
+        None if given is None else jnp.squeeze(beside(given, logits), axes)
         for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
     )
     ignored = call.ignore_index(labels)
@@ -117,9 +122,9 @@ def of_call(
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
     """The weight of each label, wherever its class lies."""
     if not names:
-        return jnp.take(weights, labels, mode="clip")
+        return taken(weights, labels)
     last = weights.size * shard_count(names) - 1
     labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
     labels = ids_of_shard(labels, weights.size, names)
     here = (labels >= 0) & (labels < weights.size)
-    return rules.across(names, jnp.where(here, jnp.take(weights, labels, mode="clip"), 0))[0]
+    return rules.across(names, jnp.where(here, taken(weights, labels), 0))[0]

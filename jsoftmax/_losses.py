@@ -124,8 +124,9 @@ def cross_entropy(
     names = _mesh_axes.of_classes(call, ("logits",))
     loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"))
     scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, loss.terms.wanted, x, loss.labels, scaling, loss.class_weights, loss.counted, names)
-    return loss.reduced(loss.terms.losses(found), axes)
+    weights, terms = loss.class_weights, loss.terms
+    found = numbers(axes, terms.wanted, x, loss.labels, scaling, weights, loss.counted, names, beside=terms)
+    return loss.reduced(terms.losses(found), axes)
 
 
 @compiled("axis")

@@ -56,8 +56,8 @@ def softmax(
       Probabilities in the shape of `x`.
 
     Raises:
-      TypeError, ValueError: for complex `x`, no classes, or an axis, mask, or temperature that does not fit;
-        for an `axis_name` that is no mesh axis there, or over which `x` does not vary.
+      TypeError, ValueError: for complex `x`, or an axis, mask, or temperature that does not fit; for an
+        `axis_name` that is no mesh axis there, or over which `x` does not vary.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
@@ -68,9 +68,10 @@ def softmax(
     """
     call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
     x = call.floats("x")
-    axes = call.axes(x.shape)
+    axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
-    return _softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    scaling = _scaling.of_call(call, x, axes)
+    return x if 0 in x.shape else _softmax((*axes, *names), x, scaling)
 
 
 @compiled("axis", "axis_name")
@@ -107,9 +108,10 @@ def log_softmax(
     """
     call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
     x = call.floats("x")
-    axes = call.axes(x.shape)
+    axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
-    return _log_softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    scaling = _scaling.of_call(call, x, axes)
+    return x if 0 in x.shape else _log_softmax((*axes, *names), x, scaling)
 
 
 class _Saved(NamedTuple):

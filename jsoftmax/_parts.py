@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _scaling, online
+from jsoftmax import _scaling, online, rules
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Numbers
 
@@ -26,6 +26,7 @@ class Part(NamedTuple):
     state: online.State
     numbers: Numbers
     sum_weights: Any  # of the live classes; None if no spread is asked for
+    mean_u: Any  # ⟨p, u⟩; None if no entropy is asked for
     has_label: Array
 
 
@@ -44,6 +45,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
         return of_a + of_b
 
     numbers: Numbers = {}
+    mean_u = None
     if "log_normalizer" in a.numbers:
         normalizer = _scaling.maximum(scaling, top) + online.log_total(state.rest)
         numbers["log_normalizer"] = jnp.where(state.rest < 0, -jnp.inf, normalizer)
@@ -51,14 +53,21 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
         numbers["nll"] = total(lambda p, cost: p.numbers["nll"] + jnp.where(p.has_label, cost, 0))
     if "entropy" in a.numbers:
         numbers["entropy"] = total(lambda p, cost: _weighted(jnp.exp(-cost), p.numbers["entropy"] + cost))
+        of_a, of_b = (
+            _weighted(jnp.exp(-cost), part.mean_u + jnp.where(jnp.isinf(u), 0, u))
+            for part, cost, u in zip(parts, costs, shifts, strict=True)
+        )
+        mean_u = of_a + of_b
     if "spread" in a.numbers:
-        numbers["spread"] = total(lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights, cost))
+        numbers["spread"] = total(
+            lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights * _scaling.DOWN, cost)
+        )
         numbers["live"] = a.numbers["live"] + b.numbers["live"]
     if "prediction" in a.numbers:
         later = b.state.max > a.state.max
         numbers["prediction"] = jnp.where(later, b.numbers["prediction"], a.numbers["prediction"])
     sum_weights = None if a.sum_weights is None else a.sum_weights + b.sum_weights
-    return Part(state, numbers, sum_weights, a.has_label | b.has_label)
+    return Part(state, numbers, sum_weights, mean_u, a.has_label | b.has_label)
 
 
 def _rest(parts: tuple[Part, Part], shifts: list[Array], top: Array) -> Array:
@@ -81,9 +90,14 @@ def _costs(parts: tuple[Part, Part], shifts: list[Array]) -> list[Array]:
         jnp.where(alone, 0, u + online.log_total(part.state.rest))
         for part, u in zip(parts, shifts, strict=True)
     ]
-    costs = jnp.logaddexp(0, logs[1] - logs[0]), jnp.logaddexp(0, logs[0] - logs[1])
+    costs = _softplus(logs[1] - logs[0]), _softplus(logs[0] - logs[1])
     gone = (empty[0] & ~empty[1], empty[1] & ~empty[0])
     return [jnp.where(g, jnp.inf, jnp.where(alone, 0, c)) for g, c in zip(gone, costs, strict=True)]
+
+
+def _softplus(d: Array) -> Array:
+    """``log(1 + exp(d))``."""
+    return jnp.maximum(d, 0) + rules.log1p(jnp.exp(-jnp.abs(d)))
 
 
 def _weighted(weight: Array, cost: Array) -> Array:

@@ -13,7 +13,19 @@ from jax import Array, lax
 
 from jsoftmax import _accelerators, _across, _cpu, _reading, online, rules
 from jsoftmax._recomputation import anew
-from jsoftmax._scaling import Moment, Scaling, Shifted, exponentials, live, peak, shift, shifted, slipped
+from jsoftmax._scaling import (
+    DOWN,
+    Moment,
+    Scaling,
+    Shifted,
+    exponentials,
+    is_dead,
+    live,
+    peak,
+    shift,
+    shifted,
+    slipped,
+)
 from jsoftmax._sharding import is_known, is_whole
 
 Axes = tuple[int | str, ...]
@@ -48,15 +60,16 @@ def reduce(
     shares: Shares = _no_shares,
     for_label: bool = False,
     alone: bool = False,
+    bounded: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
 
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
     over them. The rest may be good `for_label` alone, for its −log p; and `alone`, nothing is made of it for
-    every class.
+    every class. `bounded` as for `peak`: the rest of a row with +inf is +inf then.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
-    static = _Static(axes, kinds, entropy, exact, for_label, alone)
+    static = _Static(axes, kinds, entropy, exact, for_label, alone, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     on_cpu = partial(_in_two_passes, static, shares)
@@ -79,19 +92,26 @@ class _Static(NamedTuple):
     exact: bool
     for_label: bool
     alone: bool
+    bounded: bool
     pieces: int = 1  # of a row, if it is read in one pass
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
         pairs = zip(self.kinds, factors, strict=True)
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
-    def terms(self, z: Shifted, half: Array, factors: tuple[Any, ...]) -> tuple[Array, ...]:
+    def terms(
+        self, x: Array, scaling: Scaling, top: Array, z: Shifted, half: Array, factors: tuple[Any, ...]
+    ) -> tuple[Array, ...]:
         """Those of Σ exp(u), unscaled and scaled, and of every further sum: of an entropy, scaled alone."""
         scaled = slipped(half * (half * rules.SCALE), z)
         e = scaled / rules.SCALE if self.entropy else exponentials(z)
-        u = z.u if z.slip is None else z.u + z.slip
-        of_entropy = (scaled * jnp.where(u == -jnp.inf, 0, u),) if self.entropy else ()
-        return e, scaled, *of_entropy, *(t for moment in self.moments(factors) for t in moment.terms(u))
+        slip = 0 if z.slip is None else z.slip
+        of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
+        if not self.kinds:
+            return e, scaled, *of_entropy
+        u, dead = shift(x, scaling, top, DOWN) + slip * DOWN, is_dead(x, scaling)
+        of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
+        return e, scaled, *of_entropy, *of_moments
 
     def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
         """Told apart: that of the entropy, and those of every moment."""
@@ -109,9 +129,9 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u/2 is computed anew: XLA on CPU stores what two sums share."""
-    axes, kinds, entropy, exact, for_label, alone, _ = static
+    axes, kinds, entropy, exact, for_label, alone, bounded, _ = static
     own, _ = rules.split_axes(axes)
-    top = peak(x, scaling, axes)
+    top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
     form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, alone)
 
@@ -120,7 +140,7 @@ def _in_two_passes(
         here = scaling._replace(where=where)
         z = shifted(x, here, top, exact)
         half = jnp.exp(shift(x, here, top, 0.5))
-        total, scaled, *further = static.terms(z, half, factors)
+        total, scaled, *further = static.terms(x, here, top, z, half, factors)
         return total, scaled - rules.SCALE * jnp.floor(half), *further
 
     if form is not None:
@@ -152,7 +172,8 @@ def _in_one_pass(
     own, _ = rules.split_axes(static.axes)
     axis = own[0]
     picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0)
-    parts = _accelerators.classes(x, scaling, static.moments(factors), static.entropy, picked)
+    moments = static.moments(factors)
+    parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
     row = _accelerators.one_pass(parts, own, static.pieces)
     state = online.State(row.top.astype(x.dtype), row.rest)
     label_logit = None if row.label_logit is None else row.label_logit.astype(x.dtype)
@@ -167,8 +188,9 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
 
     def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
         again = anew(anew(scaling))  # a gradient's own is one barrier, and XLA takes two alike for one
-        z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
-        terms = static.terms(z, jnp.exp(z.u * 0.5), factors)
+        top = lax.stop_gradient(state.max)
+        z = shifted(x, again, top, static.exact)
+        terms = static.terms(x, again, top, z, jnp.exp(z.u * 0.5), factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit

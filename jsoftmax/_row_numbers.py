@@ -30,10 +30,11 @@ def numbers(
     weights: Array | None = None,
     counted: Array | None = None,
     names: tuple[str, ...] = (),
+    beside: Any = None,
 ) -> Numbers:
     """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
 
-    `names` are the mesh axes of the shards of the classes.
+    `names` are the mesh axes of the shards of the classes, `beside` is for `with_rules`.
     """
     if len(axes) != 1:
         where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
@@ -44,7 +45,7 @@ def numbers(
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
-    found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
+    found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted), beside=beside)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jsoftmax import _across, rules
 from jsoftmax._arguments import Call, Logits
+from jsoftmax._sharding import beside
 
 Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
 
@@ -38,40 +39,59 @@ class Shifted(NamedTuple):
     slip: Array | None
 
 
+# Of u in the sums Σ q·u: the difference of two logits may overflow, where its product with q does not.
+DOWN = 2.0**-64
+
+
 class Moment(NamedTuple):
     """Numbers q, the product of some factors that broadcast to a row, of which Σ q·u and Σ q are asked for.
 
     Without factors they are 1. Of a dead class they are 0, or, if it counts, themselves: u is −inf there.
+    Σ q·u is scaled by `DOWN`.
     """
 
     factors: tuple[Array, ...]
     dead_counts: bool = False
     only_total: bool = False  # Σ q alone
 
-    def terms(self, u: Array) -> tuple[Array, ...]:
-        """The terms of the sums."""
-        dead = u == -jnp.inf
+    def terms(self, u: Array, dead: Array) -> tuple[Array, ...]:
+        """The terms of the sums, from u scaled by `DOWN`."""
         q = jnp.ones_like(u)
         for factor in self.factors:
-            q = q * factor.astype(u.dtype)
-        if self.dead_counts:
-            return q * jnp.where(dead & (q == 0), 0, u), q
-        q = jnp.where(dead, 0, q)
-        return (q,) if self.only_total else (q * jnp.where(dead, 0, u), q)
+            q = times(q, factor.astype(u.dtype))
+        # The target of a dead class is a constant: its derivative is 0 to every order.
+        q = jnp.where(dead, lax.stop_gradient(q) if self.dead_counts else 0, q)
+        u = jnp.where(dead, -jnp.inf, u)
+        return (q,) if self.only_total else (q * jnp.where((q == 0) & jnp.isinf(u), 0, u), q)
+
+
+def times(q: Array, weights: Array) -> Array:
+    """``q·weights``, 0 where q is 0 and a weight infinite."""
+    return q * jnp.where((q == 0) & jnp.isinf(weights), 0, weights)
 
 
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public function ask for."""
     dtype = rules.computing_dtype(x.dtype)
-    where = call.mask(x.shape)
-    return Scaling(where, *(call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap")))
+    options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
+    return jax.tree.map(lambda a: beside(a, x), Scaling(call.mask(x.shape), *options))
 
 
 def ordered_live(x: Array, scaling: Scaling) -> Array:
     """The logits in the order of z: −x where T < 0, −inf where masked."""
     if scaling.temperature is not None:
-        x = x * jnp.sign(scaling.temperature).astype(x.dtype)
+        x = turned(x, scaling.temperature)
     return live(x, scaling)
+
+
+def turned(x: Array, temperature: Array) -> Array:
+    """−x where T < 0; but −inf stays a dead class, and +inf an overflow."""
+    return jnp.where(jnp.isinf(x), x, x * jnp.sign(temperature).astype(x.dtype))
+
+
+def is_dead(x: Array, scaling: Scaling) -> Array:
+    """Where a class is masked, or its logit is −inf."""
+    return live(x, scaling) == -jnp.inf
 
 
 def live(x: Array, scaling: Scaling) -> Array:
@@ -79,17 +99,27 @@ def live(x: Array, scaling: Scaling) -> Array:
     return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
 
 
-def peak(x: Array, scaling: Scaling, axes: Axes) -> Array:
-    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty."""
+def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Array:
+    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty.
+
+    If `bounded`, it is at most the largest finite number. Shifted by it, the exponentials of a row with +inf
+    add up to +inf, and to NaN where there is a NaN too.
+    """
     own, names = rules.split_axes(axes)
     ordered = lax.stop_gradient(ordered_live(x, scaling))
     # A loop over the classes would store what is not x itself.
     is_x = scaling.where is None and scaling.temperature is None
     top = _across.maximum(ordered, own) if is_x else jnp.max(ordered, own, keepdims=True)
+    top = below_infinity(top) if bounded else top
     if not names:
         return top
     top = highest(top, names)
     return jnp.where(top == jnp.inf, jnp.nan, top)
+
+
+def below_infinity(x: Array) -> Array:
+    """The largest finite number in place of +inf."""
+    return jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)
 
 
 def highest(top: Array, names: tuple[str, ...]) -> Array:
@@ -113,6 +143,8 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
     z, z_top = ordered(x, scaling, top)
     if at_top:
         z = rules.rounded(z, z_top)
+    if scaling.temperature is not None:
+        fraction = fraction / 2  # the difference of two logits may overflow, where its quotient does not
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
     u = z - z_top
@@ -122,7 +154,7 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
-        u = divided(u, scaling.temperature)
+        u = 2 * divided(u, scaling.temperature)
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
 
 
@@ -147,7 +179,7 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
     if scaling.soft_cap is not None:
         x, top = _capped(x, scaling.soft_cap), _capped(top, scaling.soft_cap)
     if scaling.temperature is not None:
-        x = x * jnp.sign(scaling.temperature)
+        x = turned(x, scaling.temperature)
     return x, top
 
 

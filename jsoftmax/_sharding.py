@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,26 @@ def varying(a: Array, *like: Any) -> Array:
     return lax.pcast(a, tuple(sorted(over, key=str)), to="varying") if over else a
 
 
-def summed_back(cotangent: Array, primal: Names) -> Array:
-    """The cotangent of an array that varied over fewer axes: the sum over the others."""
-    over = varies(cotangent) - primal
-    return lax.psum(cotangent, tuple(sorted(over, key=str))) if over else cotangent
+class Place(NamedTuple):
+    """Where an argument lies: the manual axes over which it varies, and the explicit ones that shard it."""
+
+    varying: Names
+    explicit: PartitionSpec | None
+
+
+def place(a: Array) -> Place:
+    """Where an array lies."""
+    return Place(varies(a), laid_out(a, *spec(a)))
+
+
+def brought_back(cotangent: Array, to: Place) -> Array:
+    """The cotangent of an argument: summed over the shards that share the argument, and sharded as it is."""
+    over = varies(cotangent) - to.varying
+    if over:
+        cotangent = lax.psum(cotangent, tuple(sorted(over, key=str)))
+    if to.explicit is not None and place(cotangent).explicit != to.explicit:
+        cotangent = jax.sharding.reshard(cotangent, to.explicit)
+    return cotangent
 
 
 def spec(a: Array) -> tuple[Any, ...]:
@@ -36,10 +52,31 @@ def spec(a: Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(a).sharding.spec)
 
 
+def beside(a: Array, x: Any, *axes: int) -> Array:
+    """An array that broadcasts along axes of x, all of them if none are named, laid out as x is there."""
+    if not isinstance(x, Array):
+        return a
+    axes = axes or tuple(range(x.ndim))
+    names = (spec(x)[axis] if n > 1 else None for axis, n in zip(axes, a.shape, strict=True))
+    wanted = laid_out(x, *names)
+    same = wanted is None or place(a).explicit == wanted
+    return a if same else jax.sharding.reshard(a, wanted)
+
+
 def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
     """How to lay out what is made of an array, in terms of the explicit axes of its mesh, if it has any."""
     kinds = jax.typeof(a).sharding.mesh.axis_types
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
+
+
+def taken(values: Array, index: Array) -> Array:
+    """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
+    index = jnp.clip(index, 0, values.size - 1)
+    if spec(values) == (None,):
+        return values.at[index].get(mode="promise_in_bounds", out_sharding=laid_out(index, *spec(index)))
+    # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
+    ids = lax.broadcasted_iota(index.dtype, (*(1,) * index.ndim, values.size), index.ndim)
+    return jnp.sum(jnp.where(jnp.expand_dims(index, -1) == ids, values, 0), -1)
 
 
 def is_known(a: Array) -> bool:

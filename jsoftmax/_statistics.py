@@ -3,7 +3,7 @@
 With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy H and the weighted sum of every
 −log p, the gradient in the logits is
 
-    dz = a·p + b·((Σt)·p − t) − c·p·(log p + H) + d·((Σw)·p − w)
+    dz = a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩) + d·((Σw)·p − w),   u = z − max z
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Axes = tuple[int, ...]
 Static = tuple[int, tuple[str, ...], frozenset[str]]
 
 # Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
-# "entropy"; "spread", −Σ w·log p over the live classes, with the constant "live", how many there are.
+# "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_scaling.DOWN`, with the constant "live",
+# how many there are.
 Numbers = dict[str, Array]
 
 
@@ -43,6 +44,7 @@ class Saved(NamedTuple):
     state: online.State
     numbers: Numbers
     sum_weights: Any  # [B, 1], or None
+    mean_u: Any  # ⟨p, u⟩, [B, 1], or None
 
 
 def are_ids(labels: Any) -> bool:
@@ -50,7 +52,7 @@ def are_ids(labels: Any) -> bool:
 
 
 def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
-    return labels.astype(dtype) if weights is None else labels.astype(dtype) * weights
+    return labels.astype(dtype) if weights is None else _scaling.times(labels.astype(dtype), weights)
 
 
 def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
@@ -94,19 +96,22 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
     sum_weights = None
     if "log_normalizer" in wanted:
         found["log_normalizer"] = jnp.where(empty, -jnp.inf, _scaling.maximum(scaling, state.max) + log_total)
+    mean_u = None
     if sums.entropy is not None:
-        found["entropy"] = log_total - sums.entropy / jnp.where(empty, 1, 1 + state.rest)
+        mean_u = sums.entropy / jnp.where(empty, 1, 1 + state.rest)
+        found["entropy"] = log_total - mean_u
     if "spread" in wanted:
         (moment, sum_weights), (live,), *_ = sums.moments
-        found["spread"], found["live"] = sum_weights * log_total - moment, lax.stop_gradient(live)
+        found["spread"] = (sum_weights * _scaling.DOWN) * log_total - moment
+        found["live"] = lax.stop_gradient(live)
     if targets is not None:
         moment, sum_targets = sums.moments[-1]
-        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment)
+        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _scaling.DOWN)
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
     found = {name: of_counted(number, counted) for name, number in found.items()}
-    return found, Saved(problem, state, found, sum_weights)
+    return found, Saved(problem, state, found, sum_weights, mean_u)
 
 
 class _Row(NamedTuple):
@@ -114,6 +119,7 @@ class _Row(NamedTuple):
 
     u: Array
     cost: Array  # −log p, but 0 for a dead class without a target and in an empty row
+    dead: Array
     residuals: Numbers  # the gradient in z of every number asked for
 
 
@@ -121,11 +127,11 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
         saved = unseen_on_cpu(saved)  # else it would store x in 32 bits, for the sums and for this
-    (x, labels, weights, scaling, _), state, found, sum_weights = saved
+    (x, labels, weights, scaling, _), state, found, sum_weights, mean_u = saved
     # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
     again = scaling._replace(soft_cap=lax.optimization_barrier(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
-    p, dead = _rows.probabilities(z, state.rest), z.u == -jnp.inf
+    p, dead = _rows.probabilities(z, state.rest), _scaling.is_dead(x, scaling)
     soft = "nll" in asked and not are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
     cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
@@ -134,6 +140,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         residuals["log_normalizer"] = p
     if soft:
         t = _weighted_targets(labels, weights, p.dtype)
+        t = jnp.where(dead, lax.stop_gradient(t), t)
         sums = _rows.lead_sums(x, again, state, t, (axis, *names))
         in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
@@ -141,11 +148,11 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
         residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), jnp.nan, in_z)
     if "entropy" in asked:
-        residuals["entropy"] = rules.entropy_residual(p, -cost, found["entropy"])
+        residuals["entropy"] = rules.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
         residuals["spread"] = rules.weighted_residual(p, w, sum_weights)
-    return _Row(z.u, cost, residuals)
+    return _Row(z.u, cost, dead, residuals)
 
 
 def pull(
@@ -154,16 +161,18 @@ def pull(
     """`of_maximum`: of the parts of a row, one takes along what belongs to its maximum."""
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
-    u, cost, residuals = _restore(static, saved, given)
+    if "spread" in given:
+        given["spread"] *= _scaling.DOWN
+    u, cost, dead, residuals = _restore(static, saved, given)
     dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
     for name, g in given.items():
         dz = dz + g * residuals[name]
     if "spread" in given:
-        dweights = given["spread"] * jnp.where(u == -jnp.inf, 0, cost)
+        dweights = given["spread"] * jnp.where(dead, 0, cost)
     if "nll" in given and not are_ids(labels):
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
-        dlabels = (dt if weights is None else dt * weights).astype(labels.dtype)
+        dlabels = (dt if weights is None else _scaling.times(dt, weights)).astype(labels.dtype)
     if counted is not None:
         where = counted if scaling.where is None else scaling.where & counted
         scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
@@ -183,17 +192,19 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
     axis, names, wanted = static
     x, labels, weights, scaling, counted = saved.problem
     dx, dlabels, dweights, dscaling, _ = tangents[0]
-    u, cost, residuals = _restore(static, saved, wanted)
+    u, cost, dead, residuals = _restore(static, saved, wanted)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
     terms = {name: residual * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
-        dt = dt if weights is None else dt * weights
+        dt = dt if weights is None else _scaling.times(dt, weights)
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
         terms["nll"] += _scaling.masked(dt, scaling.where) * cost
     if "spread" in wanted and dweights is not None:
-        terms["spread"] += dweights * jnp.where(u == -jnp.inf, 0, cost)
+        terms["spread"] += dweights * jnp.where(dead, 0, cost)
     out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
+    if "spread" in wanted:
+        out["spread"] *= _scaling.DOWN
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
         out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "spread" in wanted:

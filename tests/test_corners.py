@@ -167,8 +167,140 @@ def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
     (gradient,) = pull(jnp.ones_like(out))
     for values in (out, gradient):
         rows = np.isnan(values).reshape(3, -1)
-        assert rows[1].all()
+        assert rows[1].all() or name == "logsumexp"  # of +inf it is +inf
         assert not rows[[0, 2]].any()
+    assert np.isnan(gradient[1]).any()
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (2**13, 3), (64, 1000), (8, 8192)], ids=str)
+def test_the_logsumexp_of_infinity_is_infinity(shape):
+    """With a NaN it is NaN; beside −inf too, in every form on CPU, weighted, and in blocks."""
+    x = np.zeros(shape, np.float32)
+    x[1, 1] = x[2, :2] = x[3] = x[4, 0] = x[5, 0] = INF
+    x[4, 1], x[5, 1:] = NAN, -INF
+    want = np.full(len(x), np.log(shape[1]))
+    want[[1, 2, 3, 5]], want[4] = INF, NAN
+
+    @jax.jit
+    def of(x):
+        whole = jsoftmax.logsumexp(x, -1), jsoftmax.logsumexp(x.T, 0), jax.vmap(jsoftmax.logsumexp)(x)
+        weighted = jsoftmax.logsumexp(x, -1, jnp.ones_like(x))
+        masked = jsoftmax.logsumexp(x, -1, where=jnp.ones_like(x, bool))
+        state = jsoftmax.online.absorb(jsoftmax.online.empty(x.shape[:1]), x[:, :1])
+        parts = jsoftmax.online.finish(jsoftmax.online.absorb(state, x[:, 1:]))
+        beside_its_gradient = jax.vjp(lambda x: jsoftmax.logsumexp(x, -1), x)[0]
+        return *whole, weighted, masked, parts, beside_its_gradient
+
+    for got in (*of(x), jsoftmax.logsumexp(x.astype(jnp.bfloat16), -1).astype(np.float32)):
+        np.testing.assert_allclose(got, want, rtol=4e-3 if got is not want else 0)
+    assert jsoftmax.logsumexp(x[1], b=-np.ones_like(x[1]), return_sign=True) == (INF, -1)
+
+
+def test_no_classes():
+    """Maps are empty, and the sum of nothing is 0; a loss has nothing to choose from."""
+    for shape, axis in (((3, 0), -1), ((0,), 0), ((0, 3), 0), ((2, 0, 4), (0, 1))):
+        x = jnp.zeros(shape, jnp.bfloat16)
+        for function in (jsoftmax.softmax, jsoftmax.log_softmax, jax.nn.softmax):
+            out, pull = jax.vjp(lambda x, f=function, a=axis: f(x, a), x)
+            assert out.shape == pull(out)[0].shape == shape
+            assert out.dtype == x.dtype
+        want = jax.nn.logsumexp(x, axis)
+        for b in (None, jnp.ones_like(x)):
+            out, sign = jsoftmax.logsumexp(x, axis, b, return_sign=True)
+            assert out.dtype == want.dtype
+            np.testing.assert_array_equal(out, want)
+            np.testing.assert_array_equal(sign, np.zeros(want.shape))
+    with pytest.raises(ValueError, match="no classes"):
+        jsoftmax.entropy(jnp.zeros((3, 0)))
+
+
+@pytest.mark.parametrize("name", TAKES_TEMPERATURE)
+def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
+    x, live = jnp.array([[0.5, 2.0, -INF, 1.0]]), jnp.array([0, 1, 3])
+
+    @jax.jit
+    def of(x, temperature):
+        out = LOGITS_ONLY[name](x, temperature=temperature)
+        gradient = jax.grad(lambda *a: finite_sum(LOGITS_ONLY[name](a[0], temperature=a[1])), (0, 1))
+        return out, gradient(x, temperature)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        (out, (dx, dt)), (want, (in_x, in_t)) = (
+            of(a.astype(dtype), jnp.float32(-0.7)) for a in (x, x[:, live])
+        )
+        if out.ndim == 2:
+            assert out[0, 2] == (0 if name == "softmax" else -INF)
+            out = out[:, live]
+        assert dx[0, 2] == 0
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-6),
+            jax.tree.map(lambda a: a.astype(jnp.float32), (out, dx[:, live], dt)),
+            jax.tree.map(lambda a: a.astype(jnp.float32), (want, in_x, in_t)),
+        )
+
+
+@each
+def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
+    x, mask = jnp.array([[1.0, NAN, 2.0], [0.0, 1.0, 2.0]]), jnp.array([[True, False, True], [True] * 3])
+    with jax.debug_nans(True):
+        value, gradient = jax.value_and_grad(lambda x: finite_sum(LOGITS_ONLY[name](x, where=mask)))(x)
+        assert_finite((value, gradient))
+        if name == "logsumexp":
+            assert_finite(jax.grad(lambda x: jnp.sum(jsoftmax.logsumexp(x, -1, jnp.ones(3), where=mask)))(x))
+
+
+def test_differences_that_overflow():
+    """Of two logits the difference may be beyond the largest number, where a loss is not."""
+    x, apart = jnp.array([1.8e38, -1.8e38]), 3.6e38
+
+    loss, gradient = jax.value_and_grad(lambda x: jsoftmax.cross_entropy(x, 0, label_smoothing=0.1))(x)
+    np.testing.assert_allclose(loss, apart * 0.05, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [0.05, -0.05], rtol=1e-6)
+    # The mean of −log p overflows, and a tenth of it does not.
+    ten = jnp.full(10, -3e38).at[0].set(3e38)
+    np.testing.assert_allclose(jsoftmax.cross_entropy(ten, 0, label_smoothing=0.1), 0.09 * 6e38, rtol=1e-6)
+    np.testing.assert_allclose(jsoftmax.cross_entropy(x, jnp.array([0.75, 0.25])), apart / 4, rtol=1e-6)
+    np.testing.assert_allclose(jsoftmax.cross_entropy(x, 1, temperature=10.0), apart / 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        jsoftmax.softmax(x, temperature=1e37)[1], np.exp(-float(x[0]) * 2 / 1e37), rtol=1e-4
+    )
+    assert jsoftmax.entropy(x) == 0
+
+
+def test_the_square_of_the_z_loss_does_not_overflow():
+    for normalizer, coefficient in ((2e19, 1e-4), (1e-21, 1e30), (1e30, 1e-37)):
+        of = jax.value_and_grad(lambda z, c=coefficient: jsoftmax.cross_entropy(z, 0, z_loss=c))
+        loss, gradient = of(jnp.array([normalizer, -INF]))
+        np.testing.assert_allclose(loss, coefficient * normalizer * normalizer, rtol=1e-6)
+        np.testing.assert_allclose(gradient[0], 2 * coefficient * normalizer, rtol=1e-6)
+
+
+def test_an_infinite_weight_of_a_class_without_a_target_counts_for_nothing():
+    x, weights = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([1.0, INF, 1.0])
+    targets = jnp.array([[0.5, 0.0, 0.5]])
+    with jax.debug_nans(True):
+        for labels in (targets, jnp.array([2])):
+            got, want = (
+                jax.value_and_grad(
+                    lambda x, w, y=labels: jnp.sum(jsoftmax.cross_entropy(x, y, class_weights=w))
+                )(x, w)
+                for w in (weights, jnp.ones(3))
+            )
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+
+
+def test_the_hessian_is_symmetric_beside_a_dead_target():
+    """A target on a masked class is a constant: its gradient is 0, and so is that of the others in it."""
+    x, mask = jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, False])
+    for logits, where in ((x, mask), (x.at[2].set(-INF), None)):
+        for options in ({}, {"class_weights": jnp.array([0.5, 2.0, 1.0])}):
+
+            def loss(x, t, where=where, options=options):
+                return jsoftmax.cross_entropy(x, t, where=where, **options)
+
+            hessian = jax.jit(jax.jacrev(jax.grad(loss, (0, 1)), (0, 1)))(logits, jnp.array([0.4, 0.6, 0.0]))
+            for i, j in ((0, 0), (0, 1), (1, 1)):
+                np.testing.assert_allclose(hessian[i][j], hessian[j][i].T, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", SHIFTS)

@@ -165,6 +165,51 @@ def test_the_gradient_of_the_loss_is_p_minus_t():
     np.testing.assert_allclose(gradient, jax.grad(jsoftmax.cross_entropy)(z, jnp.int32(0)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
+def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
+    """−p·(u − ⟨p, u⟩): as −p·(log p + H), both terms are log V, and their difference has no digits."""
+    x = np.float32(1 + spread * np.random.default_rng(0).normal(size=(4, 9)))
+    p = np.float64(x) - x.max(1, keepdims=True)
+    u, p = p, np.exp(p) / np.exp(p).sum(1, keepdims=True)
+    want = -p * (u - (p * u).sum(1, keepdims=True))
+    hidden, weight = jnp.eye(4), jnp.asarray(x)
+    labels = jnp.zeros(4, jnp.int32)
+
+    def linear(block_size):
+        def total(weight):
+            found = jsoftmax.linear_row_statistics(hidden, weight, labels, block_size=block_size)
+            return jnp.sum(found.entropy)
+
+        return jax.grad(total)(weight)
+
+    dense = jax.grad(lambda x: jnp.sum(jsoftmax.entropy(x)))(weight)
+    for got in (dense, linear(None), linear((4, 4))):
+        np.testing.assert_allclose(got, want, atol=1e-6 * abs(want).max())
+
+
+@pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
+@pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])
+def test_mixed_second_derivatives_pushed_forward(option, kind):
+    """First in an option, then forward in the logits, while no argument of the rule is asked for."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    labels = jnp.array([0, 4, 2]) if kind != "targets" else jsoftmax.softmax(x[::-1])
+    value = {"class_weights": jnp.arange(1.0, 6.0), "soft_cap": jnp.float32(3)}.get(option, jnp.float32(0.2))
+
+    def loss(x, value):
+        options = {"reduction": "mean" if "mean" in kind else "none", option: value}
+        if "linear" in kind:
+            return jnp.sum(jsoftmax.linear_cross_entropy(x, jnp.eye(5), labels, **options))
+        return jnp.sum(jsoftmax.cross_entropy(x, labels, **options))
+
+    in_option = jax.grad(loss, 1)
+    forward, reverse = (jax.jit(mode(in_option))(x, value) for mode in (jax.jacfwd, jax.jacrev))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-5, atol=1e-6)
+    if (option, kind) == ("z_loss", "ids"):
+        want = 2 * jsoftmax.logsumexp(x, -1, keepdims=True) * jsoftmax.softmax(x)
+        np.testing.assert_allclose(forward, want, rtol=1e-5)
+
+
 def test_rows_of_the_jacobian_are_gradients_of_the_outputs():
     rng = np.random.default_rng(0)
     for i in rng.integers(0, 12, 10):

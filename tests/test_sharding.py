@@ -169,3 +169,92 @@ def test_many_rows_within_shard_map(shape, axis):
     within = jax.shard_map(of_rows, mesh=mesh(AxisType.Auto), in_specs=(rows, P("rows")), out_specs=specs)
     got, want = jax.jit(within)(x, ids), jax.jit(of_rows)(x, ids)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-6, atol=1e-6), got, want)
+
+
+def by_rows(x, h, y, w):
+    """Functions of every kind, of rows."""
+    one = {"label_smoothing": 0.1, "z_loss": 0.01, "ignore_index": 0, "class_weights": jnp.ones(CLASSES)}
+    return {
+        "softmax": jsoftmax.softmax(x, temperature=0.5),
+        "log_softmax": jsoftmax.log_softmax(x),
+        "logsumexp": jsoftmax.logsumexp(x, -1),
+        "weighted": jsoftmax.logsumexp(x, -1, jnp.ones(CLASSES)),
+        "loss": jsoftmax.cross_entropy(x, y, **one),
+        "targets": jsoftmax.cross_entropy(x, jax.nn.softmax(-x)),
+        "kl": jsoftmax.kl_divergence(x, 2 * x),
+        "js": jsoftmax.js_divergence(x, 2 * x),
+        "statistics": jsoftmax.row_statistics(x, y),
+        "head": jsoftmax.linear_cross_entropy(h, w, y, **one, block_size=4),
+        "statistics of a head": jsoftmax.linear_row_statistics(h, w, y),
+        "sums of a head": jsoftmax.linear_cross_entropy(h, w, y, reduction="sum")[None],
+    }
+
+
+def by_classes(x, h, y, w):
+    on = {"axis_name": "rows"}
+    return {
+        "softmax": jsoftmax.softmax(x, **on),
+        "loss": jsoftmax.cross_entropy(x, y, label_smoothing=0.1, **on),
+        "entropy": jsoftmax.entropy(x, **on),
+        "head": jsoftmax.linear_cross_entropy(h, w, y, **on),
+    }
+
+
+@pytest.mark.parametrize("functions", [by_rows, by_classes])
+def test_within_shard_map_outside_jit(functions):
+    """Where JAX calls a function as it is, on two devices: values and gradients as under jit."""
+    h, w, y = arrays()
+    given = h @ w, h, jnp.maximum(y, 0), w
+    rows = functions is by_rows
+    two = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    of_rows, of_classes = P("rows"), P(None, "rows")
+    specs = (of_rows, of_rows, of_rows, P()) if rows else (of_classes, P(), P(), of_classes)
+
+    def gradients(*given):
+        def total(*given):
+            floats = (a for a in jax.tree.leaves(functions(*given)) if jnp.issubdtype(a.dtype, jnp.floating))
+            return sum(jnp.sum(jnp.sin(a)) for a in floats)
+
+        return jax.grad(total, (0, 1))(*given)
+
+    out = (
+        jax.tree.map(lambda _: of_rows, functions(*given))
+        if rows
+        else {"softmax": of_classes, "loss": P(), "entropy": P(), "head": P()}
+    )
+    for function, out_specs in ((functions, out), (gradients, specs[:2])):
+        within = jax.shard_map(function, mesh=two, in_specs=specs, out_specs=out_specs)
+        agree(within(*given), jax.jit(within)(*given))
+
+
+def test_options_beside_explicitly_sharded_logits(several_devices):
+    """However they are sharded themselves, value and gradient are those of one device, and lie as they do."""
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(ROWS, CLASSES)), rng.gamma(0.5, size=(ROWS, CLASSES))
+    weights, temperature = rng.uniform(0.5, 2, CLASSES), rng.uniform(0.5, 2, ROWS)
+    floats = [jnp.float32(a) for a in (x, t, weights, temperature)]
+    where, y = jnp.asarray(rng.random((1, CLASSES)) < 0.8).at[0, 0].set(True), jnp.zeros(ROWS, jnp.int32)
+
+    @jax.jit
+    def of(x, t, weights, temperature, where, y):
+        def total(x, weights, temperature):
+            given = {"class_weights": weights, "temperature": temperature, "where": where}
+            by_ids = jsoftmax.cross_entropy(x, y, **given, label_smoothing=0.1, reduction="mean")
+            by_targets = jsoftmax.cross_entropy(x, jnp.where(where, t, 0), **given, reduction="mean")
+            return by_ids + by_targets
+
+        return jax.value_and_grad(total, (0, 1, 2))(x, weights, temperature)
+
+    want = of(*floats, where, y)
+    on = mesh(AxisType.Explicit)
+    with jax.set_mesh(on):
+        for of_x in (P("rows"), P(None, "classes"), P("rows", "classes")):
+            for of_weights in (P(), P("classes"), P("rows")):
+                by_row = P() if of_weights == P("classes") else P("rows")
+                specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), P(*of_x[:1])
+                pairs = zip((*floats, where, y), specs, strict=True)
+                sharded = [jax.device_put(a, NamedSharding(on, spec)) for a, spec in pairs]
+                got = of(*sharded)
+                agree(got, want)
+                for d, a in zip(got[1], (sharded[0], *sharded[2:4]), strict=True):
+                    assert d.sharding.is_equivalent_to(a.sharding, a.ndim)

@@ -132,10 +132,14 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
     return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
 
 
-def entropy_residual(p: ArrayLike, log_p: ArrayLike, entropy: ArrayLike) -> Array:
-    """The gradient in the logits of the entropy, ``−p·(log p + H)``; 0 where p is 0, whatever log p is."""
+def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
+    """The gradient in the logits of the entropy, ``−p·(u − ⟨p, u⟩)``; 0 where p is 0, whatever u is.
+
+    u is log p, up to a number that all classes share, and `mean` is ⟨p, u⟩. With u = z − max z the difference
+    keeps its digits where all of p are alike; as ``log p + H`` it would have none of them.
+    """
     p = jnp.asarray(p)
-    return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, log_p) + entropy))
+    return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, u) - mean))
 
 
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
