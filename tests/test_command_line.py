@@ -1,5 +1,6 @@
 """The command line as its users run it: a subprocess, on the digits, on good and bad IDX files and texts."""
 
+import argparse
 import dataclasses
 import gzip
 import os
@@ -20,14 +21,18 @@ import jsoftmax
 from jsoftmax._cli import (
     check,
     data,
+    figures,
     functions,
     language,
     language_figures,
     language_training,
     main,
+    options,
     text,
+    train,
     training,
 )
+from jsoftmax._cli.errors import UserError
 from jsoftmax._cli.models import Network
 from jsoftmax._cli.training import Settings
 
@@ -81,35 +86,109 @@ def test_the_same_seed_gives_the_same_numbers():
     def numbers(seed):
         settings = Settings(Network((16,), dropout=0.2), 1, 64, 2e-2, 1e-4, seed)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return training.train(data.load("digits", None), settings, lambda number, epoch: None)
+            return training.train(data.digits(), settings, lambda number, epoch: None)
 
     first, again, other = numbers(3), numbers(3), numbers(4)
     chex.assert_trees_all_equal(first, again)
     assert first[1] != other[1]
 
 
-def write_mnist(folder, count=40, compress=False, **changes):
-    """Random images under MNIST's names. `changes` maps a file's name (dashes as _) to bytes -> bytes."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("train", "t10k"):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            data = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
-            data = changes.get(name.replace("-", "_"), lambda data: data)(data)
-            path = folder / f"{name}.gz" if compress else folder / name
-            path.write_bytes(gzip.compress(data) if compress else data)
+LABELS = np.arange(40, dtype=np.uint8) % 10
+LETTERS = np.arange(78, dtype=np.uint8) % 26 + 1
+QMNIST = np.stack([np.arange(40) % 10, *np.full((7, 40), 99)], axis=1).astype(np.int32)
+
+
+def images_of(part, count):
+    return np.random.default_rng(len(part)).integers(0, 256, (count, 7, 5), dtype=np.uint8)
+
+
+def write_set(folder, names="{}-{}-{}", parts=("train", "t10k"), labels=LABELS, **changes):
+    """Random images and these labels in IDX files, whose names have a part, "images" or "labels", and a type.
+
+    `changes` maps a file's name (dashes as _) to bytes -> bytes.
+    """
+    for part in parts:
+        of_labels = "idx2-int" if labels.ndim == 2 else "idx1-ubyte"
+        for kind, array, ending in (
+            ("images", images_of(part, len(labels)), "idx3-ubyte"),
+            ("labels", labels, of_labels),
+        ):
+            code, dtype = (0x0C, ">i4") if array.dtype == np.int32 else (0x08, ">u1")
+            content = struct.pack(f">{1 + array.ndim}I", code << 8 | array.ndim, *array.shape)
+            content += array.astype(dtype).tobytes()
+            path = folder / names.format(part, kind, ending)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = changes.get(path.name.replace("-", "_"), lambda content: content)(content)
+            path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return folder
 
 
-def test_mnist_files_are_read(tmp_path):
-    folder, compressed = write_mnist(tmp_path / "plain"), write_mnist(tmp_path / "gz", compress=True)
-    chex.assert_trees_all_equal(*(vars(data.load("mnist", path).test) for path in (folder, compressed)))
-    command = ("train", "--data", "mnist", "--path", compressed, "--model", "linear", "--epochs", 1)
-    outcome = run(*command, folder=tmp_path)
+TEST = ("train", "test")
+SETS = {  # how it is written, its name, its classes
+    "mnist": ({}, "mnist", range(10)),
+    "packed": ({"names": "{}-{}-{}.gz"}, "mnist", range(10)),
+    "dots": ({"names": "{}-{}.{}"}, "mnist", range(10)),
+    "folders of the files' names": ({"names": "{0}-{1}-{2}/{0}-{1}.{2}"}, "mnist", range(10)),
+    "test for t10k": ({"parts": TEST}, "mnist", range(10)),
+    "one class is missing": ({"labels": LABELS[LABELS != 3]}, "mnist", (0, 1, 2, 4, 5, 6, 7, 8, 9)),
+    "int32": ({"labels": np.int32(LABELS) + 1000}, "mnist", range(1000, 1010)),
+    "emnist": (
+        {"names": "emnist-letters-{}-{}-{}.gz", "parts": TEST, "labels": LETTERS},
+        "emnist-letters",
+        range(1, 27),
+    ),
+    "qmnist": ({"names": "qmnist-{}-{}-{}", "parts": TEST, "labels": QMNIST}, "qmnist", range(10)),
+    "a set that holds the word train": ({"names": "my-train-set_{}-{}-{}"}, "my-train-set", range(10)),
+}
+
+
+@pytest.mark.parametrize(("written", "name", "classes"), SETS.values(), ids=SETS)
+def test_a_set_is_read_as_people_have_it(written, name, classes, tmp_path):
+    folder = write_set(tmp_path, **written)
+    (tmp_path / "._train-images-idx3-ubyte").touch()  # as macOS leaves them
+    found, upright = data.mnist(folder), data.mnist(folder, transpose=True)
+    assert found.name == name
+    labels = written.get("labels", LABELS)
+    for part, examples, other in zip(
+        written.get("parts", ("train", "t10k")),
+        (found.train, found.test),
+        (upright.train, upright.test),
+        strict=True,
+    ):
+        assert examples.classes == tuple(classes)
+        assert examples.labels.dtype == np.int32
+        true = labels if labels.ndim == 1 else labels[:, 0]
+        np.testing.assert_array_equal(np.array(examples.classes)[examples.labels], true)
+        images = images_of(part, len(labels)) / np.float32(255)
+        np.testing.assert_array_equal(examples.images, images, strict=True)
+        np.testing.assert_array_equal(other.images, images.transpose(0, 2, 1), strict=True)
+
+
+def test_letters_are_learnt_under_their_own_numbers(tmp_path):
+    folder = write_set(tmp_path / "emnist", **SETS["emnist"][0])
+    outcome = run("train", "--data", "mnist", "--path", folder, "--epochs", 1, folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    assert "40 training and 40 test images of 28 x 28 pixels" in outcome.stdout
+    assert "78 training and 78 test images of 7 x 5 pixels; 26 classes, labels 1 to 26;" in outcome.stdout
+    assert "--transpose turns them upright" in outcome.stdout
+    mistakes = re.findall(r"^ +(\d+) +(\d+) +\d+ +3 *$", outcome.stdout, re.MULTILINE)
+    assert len(mistakes) == 10
+    assert {int(label) for pair in mistakes for label in pair} <= set(range(1, 27))
+    for name in PICTURES:
+        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
+
+
+def test_many_classes_keep_their_pictures_small():
+    """A matrix without numbers; no table is wider than the screen; names are spelled as ranges."""
+    confusion = np.random.default_rng(0).integers(0, 9, (31, 31))
+    assert max(figures.confusion_matrix(confusion, range(31)).get_size_inches()) < 7
+    assert len(train.confusion_table(confusion, range(31)).columns) == 4
+    assert len(train.confusion_table(confusion[:12, :12], range(12)).columns) == 13
+    for classes, words in (
+        (range(10), "0 to 9"),
+        ((0, 1, 5, 6, 7), "0, 1, 5 to 7"),
+        (range(0, 40, 2), "0, 2, 4, 6, 8, 10, 12, 14, 12 more"),
+    ):
+        assert data.spans(tuple(classes)) == words
 
 
 MALFORMED = {
@@ -119,40 +198,75 @@ MALFORMED = {
     "trailing bytes": ({"train_images_idx3_ubyte": lambda data: data + b"\0"}, "train-images-idx3-ubyte"),
     "wrong magic": (
         {"train_images_idx3_ubyte": lambda data: b"\0\0\x08\x01" + data[4:]},
-        "train-images-idx3-ubyte",
+        "magic number 2049, expected 2051",
+    ),
+    "labels of type float": (
+        {"train_labels_idx1_ubyte": lambda data: b"\0\0\x0d\x01" + data[4:]},
+        "magic number 3329, expected 2049 or 3073 or 3074",
     ),
     "counts differ": (
         {"train_labels_idx1_ubyte": lambda data: data[:4] + struct.pack(">I", 39) + data[8:-1]},
-        "39",
+        "39 labels",
     ),
-    "label 10": ({"t10k_labels_idx1_ubyte": lambda data: data[:-1] + b"\x0a"}, "10"),
+    "a class of the test images alone": (
+        {"t10k_labels_idx1_ubyte": lambda data: data[:-1] + b"\x0a"},
+        "label 10 at position 39, expected a label of the training images, 0 to 9",
+    ),
+    "one class": ({"labels": np.full(40, 7, np.uint8)}, "1 different labels (7)"),
+    "negative": ({"labels": np.int32(LABELS) - 1}, "label -1 at position 0"),
+    "columns": ({"labels": QMNIST[:, :3]}, "3 columns"),
+    "more classes than are drawn": ({"labels": np.arange(1001, dtype=np.int32)}, "1001 different labels"),
 }
 
 
 @pytest.mark.parametrize(("changes", "word"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_file_is_one_line(changes, word, tmp_path, refuse):
-    folder = write_mnist(tmp_path / "mnist", **changes)
+    folder = write_set(tmp_path / "mnist", **changes)
     refuse("--data", "mnist", "--path", folder, "--out", tmp_path / "out", words=[word])
 
 
-def test_a_corrupt_gz_is_one_line(tmp_path):
-    folder = write_mnist(tmp_path / "mnist", compress=True)
+def test_a_corrupt_gz_is_one_line(tmp_path, refuse):
+    folder = write_set(tmp_path / "mnist", names="{}-{}-{}.gz")
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    outcome = run("train", "--data", "mnist", "--path", folder, folder=tmp_path)
-    assert_refused(outcome.returncode, outcome.stderr, path.name)
+    refuse("--data", "mnist", "--path", folder, "--out", tmp_path / "out", words=[path.name])
 
 
 def test_missing_folders_and_files_are_one_line(tmp_path, refuse):
     out = ("--out", tmp_path / "out")
-    nowhere = tmp_path / "nowhere"
-    refuse("--data", "mnist", "--path", nowhere, *out, words=[str(nowhere)])
+    nowhere, empty, file = tmp_path / "nowhere", tmp_path / "empty", tmp_path / "a-file"
+    empty.mkdir()
+    file.touch()
+    refuse("--data", "mnist", "--path", nowhere, *out, words=[f"{nowhere}: no such folder"])
+    refuse("--data", "mnist", "--path", file, *out, words=[f"{file}: not a folder"])
+    refuse("--data", "mnist", "--path", empty, *out, words=["train-images-idx3-ubyte; the folder is empty"])
     refuse("--data", "mnist", *out, words=["--path"])
-    folder = write_mnist(tmp_path / "mnist")
+    folder = write_set(tmp_path / "MNIST" / "raw")
+    refuse("--data", "mnist", "--path", tmp_path / "MNIST", *out, words=["the folder holds raw/"])
     (folder / "t10k-labels-idx1-ubyte").unlink()
-    refuse("--data", "mnist", "--path", folder, *out, words=["t10k-labels-idx1-ubyte"])
-    (tmp_path / "a-file").touch()
-    refuse("--out", tmp_path / "a-file", words=["a-file"])
+    held = "t10k-images-idx3-ubyte, train-images-idx3-ubyte, train-labels-idx1-ubyte"
+    refuse(
+        "--data",
+        "mnist",
+        "--path",
+        folder,
+        *out,
+        words=[f"{folder / 't10k-labels-idx1-ubyte'}: no such file", f"the folder holds {held}"],
+    )
+    refuse("--out", file, words=["a-file"])
+
+
+def test_of_several_sets_one_is_chosen(tmp_path, refuse):
+    """And its files are never another's: a part that is missing is not taken from there."""
+    folder = write_set(tmp_path)
+    write_set(folder, names="emnist-letters-{}-{}-{}", parts=TEST, labels=LETTERS)
+    write_set(folder, names="qmnist-{}-{}-{}", parts=("train",), labels=QMNIST)
+    command = ("--data", "mnist", "--path", folder, "--out", tmp_path / "out")
+    refuse(*command, words=["3 sets, choose one by --set emnist-letters or mnist or qmnist"])
+    refuse(*command, "--set", "kmnist", words=["no set kmnist", "emnist-letters or mnist or qmnist"])
+    refuse(*command, "--set", "qmnist", words=["qmnist-test-images-idx3-ubyte: no such file"])
+    assert data.mnist(folder, "mnist").train.classes == tuple(range(10))
+    assert data.mnist(folder, "EMNIST-Letters").train.classes == tuple(range(1, 27))
 
 
 def test_without_the_extras_train_names_them_and_check_runs(tmp_path):
@@ -297,8 +411,50 @@ def test_no_text_is_one_line(tmp_path, refuse):
         )
 
 
+JOBS = ("", "--model mlp", "--data mnist", "--data mnist --model mlp", "--data text")
+IMAGES, MLP, TEXT = JOBS[:4], (JOBS[1], JOBS[3]), JOBS[4:]
+USED = {  # by an option, where
+    "--path x": (*JOBS[2:4], *TEXT),
+    "--hidden 64": (*MLP, *TEXT),
+    "--dropout 0": (*MLP, *TEXT),
+    "--epochs 1": JOBS,
+    "--batch-size 2": JOBS,
+    "--learning-rate 1": JOBS,
+    "--seed 0": JOBS,
+    "--out x": JOBS,
+    "--model linear": (JOBS[0], JOBS[2]),  # where it is not the mlp already
+    "--activation relu": MLP,
+    "--l2 0": IMAGES,
+    "--set x": JOBS[2:4],
+    "--transpose": JOBS[2:4],
+    "--vocabulary 5": TEXT,
+    "--context 5": TEXT,
+    "--features 5": TEXT,
+    "--temperature 1": TEXT,
+}
+
+
+def test_an_option_that_nothing_uses_is_refused():
+    parser = argparse.ArgumentParser()
+    settle = options.add_to(parser).settle
+    flags = set(re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE))
+    assert flags == {option.split()[0] for option in USED} | {"--data"}
+    for option, uses in USED.items():
+        for job in JOBS:
+            if "--model" in option and "--model" in job:
+                continue
+            arguments = parser.parse_args([*job.split(), *option.split()])
+            if job in uses:
+                settle(arguments)
+            else:
+                with pytest.raises(UserError, match=f"{option.split()[0]} does not apply to --(data|model)"):
+                    settle(arguments)
+
+
 def test_an_option_of_other_data_is_one_line(refuse):
-    refuse("--data", "text", "--model", "mlp", words=["--model", "--data text", "digits and mnist"])
+    refuse("--data", "text", "--model", "mlp", words=["--model", "--data text", "digits or mnist"])
     refuse("--data", "text", "--l2", 0, words=["--l2"])
-    refuse("--temperature", 1, words=["--temperature", "--data digits", "text"])
+    refuse("--temperature", 1, words=["--temperature", "--data digits", "--data text"])
     refuse("--path", "x", words=["--path", "digits"])
+    refuse("--hidden", 64, words=["--hidden", "--model linear", "--model mlp or --data text"])
+    refuse("--data", "mnist", "--activation", "relu", words=["--activation", "--model linear"])

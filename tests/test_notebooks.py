@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.style
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -18,7 +19,12 @@ NAMES = (
 
 
 def test_there_are_these():
-    assert sorted(p.stem for p in FOLDER.glob("*.ipynb")) == list(NAMES)
+    assert sorted(p.name for p in FOLDER.iterdir() if p.is_file()) == [f"{name}.ipynb" for name in NAMES]
+
+
+def test_the_package_brings_their_style():
+    with matplotlib.style.context("jsoftmax.style"):
+        assert matplotlib.rcParams["figure.constrained_layout.use"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,5 +41,7 @@ def test_a_notebook_teaches_and_shows_what_it_gave(name):
     assert {o["name"] for o in outputs if o["output_type"] == "stream"} == {"stdout"}
     assert sum("image/png" in o.get("data", ()) for o in outputs) >= 2
     source = "\n".join("".join(cell["source"]) for cell in code)
+    # It runs where it is alone, with nothing but the package installed.
+    assert re.findall(r"plt\.style\.use\((.*)\)", source) == ['"jsoftmax.style"']
     assert "jsoftmax._" not in source
     assert "_src" not in source

@@ -1,5 +1,7 @@
 """The four pictures of a training run."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 import jsoftmax
 from jsoftmax import rules
-from jsoftmax._cli.data import CLASSES, Examples
+from jsoftmax._cli.data import Examples
 from jsoftmax._cli.training import Epoch
 
 NAMES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "jacobian.png")
@@ -19,6 +21,8 @@ NAMES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "jaco
 # Okabe and Ito's colours, told apart by every kind of eye.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#BBBBBB", "#333333"
 SHOWN = 5  # digits of each kind in the strip of predictions
+DIGITS_UNDER_BARS = 14  # there is room for so many, of the names of all classes or of some
+MOST_NUMBERED = 30  # classes of a matrix that are all named, and its numbers written in
 STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
@@ -50,7 +54,7 @@ def draw(
     with matplotlib.rc_context(STYLE):
         pictures = (
             learning_curves(history),
-            confusion_matrix(confusion),
+            confusion_matrix(confusion, examples.classes),
             predictions(examples, p),
             jacobian(examples, p),
         )
@@ -85,18 +89,19 @@ def learning_curves(history: list[Epoch]) -> Figure:
     return figure
 
 
-def confusion_matrix(confusion: NDArray[np.int_]) -> Figure:
+def confusion_matrix(confusion: NDArray[np.int_], classes: Sequence[int]) -> Figure:
     """Counts, coloured by the share of the row."""
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    scale = _scale(len(classes))
+    figure = Figure(figsize=(4.4 * scale, 4.2 * scale), layout="constrained")
     axes = figure.subplots()
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     # The square root of the share lets a few mistakes show beside many hits.
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        if count:
+        if count and len(classes) <= MOST_NUMBERED:
             colour = "white" if share[row, column] > 0.4 else INK
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    _label_classes(axes, "predicted", "true")
+    _label_classes(axes, classes, "predicted", "true")
     accuracy = confusion.trace() / confusion.sum()
     axes.set_title(f"test confusion matrix, accuracy {accuracy:.1%}", loc="left")
     return figure
@@ -119,9 +124,7 @@ def predictions(examples: Examples, p: NDArray[np.float32]) -> Figure:
         for column, index in enumerate(chosen):
             digit = figure.add_subplot(grid[0, column])
             bars = figure.add_subplot(grid[1, column])
-            _show_digit(digit, examples.images[index])
-            _show_distribution(bars, p[index], int(examples.labels[index]))
-            digit.set_title(_verdict(p[index], int(examples.labels[index])))
+            _show_example(digit, bars, examples, index, p[index])
             bars.tick_params(axis="y", labelleft=chosen is first and column == 0)
             if chosen is first and column == 0:
                 bars.set_ylabel("probability")
@@ -136,52 +139,58 @@ def jacobian(examples: Examples, p: NDArray[np.float32]) -> Figure:
     entropy = -np.sum(p * np.log(np.maximum(p, np.finfo(np.float32).tiny)), axis=-1)
     index = int(entropy.argmax())
     matrix = np.asarray(rules.softmax_jacobian(p[index]))
-    figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+    scale = _scale(len(examples.classes))
+    figure = Figure(figsize=(6.2 * scale, 3.8 * scale), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.6))
     digit, bars = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     axes = figure.add_subplot(grid[:, 1])
-    _show_digit(digit, examples.images[index])
-    digit.set_title(_verdict(p[index], int(examples.labels[index])))
-    _show_distribution(bars, p[index], int(examples.labels[index]))
+    _show_example(digit, bars, examples, index, p[index])
     bars.set_ylabel("probability")
     limit = np.abs(matrix).max()
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for (row, column), entry in np.ndenumerate(matrix):
-        if abs(entry) >= 0.005:
+        if abs(entry) >= 0.005 and len(matrix) <= MOST_NUMBERED:
             colour = "white" if abs(entry) > 0.6 * limit else INK
             text = f"{entry:.2f}".replace("0.", ".").replace("-", "\N{MINUS SIGN}")
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    _label_classes(axes, "$j$", "$i$")
+    _label_classes(axes, examples.classes, "$j$", "$i$")
     axes.set_title(r"$\partial p_i / \partial z_j = p_i\,(\delta_{ij} - p_j)$")
     figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
     return figure
 
 
-def _show_digit(axes: Axes, image: NDArray[np.float32]) -> None:
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=True, color=GREY)
+def _show_example(picture: Axes, bars: Axes, examples: Examples, index: int, p: NDArray[np.float32]) -> None:
+    """An image under its class and the predicted one; bars: the true class blue, likelier ones orange."""
+    classes, label, predicted = examples.classes, int(examples.labels[index]), int(p.argmax())
+    picture.imshow(examples.images[index], cmap="gray_r", vmin=0, vmax=1)
+    picture.set(xticks=[], yticks=[])
+    picture.spines[:].set(visible=True, color=GREY)
+    names = [str(classes[k]) for k in dict.fromkeys((label, predicted))]
+    picture.set_title(" \N{RIGHTWARDS ARROW} ".join(names))
 
-
-def _verdict(p: NDArray[np.float32], label: int) -> str:
-    predicted = int(p.argmax())
-    return f"{label}" if predicted == label else f"{label} \N{RIGHTWARDS ARROW} {predicted}"
-
-
-def _show_distribution(axes: Axes, p: NDArray[np.float32], label: int) -> None:
-    """Bars: the true class blue, classes thought more probable orange."""
-    colours = [ORANGE if p[k] > p[label] else GREY for k in range(CLASSES)]
+    colours = [ORANGE if of_class > p[label] else GREY for of_class in p]
     colours[label] = BLUE
-    axes.bar(range(CLASSES), p, color=colours)
-    axes.set_ylim(0, 1)
-    axes.set_yticks((0, 0.5, 1))
-    axes.set_xticks(range(CLASSES))
-    axes.tick_params(axis="x", length=0, labelsize=6.5)
+    bars.bar(range(len(classes)), p, color=colours)
+    bars.set_ylim(0, 1)
+    bars.set_yticks((0, 0.5, 1))
+    bars.set_xticks(*_named(classes, DIGITS_UNDER_BARS // len(str(classes[-1]))))
+    bars.tick_params(axis="x", length=0, labelsize=6.5)
 
 
-def _label_classes(axes: Axes, across: str, down: str) -> None:
-    axes.set_xticks(range(CLASSES))
-    axes.set_yticks(range(CLASSES))
+def _scale(classes: int) -> float:
+    """How much larger a matrix is drawn that holds numbers of so many classes."""
+    return max(1, classes / 10) if classes <= MOST_NUMBERED else 1.5
+
+
+def _named(classes: Sequence[int], most: int) -> tuple[list[int], list[str]]:
+    """Places and names of the classes that an axis names: all, or some at equal distances."""
+    places = list(range(0, len(classes), math.ceil(len(classes) / most)))
+    return places, [str(classes[place]) for place in places]
+
+
+def _label_classes(axes: Axes, classes: Sequence[int], across: str, down: str) -> None:
+    axes.set_xticks(*_named(classes, MOST_NUMBERED))
+    axes.set_yticks(*_named(classes, MOST_NUMBERED))
     axes.tick_params(length=0)
     axes.set_xlabel(across)
     axes.set_ylabel(down)

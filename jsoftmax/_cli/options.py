@@ -1,4 +1,4 @@
-"""The options of `train`: to which data each applies, and its default there."""
+"""The options of `train`: to which data and models each applies, and its default there."""
 
 import argparse
 import math
@@ -9,7 +9,13 @@ from typing import Any
 from jsoftmax._cli.errors import UserError
 
 DATA = ("digits", "mnist", "text")
-KINDS = {"images": ("digits", "mnist"), "text": ("text",)}
+MODELS = ("linear", "mlp")  # of images
+PLACES = {  # where an option applies, in the user's words
+    "images": "--data digits or mnist",
+    "mnist": "--data mnist",
+    "mlp": "--model mlp",
+    "text": "--data text",
+}
 
 
 class Options:
@@ -17,36 +23,44 @@ class Options:
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._groups = {
-            "": parser.add_argument_group("options of any data"),
-            "images": parser.add_argument_group("options of images, digits and mnist"),
-            "text": parser.add_argument_group("options of text"),
+            place: parser.add_argument_group(f"options of {words}")
+            for place, words in (
+                ("", "several kinds of data"),
+                ("images", "images, digits and mnist"),
+                ("mnist", "mnist"),
+                ("text", "text"),
+            )
         }
+        self._groups["mlp"] = self._groups["images"]
         self._defaults: dict[str, dict[str, Any]] = {}
 
     def add(self, flag: str, *, help: str, **settings: Any) -> None:
-        """Add an option; `images=` and `text=` are its defaults for the data it applies to."""
-        by_kind = {kind: settings.pop(kind) for kind in KINDS if kind in settings}
-        group = self._groups["" if len(by_kind) == len(KINDS) else next(iter(by_kind))]
-        shown = [str(default) for default in by_kind.values() if default is not None]
+        """Add an option; `images=`, `mnist=`, `mlp=` and `text=` are its defaults where it applies."""
+        by_place = {place: settings.pop(place) for place in PLACES if place in settings}
+        group = self._groups["" if len(by_place) > 1 else next(iter(by_place))]
+        shown = [str(default) for default in by_place.values() if default is not None]
         if len(set(shown)) > 1:
-            shown = [f"{default} for {kind}" for kind, default in by_kind.items()]
+            shown = [f"{default} for {place}" for place, default in by_place.items()]
         if shown:
             help = f"{help} (default: {', '.join(dict.fromkeys(shown))})"
-        # None stands for "not given": the defaults follow when the data is known.
+        # None stands for "not given": the defaults follow when the data and the model are known.
         option = group.add_argument(flag, help=help, default=None, **settings)
-        self._defaults[option.dest] = {
-            name: default for kind, default in by_kind.items() for name in KINDS[kind]
-        }
+        self._defaults[option.dest] = by_place
 
     def settle(self, arguments: argparse.Namespace) -> None:
-        """Put in the defaults; refuse what does not apply to the data."""
-        for name, defaults in self._defaults.items():
-            if arguments.data in defaults:
-                if getattr(arguments, name) is None:
-                    setattr(arguments, name, defaults[arguments.data])
-            elif getattr(arguments, name) is not None:
-                flag, data = "--" + name.replace("_", "-"), " and ".join(defaults)
-                raise UserError(f"{flag} does not apply to --data {arguments.data}, only to {data}")
+        """Put in the defaults; refuse an option that the chosen data or model does not use."""
+        data, model = arguments.data, arguments.model or MODELS[0]
+        places = {"text"} if data == "text" else {"images", data, model}
+        for name, by_place in self._defaults.items():
+            applies = places.intersection(by_place)
+            if getattr(arguments, name) is None:
+                for place in applies:
+                    setattr(arguments, name, by_place[place])
+            elif not applies:
+                chosen = f"--model {model}" if "mlp" in by_place and data != "text" else f"--data {data}"
+                only = " or ".join(PLACES[place] for place in by_place)
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} does not apply to {chosen}, only to {only}")
 
 
 def add_to(parser: argparse.ArgumentParser) -> Options:
@@ -58,21 +72,23 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
         "--path",
         type=Path,
         metavar="PATH",
-        help="folder of the four MNIST IDX files, or a UTF-8 text (default: the documentation of Python)",
-        images=None,
+        help="folder of four IDX files, or a UTF-8 text (default: the documentation of Python)",
+        mnist=None,
         text=None,
     )
-    add("--hidden", type=whole(1), metavar="N", help="hidden units of the mlp", images=128, text=256)
-    add("--dropout", type=real(0, below=1), metavar="RATE", help="for the mlp", images=0.2, text=0.5)
+    add("--hidden", type=whole(1), metavar="N", help="hidden units", mlp=128, text=256)
+    add("--dropout", type=real(0, below=1), metavar="RATE", help="of hidden units", mlp=0.2, text=0.5)
     add("--epochs", type=whole(1), metavar="N", help="passes over the data", images=60, text=10)
     add("--batch-size", type=whole(1), metavar="N", help="of a minibatch", images=64, text=512)
     add("--learning-rate", type=real(above=0), metavar="RATE", help="for Adam", images=2e-2, text=3e-3)
     add("--seed", type=whole(0, below=2**32), metavar="N", help="of every random draw", images=0, text=0)
     out = Path("jsoftmax-out")
     add("--out", type=Path, metavar="DIR", help="for the pictures", images=out, text=out)
-    add("--model", choices=("linear", "mlp"), help="classifier", images="linear")
-    add("--activation", choices=("relu", "tanh"), help="nonlinearity of the mlp", images="relu")
+    add("--model", choices=MODELS, help="classifier", images=MODELS[0])
+    add("--activation", choices=("relu", "tanh"), help="nonlinearity of the mlp", mlp="relu")
     add("--l2", type=real(0), metavar="L2", help="adds L2/2 * sum W^2 to the loss", images=1e-4)
+    add("--set", metavar="NAME", help="which of several in the folder, as emnist-letters", mnist=None)
+    add("--transpose", action="store_true", help="exchange rows and columns, as EMNIST needs", mnist=None)
     add("--vocabulary", type=whole(1), metavar="N", help="words told apart, at most", text=10000)
     add("--context", type=whole(1), metavar="N", help="words that the next one is told from", text=5)
     add("--features", type=whole(1), metavar="N", help="numbers that a word is embedded in", text=128)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,13 +15,18 @@ from jsoftmax._cli.models import Network
 from jsoftmax._cli.training import Epoch, Settings
 
 VERIFIED_ROWS = 1000  # enough to differ, few enough to differentiate op by op
+WIDEST_TABLE = 12  # classes of a confusion matrix as text
+SHOWN_MISTAKES = 10
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return 1 if a verification fails, else 0."""
     screen = console.screen()
     out = console.make_folder(arguments.out)
-    dataset = data.load(arguments.data, arguments.path)
+    if arguments.data == "mnist":
+        dataset = data.mnist(arguments.path, arguments.set, arguments.transpose)
+    else:
+        dataset = data.digits()
     settings = Settings(
         network=_network(arguments),
         epochs=arguments.epochs,
@@ -30,11 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     rows, columns = dataset.test.images.shape[1:]
+    classes = dataset.train.classes
     screen.print(
-        f"{arguments.data}: {len(dataset.train.labels)} training and "
+        f"{dataset.name}: {len(dataset.train.labels)} training and "
         f"{len(dataset.test.labels)} test images of {rows} x {columns} pixels; "
+        f"{len(classes)} classes, labels {data.spans(classes)}; "
         f"model {arguments.model} on {jax.default_backend()}"
     )
+    if dataset.name.startswith("emnist") and not arguments.transpose:
+        screen.print("EMNIST's files hold their images transposed: --transpose turns them upright")
     start = time.perf_counter()
     with console.progress(screen, settings.epochs) as report:
         parameters, history = training.train(
@@ -43,15 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
     screen.print(f"trained in {time.perf_counter() - start:.1f} s")
 
     evaluation = training.make_evaluator(settings.network, dataset.test)(parameters)
-    confusion = np.zeros((data.CLASSES, data.CLASSES), int)
+    confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (dataset.test.labels, evaluation.logits.argmax(axis=-1)), 1)
     screen.print(
         f"\ntest accuracy {evaluation.accuracy:.4f}, NLL {evaluation.nll:.4f} nats\n",
         style="bold",
     )
-    screen.print(_confusion_table(confusion))
+    screen.print(confusion_table(confusion, classes))
 
-    examples = data.Examples(dataset.test.images[:VERIFIED_ROWS], dataset.test.labels[:VERIFIED_ROWS])
+    examples = dataset.test.first(VERIFIED_ROWS)
     comparisons = list(
         verification.compare_all(settings.network, parameters, examples, settings.l2, settings.seed)
     )
@@ -72,11 +82,27 @@ def _describe(epoch: Epoch) -> str:
     return f"loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}  test {epoch.test_accuracy:.4f}"
 
 
-def _confusion_table(confusion: NDArray[np.int_]) -> Table:
+def confusion_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Table:
+    """The matrix, or of many classes the mistakes made most often."""
+    if len(classes) > WIDEST_TABLE:
+        return _mistakes_table(confusion, classes)
     table = Table(title="confusion matrix", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("true \\ predicted")
-    for label in range(data.CLASSES):
+    for label in classes:
         table.add_column(str(label), justify="right")
-    for label, counts in enumerate(confusion):
+    for label, counts in zip(classes, confusion, strict=True):
         table.add_row(str(label), *(str(count) if count else "." for count in counts))
+    return table
+
+
+def _mistakes_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Table:
+    table = Table(title="most frequent mistakes", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("true", "predicted", "images", "of"):
+        table.add_column(column, justify="right")
+    mistakes = np.where(np.eye(len(classes), dtype=bool), 0, confusion)
+    for place in np.argsort(-mistakes, axis=None, kind="stable")[:SHOWN_MISTAKES]:
+        true, predicted = divmod(int(place), len(classes))
+        if mistakes[true, predicted]:
+            counts = (mistakes[true, predicted], confusion[true].sum())
+            table.add_row(str(classes[true]), str(classes[predicted]), *map(str, counts))
     return table

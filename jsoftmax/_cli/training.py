@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import jsoftmax
 from jsoftmax._cli import models
-from jsoftmax._cli.data import CLASSES, Dataset, Examples
+from jsoftmax._cli.data import Dataset, Examples
 from jsoftmax._cli.errors import UserError
 from jsoftmax._cli.models import Network, Parameters
 
@@ -68,7 +68,7 @@ def train(
     steps = len(labels) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.epochs * steps))
     start_key, dropout_key = jax.random.split(jax.random.key(settings.seed))
-    parameters = settings.network.initialise(start_key, inputs.shape[1], CLASSES)
+    parameters = settings.network.initialise(start_key, inputs.shape[1], len(data.train.classes))
     state = State(parameters, optimizer.init(parameters))
     step = make_step(settings, optimizer)
     evaluate = make_evaluator(settings.network, data.test)
@@ -147,7 +147,7 @@ def make_evaluator(network: Network, examples: Examples) -> Callable[[Parameters
 
     def evaluate(parameters: Parameters) -> Evaluation:
         logits, nll, correct = evaluate_batches(parameters)
-        logits = np.asarray(logits).reshape(-1, CLASSES)[:count]
+        logits = np.asarray(logits).reshape(-1, len(examples.classes))[:count]
         return Evaluation(logits, float(nll.sum()) / count, float(correct.sum()) / count)
 
     return evaluate

@@ -21,7 +21,7 @@ from jax import Array
 import jsoftmax
 from jsoftmax import rules
 from jsoftmax._cli import definitions, models
-from jsoftmax._cli.data import CLASSES, Examples
+from jsoftmax._cli.data import Examples
 from jsoftmax._cli.functions import FUNCTIONS, Function, Rows
 from jsoftmax._cli.models import Layer, Network, Parameters
 
@@ -60,8 +60,9 @@ def compare_all(
     with jax.default_matmul_precision("highest"):
         x, labels = jnp.asarray(examples.inputs), jnp.asarray(examples.labels)
         random = np.random.default_rng(seed)  # JAX's own numbers would be compiled into each comparison
-        noise = random.dirichlet(np.ones(CLASSES), len(labels)).astype(np.float32)
-        targets = 0.9 * jax.nn.one_hot(labels, CLASSES) + 0.1 * noise
+        classes = len(examples.classes)
+        noise = random.dirichlet(np.ones(classes), len(labels)).astype(np.float32)
+        targets = 0.9 * jax.nn.one_hot(labels, classes) + 0.1 * noise
         rows = Rows(network.logits(parameters, x), labels, targets)
         for function in FUNCTIONS:
             yield from compare_function(function, rows, random)
