@@ -33,8 +33,8 @@ def entropy(
     keeps its digits. 0·log 0 is 0; a row with no live class has entropy 0; +inf or NaN in a live class makes
     that row NaN, and no other.
 
-    Derivative: ``−p·(u − ⟨p, u⟩)/T``, u = z − max (`rules.entropy_residual`); 0 for a masked class. Kept for it: the
-    arguments and three numbers a row.
+    Derivative: ``−p·(u − ⟨p, u⟩)/T`` with u = z − max (`rules.entropy_residual`); 0 for a masked class. Kept
+    for it: the arguments and three numbers a row.
 
     Args, Raises: as for `softmax`.
 

@@ -49,8 +49,8 @@ def row_statistics(
     the first of the largest. What is not used costs nothing in a compiled program. Corners as for
     `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0.
 
-    Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c: one pass back
-    for all. The prediction has none. Kept for it: the arguments and a few numbers a row.
+    Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max:
+    one pass back for all. The prediction has none. Kept for it: the arguments and a few numbers a row.
 
     Args, Raises: as for `cross_entropy`.
 
@@ -76,7 +76,8 @@ def row_statistics(
     >>> print(f"{found.nll.mean():.4f} {(found.prediction == actions).mean():.1f}")
     0.7578 0.5
 
-    Source: Blanchard, Higham & Higham (2021); −p·(u − ⟨p, u⟩) is the softmax Jacobian applied to −log p, with u = z − max.
+    Source: Blanchard, Higham & Higham (2021). −p·(u − ⟨p, u⟩) is the softmax Jacobian applied to −log p;
+    u = z − max is log p up to a number that all classes share, which the Jacobian takes to 0.
     """
     call = Call(
         "row_statistics",
