@@ -99,17 +99,16 @@ class _Static(NamedTuple):
         pairs = zip(self.kinds, factors, strict=True)
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
-    def terms(
-        self, x: Array, scaling: Scaling, top: Array, z: Shifted, half: Array, factors: tuple[Any, ...]
-    ) -> tuple[Array, ...]:
+    def terms(self, z: Shifted, half_u: Array, dead: Array, factors: tuple[Any, ...]) -> tuple[Array, ...]:
         """Those of Σ exp(u), unscaled and scaled, and of every further sum: of an entropy, scaled alone."""
+        half = jnp.exp(half_u)
         scaled = slipped(half * (half * rules.SCALE), z)
         e = scaled / rules.SCALE if self.entropy else exponentials(z)
         slip = 0 if z.slip is None else z.slip
         of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
         if not self.kinds:
             return e, scaled, *of_entropy
-        u, dead = shift(x, scaling, top, DOWN) + slip * DOWN, is_dead(x, scaling)
+        u = half_u * (2 * DOWN) + slip * DOWN
         of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
         return e, scaled, *of_entropy, *of_moments
 
@@ -139,9 +138,9 @@ def _in_two_passes(
         x, where, factors = part
         here = scaling._replace(where=where)
         z = shifted(x, here, top, exact)
-        half = jnp.exp(shift(x, here, top, 0.5))
-        total, scaled, *further = static.terms(x, here, top, z, half, factors)
-        return total, scaled - rules.SCALE * jnp.floor(half), *further
+        half_u = shift(x, here, top, 0.5)
+        total, scaled, *further = static.terms(z, half_u, is_dead(x, here), factors)
+        return total, scaled - rules.SCALE * jnp.floor(jnp.exp(half_u)), *further
 
     if form is not None:
 
@@ -188,9 +187,8 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
 
     def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
         again = anew(anew(scaling))  # a gradient's own is one barrier, and XLA takes two alike for one
-        top = lax.stop_gradient(state.max)
-        z = shifted(x, again, top, static.exact)
-        terms = static.terms(x, again, top, z, jnp.exp(z.u * 0.5), factors)
+        z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
+        terms = static.terms(z, z.u * 0.5, is_dead(x, again), factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit

@@ -57,7 +57,7 @@ def beside(a: Array, x: Any, *axes: int) -> Array:
     if not isinstance(x, Array):
         return a
     axes = axes or tuple(range(x.ndim))
-    names = (spec(x)[axis] if n > 1 else None for axis, n in zip(axes, a.shape, strict=True))
+    names = (None if n == 1 else spec(x)[axis] for axis, n in zip(axes, a.shape, strict=True))
     wanted = laid_out(x, *names)
     same = wanted is None or place(a).explicit == wanted
     return a if same else jax.sharding.reshard(a, wanted)
