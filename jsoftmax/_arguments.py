@@ -108,8 +108,10 @@ class Call:
         if axes is not None and where.ndim == len(shape) - len(axes) < len(shape):
             where = jnp.expand_dims(where, axes)
         if not _broadcasts(where.shape, shape):
-            problem = f"where of shape {where.shape} does not broadcast to {shape}"
-            raise self.error(ValueError, problem, f"give it the shape {shape}, or 1 for a length")
+            remedy = f"give it the shape {shape}, or 1 for a length"
+            if where.shape == tuple(n for i, n in enumerate(shape) if i not in self.axes(shape, True)):
+                remedy = f"to mask whole rows, write jnp.expand_dims(where, {self.arguments['axis']})"
+            raise self.error(ValueError, f"mask of shape {where.shape} does not broadcast to {shape}", remedy)
         return _with_rank(where, len(shape))
 
     def per_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:

@@ -6,12 +6,12 @@ import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax import _scaling, rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
-from jsoftmax._sharding import beside, ids_of_shard, shard_count, taken
+from jsoftmax._sharding import beside, ids_of_shard, shard_count, taken, varies
 from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
@@ -26,7 +26,7 @@ class LossTerms(NamedTuple):
     No product of them overflows where the loss does not.
     """
 
-    label_weights: Array | None = None
+    label_weights: Array | None = None  # 0 in a row that does not count
     label_smoothing: Array | None = None
     z_loss: Array | None = None
 
@@ -62,7 +62,7 @@ class Loss(NamedTuple):
 
     labels: Array
     class_weights: Array | None
-    counted: Array | None  # with length 1 along the row; False where the class id is to be ignored
+    counted: Array | None  # of `counted_rows`
     terms: LossTerms  # without the class axes
     reduction: Reduction
     row_names: tuple[str, ...]  # the mesh axes of the shards of the rows that are reduced
@@ -77,18 +77,43 @@ class Loss(NamedTuple):
         """The sum, or the mean: over the rows counted, or over the sum of their labels' weights."""
         if self.reduction == "sum":
             return rules.across(self.row_names, total)[0]
-        if self.counted is None and self.terms.label_weights is None:
+        if self.terms.label_weights is not None:
+            count = jnp.sum(self.terms.label_weights)
+        elif self.counted is not None:
+            counted = jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows)
+            count = jnp.sum(counted, dtype=total.dtype)
+        else:
             (total,) = rules.across(self.row_names, total)
             return total / max(math.prod(rows) * shard_count(self.row_names), 1)
-        count = jnp.ones_like(total) if self.terms.label_weights is None else self.terms.label_weights
-        counted = True if self.counted is None else jnp.squeeze(self.counted, axes)
-        count = jnp.sum(jnp.where(counted, count, 0))
         total, count = rules.across(self.row_names, total, count)
         return total / jnp.where(count == 0, 1, count)
 
 
+def counted_rows(
+    labels: Array, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
+) -> Array | None:
+    """Which rows count, with length 1 along the row; None if all do.
+
+    A row does not count if its class id is the ignored one, or if `where` masks every class of it, on all
+    shards of the classes.
+    """
+    counted = None if ignored is None else is_other(labels, ignored)
+    if where is None:
+        return counted
+    # If the mask is a constant of the program, XLA would evaluate this as it compiles, for minutes.
+    live = jnp.any(lax.optimization_barrier(where), axes, keepdims=True)
+    if names := tuple(name for name in names if name in varies(live)):
+        live = lax.pmax(live.astype(jnp.int32), names) > 0
+    return live if counted is None else counted & live
+
+
 def of_call(
-    call: Call, logits: Logits, axes: Axes, names: tuple[str, ...], row_names: tuple[str, ...]
+    call: Call,
+    logits: Logits,
+    axes: Axes,
+    names: tuple[str, ...],
+    row_names: tuple[str, ...],
+    where: Array | None = None,
 ) -> Loss:
     """The loss that the arguments of a public function ask for.
 
@@ -103,18 +128,19 @@ def of_call(
         None if given is None else jnp.squeeze(beside(given, logits), axes)
         for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
     )
-    ignored = call.ignore_index(labels)
+    counted = counted_rows(labels, call.ignore_index(labels), where, axes, names)
     reduction = call.arguments["reduction"]
     if reduction not in get_args(Reduction):
         choices = ", ".join(map(repr, get_args(Reduction)))
         raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
-    counted = None
-    if ignored is not None:
-        counted = is_other(labels, ignored)
-        labels = jnp.where(counted, labels, 0)
     label_weights = None
-    if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
-        label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if counted is not None:
+            labels = jnp.where(counted, labels, 0)
+        if weights is not None:
+            label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
+            if counted is not None:
+                label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0)
     terms = LossTerms(label_weights, smoothing, z_loss)
     return Loss(labels, weights, counted, terms, reduction, row_names)
 

@@ -47,29 +47,33 @@ def cross_entropy(
     A masked class, and a logit of −inf, have probability 0, and smoothing leaves them out. A label on such a
     class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
     gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
-    gives NaN too; either in that row alone, and not in a row that is ignored. t = 0 counts for nothing.
+    gives NaN too; either in that row alone, and not in a row that does not count. t = 0 counts for nothing.
+
+    A row that `where` masks whole, as padding, is no row: it has loss 0 and gradient 0 whatever its label,
+    and does not count in the mean. A row whose every logit is −inf, and which `where` does not mask, does.
 
     On CPU, the bare loss alone of 33 classes and more, by class ids, is found in one pass wherever that is as
     accurate; its last digit may differ from that found with a derivative.
 
     Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;
-    0 for a masked class and in an ignored row. Every float argument gets its own. Kept for it: the arguments
-    and a few numbers a row.
+    0 for a masked class and in a row that does not count. Every float argument gets its own. Kept for it:
+    the arguments and a few numbers a row.
 
     Args:
       logits: any shape.
       labels: class ids as integers, in the shape of `logits` without `axis` (for a tuple of axes, the flat
         index along them in their order); or target probabilities as floats, in the shape of `logits`.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
-      where: True for the classes that count; broadcasts to the shape of `logits`.
+      where: True for the classes that count; broadcasts to the shape of `logits`. A mask of the rows is
+        written ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
       ignore_index: rows with this class id have loss 0, and do not count in the mean.
       class_weights: w, in the shape of the class axes.
       label_smoothing: α from 0 to 1, a number, or one a row.
       z_loss: λ, a number, or one a row.
       soft_cap: cap, a number, or one a row.
       temperature: T, a number, or one a row.
-      reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows not
-        ignored, or with class ids and class weights over the sum of the labels' weights; 0 over nothing.
+      reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows that
+        count, or with class ids and class weights over the sum of their labels' weights; 0 over nothing.
       axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
         `logits`, target probabilities, `where` and `class_weights` are the shard's own classes, as many on
         each: pad the last, and mask the padding. Class ids count all of them, from the first shard's first.
@@ -122,8 +126,8 @@ def cross_entropy(
     x = call.floats("logits")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("logits",))
-    loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"))
     scaling = _scaling.of_call(call, x, axes)
+    loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"), scaling.where)
     weights, terms = loss.class_weights, loss.terms
     found = numbers(axes, terms.wanted, x, loss.labels, scaling, weights, loss.counted, names, beside=terms)
     return loss.reduced(terms.losses(found), axes)

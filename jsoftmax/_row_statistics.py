@@ -47,7 +47,8 @@ def row_statistics(
 
     with z = cap·tanh(logits/cap)/T. Computed in at least float32, and returned so; the prediction is int32,
     the first of the largest. What is not used costs nothing in a compiled program. Corners as for
-    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0.
+    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0. A mean leaves out the
+    rows that `where` masks whole: ``jnp.mean(nll, where=jnp.any(where, axis))``.
 
     Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max:
     one pass back for all. The prediction has none. Kept for it: the arguments and a few numbers a row.

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,8 @@ def options(a, *names):
 
 LOSS = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
 # Each with its arguments, and how many numbers a row the shards of the classes send, all told: the maximum,
-# sums, a prediction or a label's weight; on the way back sums, the gradients of a temperature and of hidden.
+# sums, whether a loss's mask leaves a class, a prediction or a label's weight; on the way back sums, the
+# gradients of a temperature and of hidden.
 FUNCTIONS = {
     "softmax": (
         lambda a, **on: jsoftmax.softmax(a["x"], where=a["where"], **on),
@@ -116,14 +118,14 @@ FUNCTIONS = {
     "cross_entropy, ids": (
         lambda a, **on: jsoftmax.cross_entropy(a["x"], a["y"], where=a["where"], **options(a, *LOSS), **on),
         f"x y where {' '.join(LOSS)}",
-        [1, 1, 1, 7],
+        [1, 1, 1, 1, 7],
     ),
     "cross_entropy, targets": (
         lambda a, **on: jsoftmax.cross_entropy(
             a["x"], a["targets"], where=a["where"], **options(a, *LOSS[:2], "temperature"), **on
         ),
         f"x targets where temperature {' '.join(LOSS[:2])}",
-        [1, 1, 3, 7],
+        [1, 1, 1, 3, 7],
     ),
     "linear_row_statistics": (
         lambda a, **on: jsoftmax.linear_row_statistics(
@@ -309,6 +311,45 @@ def test_a_mean_over_the_mesh_counts_each_row_once():
     on = {"axis_name": "classes", "row_axis_name": "rows"}
     out = P(), {n: specs[n] for n in floats(a)}
     agree(run(lambda a: gradients(a, **on), (specs,), out, a), jax.jit(gradients)(a))
+
+
+def test_a_mean_counts_no_row_that_is_masked_on_every_shard():
+    """By a mask of rows and classes, of rows alone, and of classes alone."""
+    a = given("x", "y", "targets", "class_weights")
+    a["y"] = jnp.where(jnp.arange(ROWS) == 3, -7, a["y"] % CLASSES)
+    shard = jnp.arange(CLASSES)[None] // (CLASSES // 4)
+    rows = jnp.arange(ROWS)[:, None]
+    masks = {
+        "both": (shard != rows % 4) & (rows % 5 != 3),
+        "rows": rows % 5 != 3,
+        "classes": shard != 3,
+    }
+    a["y"], a["x"] = jnp.where(a["y"] // 6 == rows[:, 0] % 4, 0, a["y"]), jnp.nan_to_num(a["x"])
+
+    def means(a, masks, **on):
+        def of(where, x):
+            live = jnp.where(where, a["targets"], 0)
+            return (
+                jsoftmax.cross_entropy(x, a["y"], where=where, reduction="mean", **on)
+                + jsoftmax.cross_entropy(
+                    x, a["y"], where=where, reduction="mean", class_weights=a["class_weights"], **on
+                )
+                + jsoftmax.cross_entropy(x, live, where=where, reduction="mean", **on)
+            )
+
+        return {name: jax.value_and_grad(partial(of, where))(a["x"]) for name, where in masks.items()}
+
+    kept = np.array([0, 1, 2, 4, 5, 6, 7])
+    few = {n: v if n == "class_weights" else v[kept] for n, v in a.items()}
+    want = jax.jit(means)(few, {n: m[kept] if len(m) > 1 else m for n, m in masks.items()})
+    on = {"axis_name": "classes", "row_axis_name": "rows"}
+    specs = jax.tree.map(layout, (a, masks))
+    out = {name: (P(), layout(a["x"])) for name in masks}
+    got = run(lambda a, masks: means(a, masks, **on), specs, out, a, masks)
+    for name in ("both", "rows"):
+        agree((got[name][0], got[name][1][kept]), want[name], name)
+        assert not got[name][1][3].any()
+    assert np.isnan(got["classes"][0])  # of the bad label, in a row that counts
 
 
 def test_a_head_of_which_the_last_shard_is_shorter():

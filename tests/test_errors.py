@@ -34,6 +34,17 @@ ERRORS = {
         ValueError,
         r"where=bool\[3,4\].*does not broadcast to \(4, 3\)",
     ),
+    "a mask of the rows": (
+        lambda: jsoftmax.cross_entropy(X, Y, where=Y > 0),
+        ValueError,
+        r"mask of shape \(4,\) does not broadcast to \(4, 3\); to mask whole rows, "
+        r"write jnp\.expand_dims\(where, -1\)",
+    ),
+    "a mask of the columns": (
+        lambda: jsoftmax.log_softmax(X[..., None], (0, 1), where=Y[:2] > 0),
+        ValueError,
+        r"give it the shape \(4, 3, 1\), or 1 for a length",
+    ),
     "mask larger than the logits": (
         lambda: jsoftmax.softmax(X, where=jnp.ones((2, 4, 3), bool)),
         ValueError,

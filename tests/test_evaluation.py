@@ -247,6 +247,63 @@ def test_rows_that_do_not_count_are_not_seen():
     assert_metrics(evaluation.compute(unweighted), definition(x[kept], y[kept]))
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_rows_masked_whole_are_not_seen(axis):
+    """Padding, whatever lies there; of statistics, by a weight of 0."""
+    x, y = (a[:64].copy() for a in digits())
+    kept = np.arange(64) % 3 > 0
+    live = np.broadcast_to(kept[:, None], x.shape)
+    want, temperature = definition(x[kept], y[kept]), evaluation.fit_temperature(x[kept], y[kept])
+    x[~kept], y[~kept] = NAN, 1000
+    x, y, live = (np.moveaxis(a.reshape(8, 8, -1), -1, axis) for a in (x, y, live))
+    rows = np.expand_dims(kept.reshape(8, 8), axis)
+    x, y = jnp.asarray(x), jnp.asarray(y.reshape(8, 8))
+    with jax.debug_nans(True):
+        for where in (live, rows):
+            given = {"axis": axis, "where": where}
+            found = evaluation.update(evaluation.empty(10), x, y, **given)
+            assert_metrics(evaluation.compute(found), want)
+            np.testing.assert_allclose(evaluation.fit_temperature(x, y, **given), temperature, rtol=4 * EPS)
+        small = evaluation.empty(top_k=1, bins=None)
+        statistics = jsoftmax.row_statistics(x, y, **given)
+        padded = np.int32(kept.reshape(8, 8))
+        found = evaluation.update_from_statistics(small, statistics, y, weights=padded)
+    assert_metrics(evaluation.compute(found), {name: want[name] for name in ("weight", "nll", "accuracy")})
+    weighted = evaluation.update(small, x, y, **given, weights=np.full((8, 8), 0.5, np.float32))
+    np.testing.assert_allclose(evaluation.compute(weighted).weight, 0.5 * kept.sum(), rtol=EPS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e5m2"])
+def test_sums_of_few_bits_are_kept_in_float32(dtype):
+    rows, x = 70_000, jnp.asarray([[0, 0, 0, 0], [1, 0, 0, 0]], dtype)
+    x, y = jnp.tile(x, (rows // 2, 1)), jnp.zeros(rows, jnp.int32)
+    state = evaluation.update(evaluation.empty(4, dtype=dtype), x, y)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+    assert state.weight.high == state.ranks.high[0] == rows
+    losses = np.log([4, (np.e + 3) / np.e])
+    np.testing.assert_allclose(evaluation.compute(state).nll, losses.mean(), rtol=2 * EPS)
+
+
+def test_weights_whose_sum_overflows_leave_no_plausible_number():
+    x, y = jnp.tile(X[:1] * 8, (10, 1)), jnp.zeros(10, jnp.int32)
+    found = evaluation.compute(evaluation.update(evaluation.empty(3), x, y, weights=jnp.full(10, 1e38)))
+    assert found.weight == INF
+    assert all(np.isnan(metric).all() for metric in jax.tree.leaves(found._replace(weight=NAN)))
+    np.testing.assert_allclose(
+        evaluation.fit_temperature(X, Y[::-1], weights=jnp.full(3, 2e38)),
+        evaluation.fit_temperature(X, Y[::-1]),
+        rtol=2 * EPS,
+    )
+
+
+def test_a_donated_state():
+    update = jax.jit(evaluation.update, donate_argnums=0)
+    state = evaluation.empty(3)
+    for _ in range(3):
+        state = update(state, X, Y)
+    assert evaluation.compute(state).weight == 9
+
+
 X = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.5]])
 Y = jnp.array([0, 1, 2])
 BAD = {
@@ -301,6 +358,17 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below():
     found = evaluation.compute(evaluation.update(evaluation.empty(bins=2), logits, jnp.array([0, 0])))
     np.testing.assert_array_equal(found.reliability, [[1, 1], [0.5, 1], [1, 1]])
     assert found.calibration_error == 0.25
+
+
+@pytest.mark.parametrize("bins", [13, 21, 45, 90])
+def test_every_edge_is_in_the_bin_below_as_it_is_rounded(bins):
+    edges = (np.arange(1, bins + 1) / bins).astype(np.float32)
+    rows = jnp.zeros(bins)
+    statistics = jsoftmax.RowStatistics(rows, rows, rows, rows.astype(jnp.int32))
+    state = evaluation.update_from_statistics(
+        evaluation.empty(top_k=1, bins=bins), statistics, statistics.prediction, confidence=edges, brier=rows
+    )
+    np.testing.assert_array_equal(evaluation.compute(state).reliability.weight, np.ones(bins))
 
 
 def test_infinite_losses_and_no_rows():
@@ -532,6 +600,46 @@ def test_the_temperature_of_the_smallest_loss(regime):
     assert best <= min(mean_loss(x, y, float(fit(x, y)) * f) for f in (0.999, 1.001))
 
 
+FLOAT32_SCALES = (1e30, 1e-30, 1e37, 3e37, 1e-37)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [
+        ("float32", FLOAT32_SCALES),
+        ("bfloat16", FLOAT32_SCALES),
+        ("float16", (1e3, 1e-3)),
+        ("float64", (1e300, 1e-300, 3e306)),
+    ],
+)
+def test_the_temperature_at_every_scale_of_the_logits(dtype, scales, x64):
+    """Right to a few ulp, of logits that XLA on CPU does not take for 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    y = np.argmax(x + rng.gumbel(size=x.shape), 1)
+    dtype, wide = jnp.dtype(dtype), np.float64 if dtype == "float64" else np.float32
+    for scale in (1.0, *scales):
+        scaled = np.float64(jnp.asarray(x * scale, dtype))
+        scaled = np.where(np.abs(scaled) < np.finfo(wide).tiny, 0, scaled)
+        found = fit(jnp.asarray(scaled, dtype), y)
+        assert found.dtype == wide
+        unit = 2.0 ** np.round(np.log2(scale))
+        want = best_temperature(scaled / unit, y)
+        np.testing.assert_allclose(
+            np.float64(found) / unit, want, rtol=4 * np.finfo(wide).eps, err_msg=f"{scale}"
+        )
+
+
+def test_the_temperature_of_logits_whose_differences_overflow():
+    x, y = (a[:200] for a in digits())
+    x = x / np.abs(x).max()
+    scaled = x * np.float32(3.4e38)
+    for cap in (None, 5e37):
+        found = evaluation.fit_temperature(scaled, y, soft_cap=cap)
+        z = np.float64(scaled) if cap is None else cap * np.tanh(np.float64(scaled) / cap)
+        np.testing.assert_allclose(found / 2.0**100, best_temperature(z / 2.0**100, y), rtol=8 * EPS)
+
+
 def test_the_temperature_of_rows_that_count():
     x, y = digits()
     w = np.random.default_rng(0).integers(0, 3, len(y))
@@ -623,6 +731,43 @@ ERRORS = {
         ValueError,
         "update_from_statistics",
         r"give confidence= and brier=, or begin with evaluation\.empty\(bins=None\)",
+    ),
+    "metrics of metrics": (
+        lambda: evaluation.compute(evaluation.compute(STATE)),
+        TypeError,
+        "compute",
+        r"state is of type Metrics, not State; begin with evaluation\.empty\(\)",
+    ),
+    "no state": (lambda: evaluation.update(None, X, Y), TypeError, "update", "state is of type NoneType"),
+    "a state as a list": (
+        lambda: evaluation.merge_across(jax.tree.leaves(STATE), "rows"),
+        TypeError,
+        "merge_across",
+        "state is of type list",
+    ),
+    "a state and metrics": (
+        lambda: evaluation.merge(STATE, evaluation.compute(STATE)),
+        TypeError,
+        "merge",
+        "b is of type Metrics, not State",
+    ),
+    "statistics without a state": (
+        lambda: evaluation.update_from_statistics(jsoftmax.row_statistics(X, Y), Y, Y),
+        TypeError,
+        "update_from_statistics",
+        "state is of type RowStatistics",
+    ),
+    "logits as statistics": (
+        lambda: evaluation.update_from_statistics(STATE, X, Y),
+        TypeError,
+        "update_from_statistics",
+        r"not RowStatistics; give what row_statistics .* found, or logits to evaluation\.update",
+    ),
+    "a state of 16 bits": (
+        lambda: evaluation.update(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), STATE), X, Y),
+        TypeError,
+        "update",
+        "the sums of state are bfloat16; leave a state in the dtype",
     ),
     "states of other measures": (
         lambda: evaluation.merge(STATE, evaluation.empty(3, bins=10)),

@@ -28,7 +28,7 @@ LAYERS = (
 EVALUATION = (
     ("_sums", "_labels"),
     ("_state", "_temperature"),
-    ("_batches", "_metrics"),
+    ("_batches", "_merging", "_metrics"),
     ("__init__",),
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))

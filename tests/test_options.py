@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import operator
+import re
 from pathlib import Path
 
 import definitions
@@ -319,6 +320,89 @@ def test_what_is_ignored_may_hold_anything(reduction):
     assert not dx[1].any()
     for name, want in do_kept.items():
         np.testing.assert_allclose(do[name], want, rtol=10 * EPS, err_msg=name)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_a_row_masked_whole_is_no_row(soft):
+    """Whatever lies there: values and gradients are those of the rows that are left."""
+    given = inputs(soft, jnp.float32)
+    kept, gone = np.array([0, 2, 3, 5]), np.array([1, 4])
+    if soft:
+        given["labels"] = jnp.where(given["where"], given["labels"], 0)
+    per_row = [name for name in given if name != "class_weights"]
+    few = {name: a[kept] if name in per_row else a for name, a in given.items()}
+    given |= {
+        "x": given["x"].at[gone].set(jnp.nan),
+        "labels": given["labels"].at[gone].set(jnp.nan if soft else CLASSES),
+        "where": given["where"].at[gone].set(False),
+    }
+
+    @jax.jit
+    def losses_and_gradients(given, scale):
+        options = {k: a for k, a in given.items() if k in ("where", "labels")}
+
+        def of(reduction, floats, **less):
+            floats = {name: a for name, a in floats.items() if name not in less}
+            x = floats.pop("x")
+            given = {**floats, **options, **less}
+            loss = jsoftmax.cross_entropy(x, given.pop("labels"), reduction=reduction, **given)
+            return jnp.sum(loss * (scale if reduction == "none" else 1)), loss
+
+        floats = {name: a for name, a in given.items() if name not in options}
+        found = {r: jax.value_and_grad(functools.partial(of, r), has_aux=True)(floats) for r in REDUCTIONS}
+        return {name: (value[1], gradients) for name, (value, gradients) in found.items()}, {
+            "unweighted": of("mean", floats, class_weights=None)[1],
+            "of rows": of("mean", floats, where=jnp.any(given["where"], -1, keepdims=True))[1],
+            "of ids": None if soft else of("mean", floats, ignore_index=IGNORED)[1],
+        }
+
+    with jax.debug_nans(True):
+        got, means = losses_and_gradients(given, jnp.arange(1.0, 7))
+    want, means_of_few = losses_and_gradients(few, jnp.arange(1.0, 7)[kept])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=10 * EPS), means, means_of_few)
+    for reduction, (loss, gradients) in got.items():
+        if reduction == "none":
+            np.testing.assert_array_equal(loss[gone], 0)
+            loss = loss[kept]
+        np.testing.assert_allclose(loss, want[reduction][0], rtol=10 * EPS)
+        for name, gradient in gradients.items():
+            if name in per_row:
+                np.testing.assert_array_equal(gradient[gone], 0, err_msg=f"{reduction}, {name}")
+                gradient = gradient[kept]
+            np.testing.assert_allclose(gradient, want[reduction][1][name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (4, 1, 6)), ((0, 2), (1, 5, 1)), (None, (1, 1, 1))], ids=str)
+def test_padding_along_any_axis(axis, shape):
+    """Masks of length 1 along the classes; where every row is masked, the mean is over nothing."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 5, 6)), jnp.float32)
+    live = jnp.asarray(rng.random(shape) < 0.5).at[-1, -1, -1].set(False)
+    losses = jsoftmax.cross_entropy(x, jax.nn.softmax(x, axis), axis=axis)
+    rows = jnp.broadcast_to(live.reshape([n for n in shape if n > 1]), losses.shape)
+    got = jsoftmax.cross_entropy(x, jax.nn.softmax(x, axis), axis=axis, where=live, reduction="mean")
+    np.testing.assert_allclose(
+        got, jnp.sum(losses, where=rows) / jnp.maximum(rows.sum(), 1).astype(float), rtol=10 * EPS
+    )
+
+
+def test_a_constant_mask_is_not_reduced_by_the_compiler():
+    """XLA folds reductions of constants, for minutes if they are large."""
+    where = np.arange(12).reshape(3, 4) % 5 > 0
+
+    def mean(x):
+        return jsoftmax.cross_entropy(x, jnp.zeros(3, int), where=where, reduction="mean")
+
+    text = jit_in_full(mean).lower(jnp.zeros((3, 4))).as_text()
+    (mask,) = re.findall(r"(%\w+) = stablehlo\.optimization_barrier %\w+ : tensor<3x4xi1>", text)
+    assert re.search(rf"stablehlo\.reduce\({mask} init", text)
+
+
+def test_a_row_that_only_its_logits_leave_without_a_class_counts():
+    x, y = jnp.array([[0.0, 0.0], [-jnp.inf, -jnp.inf], [-jnp.inf, 1.0]]), jnp.zeros(3, int)
+    where = jnp.array([[True, True], [True, True], [True, False]])
+    mean = jsoftmax.cross_entropy(x, y, where=where, reduction="mean")
+    np.testing.assert_allclose(mean, np.log(2) / 3, rtol=4 * EPS)
 
 
 def test_the_mean_over_nothing_is_0():

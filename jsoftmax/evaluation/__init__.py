@@ -18,8 +18,9 @@ is a tree of small arrays, which passes through `jit`, `scan` and `vmap`, betwee
 """
 
 from jsoftmax.evaluation._batches import update, update_from_statistics
+from jsoftmax.evaluation._merging import merge, merge_across
 from jsoftmax.evaluation._metrics import Metrics, Reliability, compute
-from jsoftmax.evaluation._state import State, empty, merge, merge_across
+from jsoftmax.evaluation._state import State, empty
 from jsoftmax.evaluation._temperature import fit_temperature
 
 __all__ = [

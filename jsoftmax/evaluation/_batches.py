@@ -15,7 +15,7 @@ from jsoftmax._row_numbers import numbers
 from jsoftmax._row_statistics import RowStatistics
 from jsoftmax._scaling import Scaling
 from jsoftmax.evaluation import _labels
-from jsoftmax.evaluation._state import Rows, State, absorb
+from jsoftmax.evaluation._state import Rows, State, absorb, check_states, check_type
 
 LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with what 16 bits may round up
 
@@ -34,10 +34,10 @@ def update(
 ) -> State:
     """The state with a batch of rows added: their logits and class ids.
 
-    A row of weight 0, or with the label `ignore_index`, counts for nothing, whatever lies there. A class id
-    outside [0, V), NaN or +inf in a live class, a weight below 0: each makes every metric but `weight` NaN,
-    in this state and all it is merged into. A row with no live class has loss 0, as in `cross_entropy`, and
-    is predicted wrong, with confidence 0 and a Brier score of 1.
+    A row of weight 0, or with the label `ignore_index`, or that `where` masks whole, counts for nothing,
+    whatever lies there. A class id outside [0, V), NaN or +inf in a live class, a weight below 0: each makes
+    every metric but `weight` NaN, in this state and all it is merged into. A row with no live class has
+    loss 0, as in `cross_entropy`, and is predicted wrong, with confidence 0 and a Brier score of 1.
 
     Before the label come the classes with a larger logit, and those with the same and a smaller index, as in
     argmax and ``jax.lax.top_k``; no sort. A dead label is no choice at all.
@@ -50,7 +50,8 @@ def update(
       labels: class ids as integers, in the shape of `logits` without `axis`.
       axis: the class axis, one alone.
       ignore_index: rows with this class id count for nothing.
-      weights: from 0 up, in the shape of `labels`; 1 if not given.
+      weights: from 0 up, in the shape of `labels`; 1 if not given. Their sums, and their products with the
+        losses, have to be normal numbers.
       where: True for the classes that count, as for `jsoftmax.cross_entropy`.
       soft_cap: as there.
       temperature: as there.
@@ -69,6 +70,7 @@ def update(
     >>> print(f"{metrics.nll:.4f}", metrics.top_k_accuracy[:2], metrics.per_class_accuracy)
     0.6878 [0.6666667 1.       ] [0.5 1.  0. ]
     """
+    check_states("update", state=state)
     call = Call(
         "evaluation.update",
         logits=logits,
@@ -103,11 +105,12 @@ def _update(
     weights: Array | None,
     ignored: Array | None,
 ) -> State:
-    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis)
+    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis, scaling.where)
     if labels.counted is not None:
         x = jnp.where(labels.counted, x, 0)
         ids = jnp.where(labels.counted, ids, 0)  # as they came: bad ones are reported
-    nll = numbers((axis,), frozenset({"nll"}), x, ids, scaling, None, labels.counted)["nll"]
+    found = numbers((axis,), frozenset({"nll"}), x, ids, scaling, None, labels.counted, beside=labels.weights)
+    nll = found["nll"]
     brier = confidence = None
     if state.calibration is not None:
         index = lax.broadcasted_iota(jnp.int32, [n if i == axis else 1 for i, n in enumerate(x.shape)], axis)
@@ -154,7 +157,8 @@ def update_from_statistics(
     """The state with a batch of rows added: their `RowStatistics`, where logits were never held.
 
     They tell the loss and the prediction: enough for ``empty(top_k=1, bins=None)``. A state that measures
-    more wants more of every row. All else as for `update`.
+    more wants more of every row. All else as for `update`, but that statistics do not tell a row that was
+    masked whole from one whose every logit is −inf: give such a row weight 0.
 
     Args:
       state: of `empty`, or any other.
@@ -185,6 +189,9 @@ def update_from_statistics(
     >>> print(f"{metrics.nll:.4f} {metrics.accuracy:.1f}")
     1.6809 0.5
     """
+    check_states("update_from_statistics", state=state)
+    remedy = "give what row_statistics or linear_row_statistics found, or logits to evaluation.update"
+    check_type("update_from_statistics", RowStatistics, remedy, statistics=statistics)
     call = Call(
         "evaluation.update_from_statistics",
         nll=statistics.nll,

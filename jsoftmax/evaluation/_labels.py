@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax._arguments import Call
-from jsoftmax._reports import is_other
+from jsoftmax._loss_terms import counted_rows
 
 
 class Labels(NamedTuple):
@@ -49,10 +49,17 @@ def row_weights(call: Call) -> Array | None:
 
 
 def of_rows(
-    ids: Array, weights: Array | None, ignored: Array | None, classes: int | None, axis: int | None = None
+    ids: Array,
+    weights: Array | None,
+    ignored: Array | None,
+    classes: int | None,
+    axis: int | None = None,
+    where: Array | None = None,
 ) -> Labels:
-    """What `ignored` and weights of 0 leave of the labels, which have length 1 along `axis`."""
-    counted = None if ignored is None else is_other(ids, ignored)
+    """What `ignored`, `where` and weights of 0 leave of the labels, which have length 1 along `axis`."""
+    counted = counted_rows(ids, ignored, where, () if axis is None else (axis,))
+    if counted is not None:
+        counted = counted & jnp.ones_like(ids, bool)
     if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)  # that holds the number of classes too
     if weights is not None:

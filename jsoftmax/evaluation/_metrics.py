@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax._arguments import Call
-from jsoftmax.evaluation._state import State
+from jsoftmax.evaluation._state import State, check_states
 from jsoftmax.evaluation._sums import Sum, add, fold
 
 
@@ -53,8 +53,8 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
 
     Every mean over no rows is 0, as that of `jsoftmax.cross_entropy` is: nothing was lost, and nothing was
     right. So the perplexity is 1, and a class or a bin without rows has accuracy 0; their weights tell.
-    Where a row had a bad label or NaN, every metric but `weight` is NaN; where one had a dead label, nll and
-    perplexity are +inf.
+    Where a row had a bad label or NaN, or the sum of the weights overflowed, every metric but `weight` is
+    NaN; where one had a dead label, nll and perplexity are +inf.
 
     Args:
       state: of `update`, `merge` or `merge_across`.
@@ -66,7 +66,7 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
       and for `bits_per_byte` without `num_bytes`.
 
     Raises:
-      TypeError, ValueError: for a number of bytes that is none, or not one.
+      TypeError, ValueError: for what is no state, a number of bytes that is none, or not one.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import evaluation
@@ -79,6 +79,7 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
 
     Source: Guo et al. (2017) for the calibration error, Brier (1950).
     """
+    check_states("compute", state=state)
     if isinstance(num_bytes, int):
         num_bytes = float(num_bytes)
     call = Call("evaluation.compute", num_bytes=num_bytes)
@@ -120,8 +121,9 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
         per_class_accuracy=None if classes is None else _mean(classes.correct, classes.weight),
         per_class_weight=None if classes is None else classes.weight.high,
     )
-    # A row that is NaN in its loss has no right place in any sum.
-    valid = jax.tree.map(lambda metric: jnp.where(jnp.isnan(nll), jnp.nan, metric), found)
+    # A row that is NaN in its loss has no right place in any sum, and no mean is over infinitely many rows.
+    bad = jnp.isnan(nll) | (state.weight.high == jnp.inf)
+    valid = jax.tree.map(lambda metric: jnp.where(bad, jnp.nan, metric), found)
     return valid._replace(weight=found.weight)
 
 

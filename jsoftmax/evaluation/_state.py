@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
-from jsoftmax import _reductions
+from jsoftmax import _reductions, rules
 from jsoftmax._arguments import Call
 from jsoftmax.evaluation import _sums
 from jsoftmax.evaluation._labels import Labels
@@ -69,7 +69,7 @@ def empty(
       top_k: how many first choices the label is looked for in.
       bins: how many intervals of equal width the confidences are sorted into; None leaves out the
         calibration, its error and the Brier score.
-      dtype: of the two words of every sum. In float32 they hold 48 bits.
+      dtype: of the two words of every sum, which are in at least float32: there they hold 48 bits.
 
     Returns:
       `State`.
@@ -86,7 +86,7 @@ def empty(
     for name in ("num_classes", "top_k", "bins"):
         if name == "top_k" or call.arguments[name] is not None:
             call.size(name, least=1)
-    wide = call.float_dtype("dtype")
+    wide = rules.computing_dtype(call.float_dtype("dtype"))
 
     def zero(*shape: int) -> Sum:
         return _sums.zero(shape, wide)
@@ -98,6 +98,26 @@ def empty(
         None if bins is None else Calibration(zero(), Groups(zero(bins), zero(bins)), zero(bins)),
         None if num_classes is None else Groups(zero(num_classes), zero(num_classes)),
     )
+
+
+def check_states(function: str, **states: Any) -> None:
+    """Refuses arguments of a public function that are no states, or whose sums have lost their digits."""
+    check_type(
+        function, State, "begin with evaluation.empty(), and give what update or merge found", **states
+    )
+    for name, state in states.items():
+        if jnp.finfo(state.nll.high.dtype).bits < 32:
+            problem = f"the sums of {name} are {state.nll.high.dtype}"
+            call = Call(f"evaluation.{function}", **states)
+            raise call.error(TypeError, problem, "leave a state in the dtype that it comes in")
+
+
+def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None:
+    """Refuses arguments of a public function that are of another type."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            problem = f"{name} is of type {type(value).__name__}, not {kind.__name__}"
+            raise Call(f"evaluation.{function}", **arguments).error(TypeError, problem, remedy)
 
 
 def absorb(state: State, rows: Rows, labels: Labels) -> State:
@@ -131,9 +151,7 @@ def absorb(state: State, rows: Rows, labels: Labels) -> State:
 
     calibration = classes = None
     if state.calibration is not None:
-        bins = state.calibration.confidence.high.shape[-1]
-        index = jnp.clip(jnp.ceil(rows.confidence * bins) - 1, 0, bins - 1).astype(jnp.int32)
-        in_bin = members(index, state.calibration.confidence)
+        in_bin = _in_bins(rows.confidence, state.calibration.confidence.high.shape[-1])
         calibration = Calibration(total(rows.brier), groups(in_bin), total(rows.confidence, in_bin))
     if state.classes is not None:
         classes = groups(members(ids, state.classes.weight))
@@ -142,91 +160,23 @@ def absorb(state: State, rows: Rows, labels: Labels) -> State:
     return added(state, State(tally(everywhere), total(rows.nll), ranks, calibration, classes))
 
 
+def _in_bins(confidence: Array, bins: int) -> Array:
+    """In which of n bins every confidence lies: i/n < confidence <= (i + 1)/n, rounded as it is."""
+    edges = [i / bins for i in range(1, bins)]
+    lower, upper = (
+        jnp.asarray(bounds, confidence.dtype).reshape((1,) * confidence.ndim + (bins,))
+        for bounds in ([-math.inf, *edges], [*edges, math.inf])
+    )
+    confidence = jnp.expand_dims(confidence, -1)
+    return (lower < confidence) & (confidence <= upper)
+
+
 @jax.jit
 def added(a: State, b: State) -> State:
     """Every sum of one state added to that of the other."""
-    return jax.tree.map(_sums.add, a, b, is_leaf=_is_sum)
+    return jax.tree.map(_sums.add, a, b, is_leaf=is_sum)
 
 
-def merge(a: State, b: State) -> State:
-    """The state of the rows of both: of two batches, devices, processes or files, in any order.
-
-    Commutative to the last bit, and `empty` changes nothing; associative to about 1e-14 for every merge.
-
-    Raises:
-      ValueError: where the states do not measure the same.
-
-    >>> import jax.numpy as jnp
-    >>> from jsoftmax import evaluation
-    >>> nothing = evaluation.empty()
-    >>> one, two = (evaluation.update(nothing, jnp.eye(3), jnp.array(y)) for y in ([0, 1, 2], [0, 0, 0]))
-    >>> print(f"{evaluation.compute(evaluation.merge(one, two)).accuracy:.4f}")
-    0.6667
-
-    Processes exchange their states, stacked, and each merges them all; a state is saved as its leaves:
-
-    >>> import functools, io, jax, numpy as np
-    >>> stacked = jax.tree.map(lambda *leaves: np.stack(leaves), one, two)  # as process_allgather(state) does
-    >>> states = [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(2)]
-    >>> state, file = functools.reduce(evaluation.merge, states), io.BytesIO()
-    >>> np.savez(file, *jax.tree.leaves(state)), file.seek(0)
-    (None, 0)
-    >>> restored = jax.tree.unflatten(jax.tree.structure(nothing), np.load(file).values())
-    >>> print(f"{evaluation.compute(restored).accuracy:.4f}")
-    0.6667
-    """
-    if _measures(a) != _measures(b):
-        call = Call("evaluation.merge", a=_measures(a), b=_measures(b))
-        problem = "the states differ in what they measure (num_classes, top_k, bins, dtype)"
-        raise call.error(ValueError, problem, "begin both with the same evaluation.empty(...)")
-    return added(a, b)
-
-
-class _Measures(NamedTuple):
-    """What `empty` was asked for."""
-
-    num_classes: int | None
-    top_k: int
-    bins: int | None
-    dtype: str
-
-    def __repr__(self) -> str:
-        return f"State({', '.join(map(str, self))})"
-
-
-def _measures(state: State) -> _Measures:
-    return _Measures(
-        None if state.classes is None else state.classes.weight.high.shape[-1],
-        state.ranks.high.shape[-1],
-        None if state.calibration is None else state.calibration.confidence.high.shape[-1],
-        str(state.nll.high.dtype),
-    )
-
-
-def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
-    """The state of the rows of all shards along a named axis, the same on every shard.
-
-    One sum of zeros but for the shard's own state, laid side by side: a sum of the states themselves would
-    round away what their low words keep.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from jsoftmax import evaluation
-    >>> def shard(logits, labels):
-    ...     state = evaluation.update(evaluation.empty(), logits, labels)
-    ...     return evaluation.compute(evaluation.merge_across(state, "shards")).accuracy
-    >>> logits, labels = jnp.stack([jnp.eye(3)] * 2), jnp.array([[0, 1, 2], [0, 0, 0]])
-    >>> print(jax.vmap(shard, axis_name="shards")(logits, labels))
-    [0.6666667 0.6666667]
-    """
-    shard, shards = lax.axis_index(axis_name), lax.axis_size(axis_name)
-
-    def side_by_side(leaf: Array) -> Array:
-        place = lax.broadcasted_iota(jnp.int32, (shards, *(1,) * leaf.ndim), 0)
-        return jnp.where(place == shard, leaf[None], 0)
-
-    stacked = lax.psum(jax.tree.map(side_by_side, state), axis_name)
-    return jax.tree.map(lambda part: _sums.fold(part, (0,)), stacked, is_leaf=_is_sum)
-
-
-def _is_sum(node: Any) -> bool:
+def is_sum(node: Any) -> bool:
+    """Whether it is a leaf of a state."""
     return isinstance(node, Sum)

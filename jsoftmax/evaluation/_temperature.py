@@ -41,7 +41,8 @@ def fit_temperature(
 
     M falls from the mean distance to 0. Newton's method solves log M(β) = log G, bisecting log β where a step
     would leave the bracket that the signs so far have left. M and G are sums of one sign: they keep their
-    digits at every scale of the logits, and T is as accurate as their quotient.
+    digits, and T is as accurate as their quotient. Logits are measured in a power of 2, and M and G in T: at
+    every scale of the logits T is as accurate, if it is a normal number, and G/T too.
 
     Where the loss is smallest at no T: with every label on the largest logit of its row it falls on towards
     T = 0, and the answer is the smallest normal number; where the labels lie no nearer than chance would,
@@ -97,9 +98,9 @@ def fit_temperature(
 
 
 class _Search(NamedTuple):
-    """β, the bracket around the best one, and whether β is that to its rounding."""
+    """T, the bracket around the best one, and whether T is that to its rounding."""
 
-    beta: Array
+    temperature: Array
     low: Array
     high: Array
     steps: Array
@@ -110,27 +111,33 @@ class _Search(NamedTuple):
 def _fit(
     axis: int, x: Array, ids: Array, scaling: Scaling, weights: Array | None, ignored: Array | None
 ) -> Array:
-    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis)
+    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis, scaling.where)
     if labels.counted is not None:
         x = jnp.where(labels.counted, x, 0)
-    dtype = rules.computing_dtype(x.dtype)
-    limits = jnp.finfo(dtype)
+    limits = jnp.finfo(rules.computing_dtype(x.dtype))
     top = _scaling.peak(x, scaling, (axis,))
-    mean = _mean_over(labels, top.shape, dtype)
+    mean = _mean_over(labels, top.shape, limits.dtype)
+    # In these units no difference of logits overflows; none is lost, and T has room to be far larger.
+    room = limits.maxexp * 3 // 4
+    unit = _power_near(_scaling.ordered(x, scaling, top)[0], -room, 3, over=room)
 
     def distances() -> tuple[Array, Array]:
-        """g, and the live classes: made anew for every sum over them, and not stored."""
-        u = _scaling.shifted(x, scaling, top).u
-        live = u != -jnp.inf
-        return jnp.where(live, -u, 0), live
+        """g, in units, and the live classes: made anew for every sum over them, and not stored."""
+        z, z_top = _scaling.ordered(x, scaling, top)
+        ordered = _scaling.ordered_live(x, scaling)
+        live = ordered != -jnp.inf
+        g = z_top * (1 / unit) - z * (1 / unit)
+        # Compiled twice, the tanh of a soft cap may round in two ways.
+        at_top = (g < 0) | (ordered == top) & (top < jnp.inf)
+        return jnp.where(live & ~at_top, g, 0), live
 
     def row_sum(values: Array) -> Array:
         return jnp.sum(values, axis, keepdims=True)
 
-    def moments(beta: Array) -> tuple[Array, Array]:
-        """``β·M`` and ``−β²·dM/dβ``."""
+    def moments(temperature: Array) -> tuple[Array, Array]:
+        """``M/T`` and ``−dM/dβ/T²``."""
         g, live = distances()
-        v = jnp.minimum(beta * g, FARTHEST)
+        v = jnp.minimum(g / temperature, FARTHEST)
         e = jnp.where(live, jnp.exp(-v), 0)
         total = row_sum(e)
         total = jnp.where(total == 0, 1, total)
@@ -138,43 +145,53 @@ def _fit(
         return mean(first), mean(second - jnp.square(first))
 
     g, live = distances()
-    number = row_sum(live.astype(dtype))
-    widest = mean(row_sum(g / jnp.maximum(number, 1)))
+    number = row_sum(live.astype(g.dtype))
     hit = _reductions.hits(labels.ids, axis, x.shape[axis])
     of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
     of_label = jnp.where(labels.ids < 0, jnp.nan, jnp.where(number == 0, 0, of_label))
-    goal = mean(of_label)
+    farthest = jnp.max(g, initial=0)
+    farthest = jnp.where(farthest == 0, 1, farthest)
+    goal, widest = mean(of_label / farthest), mean(row_sum(g / farthest / jnp.maximum(number, 1)))
 
     def step(s: _Search) -> _Search:
-        first, second = moments(s.beta)
-        excess = jnp.log(first / (s.beta * goal))  # log M − log G
-        low = jnp.where(excess > 0, s.beta, s.low)
-        high = jnp.where(excess > 0, s.high, s.beta)
+        first, second = moments(s.temperature)
+        excess = jnp.log(first / mean(of_label / s.temperature))  # log M − log G
+        low = jnp.where(excess > 0, s.low, s.temperature)
+        high = jnp.where(excess > 0, s.temperature, s.high)
         change = excess * (first / second)
-        newton = s.beta * (1 + change)
-        between = jnp.where(low == 0, high / 8, jnp.sqrt(low) * jnp.sqrt(high))
-        beta = jnp.where((newton > low) & (newton < high), newton, between)
+        newton = s.temperature / (1 + change)
+        between = jnp.where(high == limits.max, 8 * low, jnp.sqrt(low) * jnp.sqrt(high))
+        temperature = jnp.where((newton > low) & (newton < high), newton, between)
         close = 2 * limits.eps
         settled = (jnp.abs(excess) <= close) | (jnp.abs(change) <= close) | (high <= low * (1 + close))
-        return _Search(jnp.where(settled, s.beta, beta), low, high, s.steps + 1, settled)
+        return _Search(jnp.where(settled, s.temperature, temperature), low, high, s.steps + 1, settled)
 
-    solvable = (goal > 0) & (goal < widest)
-    start = jnp.where(solvable, 1 / widest, 1)
-    farthest = jnp.full_like(start, 1 / limits.tiny)
-    search = _Search(start, jnp.zeros_like(start), farthest, jnp.zeros_like(ids, shape=()), ~solvable)
+    right = jnp.max(of_label, initial=0) == 0
+    solvable = ~right & (goal < widest)
+    start = jnp.where(solvable, jnp.maximum(widest * farthest, limits.tiny), 1)
+    least, most = (jnp.full_like(start, limit) for limit in (limits.tiny, limits.max))
+    search = _Search(start, least, most, jnp.zeros_like(ids, shape=()), ~solvable)
     search = lax.while_loop(lambda s: ~s.settled & (s.steps < MOST_STEPS), step, search)
-    answer = 1 / search.beta
+    answer = jnp.clip(search.temperature * unit, limits.tiny, limits.max)
     answer = jnp.where(goal >= widest, limits.max, answer)
-    answer = jnp.where(goal == 0, limits.tiny, answer)
+    answer = jnp.where(right, limits.tiny, answer)
     answer = jnp.where(widest == 0, 1, answer)
     return jnp.where(jnp.isfinite(goal) & jnp.isfinite(widest), answer, jnp.nan)
+
+
+def _power_near(values: Array, least: int, most: int, over: int = 0) -> Array:
+    """The power of 2 next above the largest of the finite values, over 2^over; between two bounds."""
+    _, exponent = jnp.frexp(jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0))
+    return jnp.ldexp(jnp.ones((), values.dtype), jnp.clip(exponent - over, least, most))
 
 
 def _mean_over(labels: Labels, shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Array], Array]:
     """The mean over the rows that count, by their weights, as a sum of shares: it cannot overflow."""
     axes = range(len(shape))
     if labels.weights is not None:
-        share = labels.weights.astype(dtype)
+        weights = labels.weights.astype(rules.computing_dtype(labels.weights.dtype))
+        limits = jnp.finfo(weights.dtype)
+        share = (weights / _power_near(weights, limits.minexp, -limits.minexp)).astype(dtype)
         whole = _sums.total(share, axes, dtype).high
     elif labels.counted is not None:
         share = labels.counted.astype(dtype)

@@ -1,0 +1,96 @@
+"""States put together: those of two batches, and those of all shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax._arguments import Call
+from jsoftmax.evaluation import _sums
+from jsoftmax.evaluation._state import State, added, check_states, is_sum
+
+
+def merge(a: State, b: State) -> State:
+    """The state of the rows of both: of two batches, devices, processes or files, in any order.
+
+    Commutative to the last bit, and `empty` changes nothing; associative to about 1e-14 for every merge.
+
+    Raises:
+      TypeError, ValueError: for what is no state; where the states do not measure the same.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import evaluation
+    >>> nothing = evaluation.empty()
+    >>> one, two = (evaluation.update(nothing, jnp.eye(3), jnp.array(y)) for y in ([0, 1, 2], [0, 0, 0]))
+    >>> print(f"{evaluation.compute(evaluation.merge(one, two)).accuracy:.4f}")
+    0.6667
+
+    Processes exchange their states, stacked, and each merges them all; a state is saved as its leaves:
+
+    >>> import functools, io, jax, numpy as np
+    >>> stacked = jax.tree.map(lambda *leaves: np.stack(leaves), one, two)  # as process_allgather(state) does
+    >>> states = [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(2)]
+    >>> state, file = functools.reduce(evaluation.merge, states), io.BytesIO()
+    >>> np.savez(file, *jax.tree.leaves(state)), file.seek(0)
+    (None, 0)
+    >>> restored = jax.tree.unflatten(jax.tree.structure(nothing), np.load(file).values())
+    >>> print(f"{evaluation.compute(restored).accuracy:.4f}")
+    0.6667
+    """
+    check_states("merge", a=a, b=b)
+    if _measures(a) != _measures(b):
+        call = Call("evaluation.merge", a=_measures(a), b=_measures(b))
+        problem = "the states differ in what they measure (num_classes, top_k, bins, dtype)"
+        raise call.error(ValueError, problem, "begin both with the same evaluation.empty(...)")
+    return added(a, b)
+
+
+class _Measures(NamedTuple):
+    """What `empty` was asked for."""
+
+    num_classes: int | None
+    top_k: int
+    bins: int | None
+    dtype: str
+
+    def __repr__(self) -> str:
+        return f"State({', '.join(map(str, self))})"
+
+
+def _measures(state: State) -> _Measures:
+    return _Measures(
+        None if state.classes is None else state.classes.weight.high.shape[-1],
+        state.ranks.high.shape[-1],
+        None if state.calibration is None else state.calibration.confidence.high.shape[-1],
+        str(state.nll.high.dtype),
+    )
+
+
+def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
+    """The state of the rows of all shards along a named axis, the same on every shard.
+
+    One sum of zeros but for the shard's own state, laid side by side: a sum of the states themselves would
+    round away what their low words keep.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jsoftmax import evaluation
+    >>> def shard(logits, labels):
+    ...     state = evaluation.update(evaluation.empty(), logits, labels)
+    ...     return evaluation.compute(evaluation.merge_across(state, "shards")).accuracy
+    >>> logits, labels = jnp.stack([jnp.eye(3)] * 2), jnp.array([[0, 1, 2], [0, 0, 0]])
+    >>> print(jax.vmap(shard, axis_name="shards")(logits, labels))
+    [0.6666667 0.6666667]
+    """
+    check_states("merge_across", state=state)
+    shard, shards = lax.axis_index(axis_name), lax.axis_size(axis_name)
+
+    def side_by_side(leaf: Array) -> Array:
+        place = lax.broadcasted_iota(jnp.int32, (shards, *(1,) * leaf.ndim), 0)
+        return jnp.where(place == shard, leaf[None], 0)
+
+    stacked = lax.psum(jax.tree.map(side_by_side, state), axis_name)
+    return jax.tree.map(lambda part: _sums.fold(part, (0,)), stacked, is_leaf=is_sum)
