@@ -58,7 +58,7 @@ class _Counts(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A call of a function of rows, as one of leaves."""
+    """A call of a function of rows, as one of leaves, in the mode of the caller whenever it is traced."""
 
     function: Function
     static: Hashable
@@ -116,7 +116,7 @@ def _map(leaves: Sequence[Any], axes: Sequence[int | None], *, call: _Call) -> t
     ):
         rows = map(as_rows, leaves[: call.counts.rows], is_mapped)
         found = _row_wise.bind(*rows, *leaves[call.counts.rows :], call=call)
-        found = [a.reshape(size, -1, *a.shape[1:]) for a in found]
+        found = [a.reshape(size, leaves[0].shape[1], *a.shape[1:]) for a in found]
     else:
         found = lax.map(of_element, [a for a, is_mapped in zip(leaves, is_mapped, strict=True) if is_mapped])
     return found, [0] * len(found)
