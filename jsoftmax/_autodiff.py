@@ -46,6 +46,11 @@ def forward_mode() -> AbstractContextManager[None]:
     return _forward_mode(True)
 
 
+def in_mode(forward: bool) -> AbstractContextManager[None]:
+    """Trace with forward-mode rules, or with reverse-mode rules."""
+    return _forward_mode(forward)
+
+
 def in_forward_mode() -> bool:
     """Whether functions are traced with forward-mode rules."""
     return _forward_mode.value
@@ -151,11 +156,14 @@ def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Call
     return function
 
 
-def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any]:
+def with_gradients(
+    value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
+) -> Callable[..., Any]:
     """A function to a scalar, that finds its gradients along with its value.
 
     ``value_and_gradients(static, asked, *arguments)`` gives both; `asked` is a tree of booleans like that of
-    the arguments, and a gradient is None where it is not asked for. Reverse mode only.
+    the arguments, and a gradient is None where it is not asked for. Reverse mode only. Where the gradients
+    are not to be held, unless ``are_held(asked)``, those of ``value(static, *arguments)`` take their place.
     """
     both = jax.jit(value_and_gradients, static_argnums=(0, 1))
 
@@ -165,11 +173,15 @@ def with_gradients(value_and_gradients: Callable[..., Any]) -> Callable[..., Any
 
     def find(static: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = _values(primals)
-        value, gradients = both(static, asked, *values)
-        kinds = jax.tree.map(lambda a: (a.dtype, place(a)), values)
-        return value, (gradients, _Static(kinds))
+        if not are_held(asked):
+            chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, values, asked)
+            return jax.vjp(lambda chosen: value(static, *_or_else(chosen, values)), chosen)
+        found, gradients = both(static, asked, *values)
+        return found, (gradients, _Static(jax.tree.map(lambda a: (a.dtype, place(a)), values)))
 
     def scale(static: Any, saved: Any, g: Array) -> Any:
+        if not isinstance(saved, tuple):
+            return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
         return _along(lambda d, kind: brought_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
@@ -259,6 +271,11 @@ def _along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
         return None if d is None else f(d, *facts)
 
     return jax.tree.map(apply, cotangents, *facts, is_leaf=lambda d: d is None)
+
+
+def _or_else(chosen: Any, others: Any) -> Any:
+    """A tree of arguments that are `chosen`, and the `others` where it has None."""
+    return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda a: a is None)
 
 
 def _without_zeros(tree: Any) -> Any:

@@ -6,14 +6,17 @@ rows and, as a rule, all of the classes, so that its loss and its gradient are k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._sharding import is_whole
+from jsoftmax._recomputation import unseen_on_cpu
+from jsoftmax._sharding import most_shards, zeros
 
 SMALL_BLOCK = 2**26  # bytes of logits that are never worth cutting
 LARGE_BLOCK = 2**30  # bytes of logits that a block never exceeds, but for one row's
@@ -98,36 +101,58 @@ def _even(total: int, size: int) -> int:
 
 
 def over_rows(
-    plan: BlockPlan, body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any
+    plan: BlockPlan, body: Callable[[Any, Any, Array | None], tuple[Any, Any]], carry: Any, rows: Any
 ) -> tuple[Any, Any]:
-    """``carry, outputs = body(carry, rows of a block)``, over all blocks; the outputs as long as the rows.
+    """``carry, outputs = body(carry, rows of a block, counted)``, over all blocks.
 
-    A block has rows that lie side by side; if they may be sharded, block k of n has the rows k, k + n,
-    k + 2n, …, some of every shard. Places left at the end are filled with the last row, whose booleans are
-    False there.
+    Outputs are as long as the rows.
+    A block is read where it lies, and its outputs are written where they will lie: nothing as long as the
+    rows is copied. If these may be sharded, a block has as many rows of every shard. Where blocks do not fill
+    up, the first reaches into the second, which writes the rows again that they share; `counted`, [B, 1], is
+    False there in the first.
     """
-    count, size = plan.row_blocks, plan.block_rows
-    if count == 1:
-        return body(carry, rows)
-    side_by_side = all(is_whole(a, 0) for a in jax.tree.leaves(rows))
+    if plan.row_blocks == 1:
+        return body(carry, rows, None)
+    groups = math.gcd(plan.rows, math.lcm(*(most_shards(a, 0) for a in jax.tree.leaves(rows))))
+    length, size = plan.rows // groups, -(-plan.block_rows // groups)
+    count = -(-length // size)
+    spare = count * size - length
 
-    def cut(a: Array) -> Array:
-        if count * size > plan.rows:
-            width = [(0, count * size - plan.rows)] + [(0, 0)] * (a.ndim - 1)
-            a = jnp.pad(a, width, mode="constant" if a.dtype == bool else "edge")
-        if side_by_side:
-            return a.reshape(count, size, *a.shape[1:])
-        return jnp.swapaxes(a.reshape(size, count, *a.shape[1:]), 0, 1)
+    def begin(i: Array) -> Array:
+        return jnp.maximum(i * size - spare, 0) if spare else i * size
 
-    def join(a: Array) -> Array:
-        a = a if side_by_side else jnp.swapaxes(a, 0, 1)
-        a = a.reshape(size * count, *a.shape[2:])
-        return a if len(a) == plan.rows else a[: plan.rows]
+    def read(i: Array, a: Array) -> Array:
+        if a.dtype.itemsize < 4 and a.dtype != bool:
+            a = unseen_on_cpu(a, i)  # else XLA would convert all blocks at once, before the loop
+        return lax.dynamic_slice_in_dim(a, begin(i), size, 1).reshape(groups * size, *a.shape[2:])
 
+    def write(i: Array, a: Array, block: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(a, block, begin(i), 1)
+
+    def counted(i: Array) -> Array | None:
+        if not spare:
+            return None
+        place = lax.broadcasted_iota(jnp.int32, (groups, size), 1)
+        return ((i > 0) | (place < size - spare)).reshape(-1, 1)
+
+    body = jax.jit(body)  # traced once
+
+    def of_block(i: Array, carry: Any) -> tuple[Any, Any]:
+        carry, outputs = body(carry, jax.tree.map(partial(read, i), rows), counted(i))
+        return carry, jax.tree.map(lambda a: a.reshape(groups, size, *a.shape[1:]), outputs)
+
+    def step(state: tuple[Any, Any], i: Array) -> tuple[tuple[Any, Any], None]:
+        carry, outputs = state
+        carry, blocks = of_block(i, carry)
+        return (carry, jax.tree.map(partial(write, i), outputs, blocks)), None
+
+    rows = jax.tree.map(lambda a: a.reshape(groups, length, *a.shape[1:]), rows)
+    _, blocks = jax.eval_shape(of_block, jnp.int32(0), carry)
+    outputs = jax.tree.map(lambda a: zeros((groups, length, *a.shape[2:]), a), blocks)
     # What a derivative of this loop keeps of a block, beyond its rows, it computes again.
-    body = jax.checkpoint(body, prevent_cse=False)
-    carry, outputs = lax.scan(body, carry, jax.tree.map(cut, rows))
-    return carry, jax.tree.map(join, outputs)
+    step = jax.checkpoint(step, prevent_cse=False)
+    (carry, outputs), _ = lax.scan(step, (carry, outputs), jnp.arange(count, dtype=jnp.int32))
+    return carry, jax.tree.map(lambda a: a.reshape(plan.rows, *a.shape[2:]), outputs)
 
 
 def over_classes(classes: int, size: int, body: Callable[[Any, Array | int, int], Any], carry: Any) -> Any:

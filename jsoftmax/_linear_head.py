@@ -44,9 +44,19 @@ def linear_cross_entropy(
 
     Derivative: dz = (Σt)·p − t in the logits, ``dz @ weightᵀ`` in hidden, ``hiddenᵀ @ dz`` in weight. Under
     "mean" and "sum" a block turns into its gradient while it is there: three products of matrices for the
-    loss and both gradients, and what is kept are the gradients. Under "none", in `forward_mode`, and where
-    the classes are cut, the logits are made again on the way back: four products, kept are the arguments and
-    a few numbers a row. A loss alone is one product; a gradient that is not asked for costs none.
+    loss and both gradients, and what is kept are the gradients. Under "none", in `forward_mode`, for the
+    gradient of targets, and where the classes are cut, the logits are made again on the way back: four
+    products, kept are the arguments and a few numbers a row. A loss alone is one product; a gradient that is
+    not asked for costs none.
+
+    Under `jax.vmap` there are more rows, and blocks of them, as if hidden had one more leading axis. Each
+    element's "mean" or "sum" has a cotangent of its own, so that its gradients take four products. Only where
+    the weight is mapped too are blocks mapped, as many held at once as there are weights.
+
+    A loop keeps in every step what one call keeps: a derivative through `jax.lax.scan` or `jax.lax.map` under
+    "mean" or "sum" holds one gradient of the weight a step. It holds none through ``jax.checkpoint`` of the
+    loss, or through `jax.lax.map` with a `batch_size`, both at four products; nor does a loop that adds up
+    what ``jax.value_and_grad`` of the loss gives in every step, at three.
 
     Args:
       hidden: features, shape [..., D].

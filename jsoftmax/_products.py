@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -42,6 +43,16 @@ class Rows(NamedTuple):
         """Whether the labels are class ids, and no targets."""
         return bool(jnp.issubdtype(self.labels.dtype, jnp.integer))
 
+    def of_block(self, counted: Array | None) -> Rows:
+        """The rows of a block, of which perhaps not all count: nothing is in those that do not."""
+        both = [where for where in (self.counted, counted) if where is not None]
+        rows = self._replace(counted=functools.reduce(jnp.logical_and, both) if both else None)
+        return rows._replace(hidden=rows.masked(rows.hidden))
+
+    def masked(self, hidden: Array | None) -> Any:
+        """What belongs to the features, 0 in rows that do not count."""
+        return hidden if hidden is None or self.counted is None else jnp.where(self.counted, hidden, 0)
+
 
 class Shared(NamedTuple):
     """The arguments that all rows share; also their tangents and cotangents."""
@@ -58,6 +69,7 @@ class Static(NamedTuple):
     block_size: int | tuple[int, int] | None
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
     wanted: frozenset[str]
+    asked: Any = None  # the gradients to find: a tree of booleans, like the rows and what they share
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
         """How the logits are cut; with targets, or sharded classes, along the rows alone.

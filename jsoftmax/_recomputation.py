@@ -33,6 +33,14 @@ def anew(values: T, after: Any = ()) -> T:
 anew.defjvp(lambda primals, tangents: (anew(*primals), tangents[0]))
 
 
-def unseen_on_cpu(values: T) -> T:
-    """The same arrays, of which XLA on CPU does not see that it has them."""
-    return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda values: values)
+@jax.custom_jvp
+def unseen_on_cpu(values: T, after: Any = ()) -> T:
+    """The same arrays, of which XLA on CPU does not see that it has them before others are known."""
+
+    def hidden(values: T, after: Any) -> T:
+        return lax.optimization_barrier((values, after))[0]
+
+    return lax.platform_dependent(values, after, cpu=hidden, default=lambda values, _: values)
+
+
+unseen_on_cpu.defjvp(lambda primals, tangents: (unseen_on_cpu(*primals), tangents[0]))

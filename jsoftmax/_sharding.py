@@ -79,6 +79,11 @@ def taken(values: Array, index: Array) -> Array:
     return jnp.sum(jnp.where(jnp.expand_dims(index, -1) == ids, values, 0), -1)
 
 
+def zeros(shape: tuple[int, ...], like: Any) -> Array:
+    """Zeros of the dtype of an array of the same rank, laid out and varying as it is."""
+    return varying(jnp.zeros(shape, like.dtype, out_sharding=laid_out(like, *spec(like))), like)
+
+
 def is_known(a: Array) -> bool:
     """Whether the shape is one of numbers; `jax.export` takes symbols too, which no bound holds for."""
     return all(isinstance(n, int) for n in a.shape)
@@ -126,3 +131,13 @@ def shards(a: Array, axis: int) -> int:
     names = spec(a)[axis]
     sizes = jax.typeof(a).sharding.mesh.shape
     return math.prod(sizes[name] for name in ((names,) if isinstance(names, str) else names or ()))
+
+
+def most_shards(a: Array, axis: int) -> int:
+    """Into how many parts an axis of an array may be cut, as far as is known."""
+    if is_whole(a, axis):
+        return 1
+    mesh = jax.typeof(a).sharding.mesh
+    if mesh.empty:
+        return jax.device_count()
+    return mesh.size if AxisType.Auto in mesh.axis_types else shards(a, axis)

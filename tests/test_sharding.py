@@ -105,6 +105,25 @@ def test_under_jit(name, kind, several_devices):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_memory_of_targets_sharded_over_rows(kind, several_devices):
+    """A device holds a few blocks of its own rows, which do not fill up, and sends nothing as large."""
+
+    def loss(h, w, t):
+        return jnp.sum(jsoftmax.linear_cross_entropy(h, w, t, block_size=64))
+
+    rows, classes = 1016, 4096
+    with jax.set_mesh(mesh(kind)):
+        h, w, t = (
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh(kind), spec))
+            for shape, spec in (((rows, 8), P("rows")), ((8, classes), P()), ((rows, classes), P("rows")))
+        )
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(h, w, t).compile()
+    block = 64 * classes * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * block
+    assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_a_weight_sharded_over_features_too(kind, several_devices):
     """Gathered is the part of the weight that a device multiplies by, and nothing as long as the rows."""
     h, w, y = arrays()
