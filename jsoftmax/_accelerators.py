@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax import _scaling, online, rules
-from jsoftmax._scaling import Moment, Scaling
+from jsoftmax import _moments, _scaling, online, rules
+from jsoftmax._moments import Moment
+from jsoftmax._scaling import Scaling
 from jsoftmax._sharding import spec
 
 # XLA on GPU makes one kernel of a whole softmax over the last axis, up to this. XLA on TPU reads logits in
@@ -164,7 +165,7 @@ def together(a: Part, b: Part) -> Part:
         entropy=None
         if high.entropy is None
         else high.entropy + jnp.where(ratio == 0, 0, ratio * (low.entropy + delta * total)),
-        moments=tuple(map(partial(_joined, apart(_scaling.DOWN)), high.moments, low.moments)),
+        moments=tuple(map(partial(_joined, apart(_moments.DOWN)), high.moments, low.moments)),
         label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
     )
 

@@ -21,9 +21,17 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._recomputation import anew
+from jsoftmax._rule_trees import (
+    Static,
+    along,
+    in_a_program,
+    or_else,
+    values_and_asked,
+    with_arguments_kept,
+    without_zeros,
+)
 from jsoftmax._sharding import brought_back, place
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
@@ -75,7 +83,7 @@ def with_rules(
     derivative in one of these goes by the rule too: otherwise JAX would refuse to push it forward in the
     arguments, as ``jacfwd(grad(loss, argnums=z_loss))`` does in the logits.
     """
-    save = _with_arguments_kept(save)
+    save = with_arguments_kept(save)
     alone = value or (lambda static, *arguments: save(static, *arguments)[0])
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -86,14 +94,14 @@ def with_rules(
     pull = jax.jit(pull, static_argnums=(0, 1) if selective else 0)
 
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
-        values, asked = _values(primals)
+        values, asked = values_and_asked(primals)
         output, residuals = save(static, *values)
         sweeps = jax.tree.map(lambda _: 0, asked) if selective else _sweeps(values, asked)
-        return output, (residuals, _Static((asked, sweeps, jax.tree.map(place, values))))
+        return output, (residuals, Static((asked, sweeps, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
         residuals, (asked, sweeps, places) = saved[0], saved[1].value
-        cotangent = _without_zeros(cotangent)
+        cotangent = without_zeros(cotangent)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
         what = (asked,) if selective else ()
@@ -106,13 +114,13 @@ def with_rules(
             for _ in range(max(jax.tree.leaves(sweeps))):
                 residuals = anew(residuals)
                 found.append(at_once(residuals, cotangent))
-            return _along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
+            return along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
 
         if any(jax.tree.leaves(sweeps)):
             cotangents = jax.lax.platform_dependent(residuals, cotangent, cpu=at_once, default=in_sweeps)
         else:
             cotangents = at_once(residuals, cotangent)
-        return None, *_along(brought_back, cotangents, places)
+        return None, *along(brought_back, cotangents, places)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -124,14 +132,14 @@ def with_rules(
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = save(static, *primals)
         # Without the checkpoint, reversing `push` would store its intermediate arrays; with it, `residuals`.
-        return output, jax.checkpoint(partial(push, static))(residuals, _without_zeros(tangents))
+        return output, jax.checkpoint(partial(push, static))(residuals, without_zeros(tangents))
 
     forward.defjvp(push_forward, symbolic_zeros=True)
 
     def differentiable(static: Any, beside: Any, *arguments: Any) -> Any:
         return forward(static, *arguments) if _forward_mode.value else reverse(static, beside, *arguments)
 
-    traced = _in_a_program(differentiable)
+    traced = in_a_program(differentiable)
 
     def call(static: Any, *arguments: Any, beside: Any = None) -> Any:
         return traced(static, beside, *arguments)
@@ -172,86 +180,21 @@ def with_gradients(
         return both(static, jax.tree.map(lambda _: False, arguments), *arguments)[0]
 
     def find(static: Any, *primals: Any) -> tuple[Any, Any]:
-        values, asked = _values(primals)
+        values, asked = values_and_asked(primals)
         if not are_held(asked):
             chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, values, asked)
-            return jax.vjp(lambda chosen: value(static, *_or_else(chosen, values)), chosen)
+            return jax.vjp(lambda chosen: value(static, *or_else(chosen, values)), chosen)
         found, gradients = both(static, asked, *values)
-        return found, (gradients, _Static(jax.tree.map(lambda a: (a.dtype, place(a)), values)))
+        return found, (gradients, Static(jax.tree.map(lambda a: (a.dtype, place(a)), values)))
 
     def scale(static: Any, saved: Any, g: Array) -> Any:
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
-        return _along(lambda d, kind: brought_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
+        return along(lambda d, kind: brought_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
-    return _in_a_program(function)
-
-
-def _in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(static, *arguments)``, traced where JAX cannot call it as it is.
-
-    Outside `jax.jit`, `jax.shard_map` takes no `custom_vjp` with symbolic zeros.
-    """
-    traced = jax.jit(function, static_argnums=0, inline=True)
-
-    def call(static: Any, *arguments: Any) -> Any:
-        within_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
-        return (traced if within_shard_map else function)(static, *arguments)
-
-    return call
-
-
-def _with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
-    """``save(static, *arguments)``, compiled; what it keeps of its arguments are these very arrays.
-
-    As outputs of a program they would be copies, and a NaN under a mask would stop `jax_debug_nans`.
-    """
-
-    @partial(jax.jit, static_argnums=0)
-    def program(static: Any, *arguments: Any) -> Any:
-        output, residuals = save(static, *arguments)
-        places = {id(a): i for i, a in enumerate(jax.tree.leaves(arguments))}
-        leaves, tree = jax.tree.flatten(residuals)
-        origins = tuple(places.get(id(leaf)) for leaf in leaves)
-        made = [leaf for leaf, origin in zip(leaves, origins, strict=True) if origin is None]
-        return output, made, _Static((tree, origins))
-
-    def call(static: Any, *arguments: Any) -> Any:
-        output, made, layout = program(static, *arguments)
-        tree, origins = layout.value
-        given, rest = jax.tree.leaves(arguments), iter(made)
-        leaves = [next(rest) if origin is None else given[origin] for origin in origins]
-        return output, jax.tree.unflatten(tree, leaves)
-
-    return call
-
-
-@jax.tree_util.register_static
-class _Static:
-    """A hashable value that may stand among residuals."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.value == other.value
-
-
-def _values(primals: Any) -> tuple[Any, Any]:
-    """What `custom_vjp` passes with symbolic zeros: the arguments, and which of them are differentiated."""
-
-    def is_leaf(p: Any) -> bool:
-        return hasattr(p, "perturbed")
-
-    return tuple(
-        jax.tree.map(attribute, primals, is_leaf=is_leaf)
-        for attribute in (lambda p: p.value, lambda p: p.perturbed)
-    )
+    return in_a_program(function)
 
 
 def _sweeps(values: Any, asked: Any) -> Any:
@@ -262,24 +205,3 @@ def _sweeps(values: Any, asked: Any) -> Any:
     sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
     own = [0 < size < max(sizes) for size in sizes]
     return jax.tree.unflatten(tree, (is_own * sum(own[: i + 1]) for i, is_own in enumerate(own)))
-
-
-def _along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
-    """`f` of every cotangent and facts about its argument; None stays None, for trees of arguments too."""
-
-    def apply(d: Any, *facts: Any) -> Any:
-        return None if d is None else f(d, *facts)
-
-    return jax.tree.map(apply, cotangents, *facts, is_leaf=lambda d: d is None)
-
-
-def _or_else(chosen: Any, others: Any) -> Any:
-    """A tree of arguments that are `chosen`, and the `others` where it has None."""
-    return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda a: a is None)
-
-
-def _without_zeros(tree: Any) -> Any:
-    def known_zero(leaf: Any) -> bool:
-        return isinstance(leaf, SymbolicZero)
-
-    return jax.tree.map(lambda leaf: None if known_zero(leaf) else leaf, tree, is_leaf=known_zero)

@@ -122,13 +122,13 @@ def linear_cross_entropy(
     head = _head.of_call(call)
     row_names = _mesh_axes.of_rows(call, "hidden")
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names)
-    rows, shared = head.rows(loss.labels, loss.counted), head.shared(loss.class_weights)
-    static = head.static(loss.terms.wanted)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
+    rows = head.rows(loss.labels, loss.counted)._replace(terms=terms)
+    shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
         losses = terms.losses(_linear.numbers(static, rows, shared))
         return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
-    total = _linear.total(static, rows._replace(terms=terms), shared)
+    total = _linear.total(static, rows, shared)
     return loss.of_sum(total, head.row_shape, head.class_axis)
 
 

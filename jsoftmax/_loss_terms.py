@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _scaling, rules
+from jsoftmax import _moments, rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
 from jsoftmax._sharding import beside, ids_of_shard, shard_count, taken, varies
@@ -43,7 +43,7 @@ class LossTerms(NamedTuple):
             losses = _scaled(self.label_weights, losses)
         if self.label_smoothing is not None:
             alpha = self.label_smoothing
-            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _scaling.DOWN
+            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _moments.DOWN
             losses = _scaled(1 - alpha, losses) + smooth
         if self.z_loss is not None:
             normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])

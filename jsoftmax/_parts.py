@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _scaling, online, rules
+from jsoftmax import _moments, _scaling, online, rules
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Numbers
 
@@ -60,7 +60,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
         mean_u = of_a + of_b
     if "spread" in a.numbers:
         numbers["spread"] = total(
-            lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights * _scaling.DOWN, cost)
+            lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights * _moments.DOWN, cost)
         )
         numbers["live"] = a.numbers["live"] + b.numbers["live"]
     if "prediction" in a.numbers:

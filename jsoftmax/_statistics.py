@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import _reductions, _rows, _scaling, online, rules
+from jsoftmax import _moments, _reductions, _rows, _scaling, online, rules
+from jsoftmax._moments import Moment
 from jsoftmax._recomputation import unseen_on_cpu
-from jsoftmax._scaling import Moment, Scaling
+from jsoftmax._scaling import Scaling
 from jsoftmax._sharding import of_first_shard
 
 Axes = tuple[int, ...]
@@ -24,7 +25,7 @@ Axes = tuple[int, ...]
 Static = tuple[int, tuple[str, ...], frozenset[str]]
 
 # Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
-# "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_scaling.DOWN`, with the constant "live",
+# "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the constant "live",
 # how many there are.
 Numbers = dict[str, Array]
 
@@ -52,7 +53,7 @@ def are_ids(labels: Any) -> bool:
 
 
 def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
-    return labels.astype(dtype) if weights is None else _scaling.times(labels.astype(dtype), weights)
+    return labels.astype(dtype) if weights is None else _moments.times(labels.astype(dtype), weights)
 
 
 def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
@@ -102,11 +103,11 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
         found["entropy"] = log_total - mean_u
     if "spread" in wanted:
         (moment, sum_weights), (live,), *_ = sums.moments
-        found["spread"] = (sum_weights * _scaling.DOWN) * log_total - moment
+        found["spread"] = (sum_weights * _moments.DOWN) * log_total - moment
         found["live"] = lax.stop_gradient(live)
     if targets is not None:
         moment, sum_targets = sums.moments[-1]
-        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _scaling.DOWN)
+        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.DOWN)
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
@@ -162,7 +163,7 @@ def pull(
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
-        given["spread"] *= _scaling.DOWN
+        given["spread"] *= _moments.DOWN
     u, cost, dead, residuals = _restore(static, saved, given)
     dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
     for name, g in given.items():
@@ -172,7 +173,7 @@ def pull(
     if "nll" in given and not are_ids(labels):
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
-        dlabels = (dt if weights is None else _scaling.times(dt, weights)).astype(labels.dtype)
+        dlabels = (dt if weights is None else _moments.times(dt, weights)).astype(labels.dtype)
     if counted is not None:
         where = counted if scaling.where is None else scaling.where & counted
         scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
@@ -197,14 +198,14 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
     terms = {name: residual * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
-        dt = dt if weights is None else _scaling.times(dt, weights)
+        dt = dt if weights is None else _moments.times(dt, weights)
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
         terms["nll"] += _scaling.masked(dt, scaling.where) * cost
     if "spread" in wanted and dweights is not None:
         terms["spread"] += dweights * jnp.where(dead, 0, cost)
     out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
     if "spread" in wanted:
-        out["spread"] *= _scaling.DOWN
+        out["spread"] *= _moments.DOWN
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
         out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "spread" in wanted:

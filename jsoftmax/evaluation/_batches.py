@@ -13,6 +13,7 @@ from jsoftmax import _reductions, _rows, _scaling, rules
 from jsoftmax._arguments import Call
 from jsoftmax._row_numbers import numbers
 from jsoftmax._row_statistics import RowStatistics
+from jsoftmax._row_sums import sums
 from jsoftmax._scaling import Scaling
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb, check_states, check_type
@@ -124,7 +125,7 @@ def _update(
             p = _rows.probabilities(z, state_of_row.rest)
             return (jnp.where(index == ids, 0, p * p),)
 
-        (squares,) = _reductions.sums(of_others, (x, scaling.where, index, labels.ids), (axis,))
+        (squares,) = sums(of_others, (x, scaling.where, index, labels.ids), (axis,))
         of_label = jnp.where(empty, 1, jnp.square(rules.expm1(-jnp.expand_dims(nll, axis))))
         brier = jnp.squeeze(of_label + squares, axis)
         confidence = jnp.squeeze(jnp.where(empty, 0, 1 / (1 + state_of_row.rest)), axis)

@@ -1,0 +1,56 @@
+"""Sums over rows of what is made of them: on CPU in blocks of a long row, or class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import _across, _cpu
+from jsoftmax._sharding import is_known, is_whole
+
+BLOCK_SIZE = 2**20  # elements, over all rows
+
+
+def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
+    """The sums over a row of the terms made of it; on CPU over blocks of a long one, or class by class."""
+    x = row[0]
+
+    def whole(row: Any) -> tuple[Array, ...]:
+        return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
+
+    def in_blocks(row: Any) -> tuple[Array, ...]:
+        size = 1 if across else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
+        steps, over = divmod(classes - 1, size)  # the first block has one more than what is left over
+
+        def block(start: Array | int, size: int) -> tuple[Array, ...]:
+            return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
+
+        def add(total: Array, lost: Array, part: Array) -> tuple[Array, Array]:
+            """Compensated: what one addition loses, the next one gets."""
+            part = part - lost
+            longer = total + part
+            return longer, jnp.where(jnp.isfinite(longer), (longer - total) - part, 0)
+
+        def step(i: Array, sums: tuple[tuple[Array, Array], ...]) -> tuple[tuple[Array, Array], ...]:
+            parts = block(1 + over + i * size, size)
+            return tuple(add(*total, part) for total, part in zip(sums, parts, strict=True))
+
+        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
+        return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
+
+    if not is_known(x):
+        return whole(row)
+    axis = max(axes, key=lambda i: x.shape[i], default=0)
+    classes = x.shape[axis] if axes else 1
+    across = len(axes) == 1 and classes > 1 and _across.crosses(x, axis)
+    if not across and (not is_whole(x, axis) or classes <= _cpu.LONGEST_WHOLE_ROW or not x.size):
+        return whole(row)
+    return lax.platform_dependent(row, cpu=in_blocks, default=whole)
+
+
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return a if a.shape[axis] == 1 else lax.dynamic_slice_in_dim(a, start, size, axis)

@@ -1,0 +1,96 @@
+"""What derivative rules pass around: trees of arguments, residuals and cotangents, some of them missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+
+
+def in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(static, *arguments)``, traced where JAX cannot call it as it is.
+
+    Outside `jax.jit`, `jax.shard_map` takes no `custom_vjp` with symbolic zeros.
+    """
+    traced = jax.jit(function, static_argnums=0, inline=True)
+
+    def call(static: Any, *arguments: Any) -> Any:
+        within_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
+        return (traced if within_shard_map else function)(static, *arguments)
+
+    return call
+
+
+def with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
+    """``save(static, *arguments)``, compiled; what it keeps of its arguments are these very arrays.
+
+    As outputs of a program they would be copies, and a NaN under a mask would stop `jax_debug_nans`.
+    """
+
+    @partial(jax.jit, static_argnums=0)
+    def program(static: Any, *arguments: Any) -> Any:
+        output, residuals = save(static, *arguments)
+        places = {id(a): i for i, a in enumerate(jax.tree.leaves(arguments))}
+        leaves, tree = jax.tree.flatten(residuals)
+        origins = tuple(places.get(id(leaf)) for leaf in leaves)
+        made = [leaf for leaf, origin in zip(leaves, origins, strict=True) if origin is None]
+        return output, made, Static((tree, origins))
+
+    def call(static: Any, *arguments: Any) -> Any:
+        output, made, layout = program(static, *arguments)
+        tree, origins = layout.value
+        given, rest = jax.tree.leaves(arguments), iter(made)
+        leaves = [next(rest) if origin is None else given[origin] for origin in origins]
+        return output, jax.tree.unflatten(tree, leaves)
+
+    return call
+
+
+@jax.tree_util.register_static
+class Static:
+    """A hashable value that may stand among residuals."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+
+def values_and_asked(primals: Any) -> tuple[Any, Any]:
+    """What `custom_vjp` passes with symbolic zeros: the arguments, and which of them are differentiated."""
+
+    def is_leaf(p: Any) -> bool:
+        return hasattr(p, "perturbed")
+
+    return tuple(
+        jax.tree.map(attribute, primals, is_leaf=is_leaf)
+        for attribute in (lambda p: p.value, lambda p: p.perturbed)
+    )
+
+
+def along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
+    """`f` of every cotangent and facts about its argument; None stays None, for trees of arguments too."""
+
+    def apply(d: Any, *facts: Any) -> Any:
+        return None if d is None else f(d, *facts)
+
+    return jax.tree.map(apply, cotangents, *facts, is_leaf=lambda d: d is None)
+
+
+def or_else(chosen: Any, others: Any) -> Any:
+    """A tree of arguments that are `chosen`, and the `others` where it has None."""
+    return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda a: a is None)
+
+
+def without_zeros(tree: Any) -> Any:
+    def known_zero(leaf: Any) -> bool:
+        return isinstance(leaf, SymbolicZero)
+
+    return jax.tree.map(lambda leaf: None if known_zero(leaf) else leaf, tree, is_leaf=known_zero)
