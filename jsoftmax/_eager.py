@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from jsoftmax import _given
+
 P = ParamSpec("P")
 R = TypeVar("R")
 CONSTANTS = (bool, int, str)
@@ -29,7 +31,7 @@ def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-                if not (_is_constant(value) if name in static else _is_known_array(value)):
+                if not (_is_constant(value) if name in static else _is_known_array(name, value)):
                     return function(*args, **kwargs)
             return program(*args, **kwargs)
 
@@ -44,7 +46,9 @@ def _is_constant(value: Any) -> bool:
     return value is None or type(value) in CONSTANTS
 
 
-def _is_known_array(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind not in "OSU"
-    return value is None or (isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer))
+def _is_known_array(name: str, value: Any) -> bool:
+    if value is None:
+        return True
+    is_jax = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    is_numpy = isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
+    return (is_jax or is_numpy) and not _given.must_be_seen(name, value)

@@ -12,7 +12,7 @@ from jsoftmax import rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
 from jsoftmax._sharding import ids_of_shard, shard_count
-from jsoftmax._statistics import Numbers
+from jsoftmax._statistics import Numbers, of_counted
 
 Reduction = Literal["none", "mean", "sum"]
 Axes = tuple[int, ...]
@@ -107,6 +107,8 @@ def of_call(
     if ignored is not None:
         counted = is_other(labels, ignored)
         labels = jnp.where(counted, labels, 0)
+        rows = jnp.squeeze(counted, axes)
+        smoothing, z_loss = of_counted(smoothing, rows), of_counted(z_loss, rows)
     label_weights = None
     if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
         label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)

@@ -67,10 +67,11 @@ def softmax(
     IMA J. Numer. Anal. 41 (2021).
     """
     call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
-    x = call.floats("x")
+    x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("x",))
-    return _softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    out = _softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    return out if narrow is None else out.astype(narrow)
 
 
 @compiled("axis", "axis_name")
@@ -106,10 +107,11 @@ def log_softmax(
     Source: as for `softmax`.
     """
     call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
-    x = call.floats("x")
+    x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("x",))
-    return _log_softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    out = _log_softmax((*axes, *names), x, _scaling.of_call(call, x, axes))
+    return out if narrow is None else out.astype(narrow)
 
 
 class _Saved(NamedTuple):

@@ -14,7 +14,7 @@ from jax import Array
 
 from jsoftmax import _pivots
 from jsoftmax._autodiff import with_rules
-from jsoftmax._reports import reported_ids
+from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
 
@@ -44,7 +44,12 @@ def numbers(
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
+    # Where a row does not count, its options need not be such as they may be.
+    options = (of_counted(option, counted, 1) for option in (scaling.temperature, scaling.soft_cap))
+    scaling = Scaling(scaling.where, *options)
     found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
+    if labels is not None and not are_ids(labels):
+        found["nll"] = reported_targets(found["nll"], labels, axes[0])
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 

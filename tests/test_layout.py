@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("_sharding", "_recomputation", "_reading"),
-    ("_across", "_row_blocks"),
+    ("_sharding", "_recomputation", "_reading", "_given"),
+    ("_across", "_row_blocks", "_arrays"),
     ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_branches", "_eager"),
     ("online", "_scaling", "_cpu", "_mesh_axes"),
     ("_float64",),
