@@ -53,12 +53,19 @@ class Call(Arrays):
             remedy = f"write one from {tiny:.3g} up"
         return self.error(ValueError, problem, remedy)
 
-    def coefficient(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """A number that may be 0, or one a row; None if it is a 0 that needs no computing."""
+    def coefficient(
+        self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
+    ) -> Array | None:
+        """A number that may be 0, or one a row, 0 where rows do not count; None if it needs no computing."""
         known = _given.known_number(self.arguments[name])
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None
-        return self.per_row(name, x, axes, dtype)
+        number = self.per_row(name, x, axes, dtype)
+        if number is None or known is not None:
+            return number
+        # A loss is linear in these: they are multiplied by NaN for the derivative in them to be NaN too.
+        number = number if counted is None else jnp.where(counted, number, 0)
+        return number * jnp.where(jnp.isnan(number), number, 1)
 
     def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
         """One weight a class, along the class axes made one."""
@@ -138,7 +145,9 @@ class Call(Arrays):
 
     def targets(self, shape: tuple[int, ...]) -> Array:
         """The labels as probabilities, broadcast to `shape`."""
-        labels = self.floats("labels")
+        labels = self.array("labels")
+        is_float = jnp.issubdtype(labels.dtype, jnp.floating)
+        labels = _stored(labels) if is_float else self.floats("labels")
         if not broadcasts(labels.shape, shape):
             problem = f"target probabilities of shape {labels.shape} for logits of shape {shape}"
             raise self.error(
@@ -163,10 +172,15 @@ class Call(Arrays):
             if labels.shape == rows_of(shape, axes):
                 remedy += ", or class ids as integers: labels.astype(int)"
             raise self.error(ValueError, problem, remedy)
-        return widened(labels)
+        return _stored(labels)
+
+
+def _stored(targets: Array) -> Array:
+    """Targets as they stay in memory: of 8 bits they are widened where they are read, as 16 bits are."""
+    return targets if jnp.finfo(targets.dtype).bits >= 8 else widened(targets)
 
 
 @jax.jit(static_argnums=0)
 def _nan_outside(name: str, numbers: Array) -> Array:
-    """The numbers, NaN where the option cannot be they; NaN is added, for the derivative to have it too."""
+    """The numbers, NaN where the option cannot be they; added, it does not make a cotangent of 0 a NaN."""
     return numbers + jnp.where(_given.within(name, numbers, numbers.dtype), 0, jnp.nan)

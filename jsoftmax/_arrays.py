@@ -169,7 +169,7 @@ class Arrays:
             dtype = jnp.dtype(given)
         except TypeError:
             dtype = None
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) and _given.holds(dtype, -1)):
             raise self.error(TypeError, f"{name} is {given!r}", "write a float type, such as jnp.float32")
         return dtype
 

@@ -12,7 +12,7 @@ from jsoftmax import rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
 from jsoftmax._sharding import ids_of_shard, shard_count
-from jsoftmax._statistics import Numbers, of_counted
+from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
 Axes = tuple[int, ...]
@@ -94,10 +94,6 @@ def of_call(
     labels = call.labels(logits.shape, axes)
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
-    smoothing, z_loss = (
-        None if given is None else jnp.squeeze(given, axes)
-        for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
-    )
     ignored = call.ignore_index(labels)
     reduction = call.arguments["reduction"]
     if reduction not in get_args(Reduction):
@@ -107,12 +103,14 @@ def of_call(
     if ignored is not None:
         counted = is_other(labels, ignored)
         labels = jnp.where(counted, labels, 0)
-        rows = jnp.squeeze(counted, axes)
-        smoothing, z_loss = of_counted(smoothing, rows), of_counted(z_loss, rows)
+    smoothing, z_loss = (
+        call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
+    )
     label_weights = None
     if weights is not None and jnp.issubdtype(labels.dtype, jnp.integer):
         label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
-    terms = LossTerms(label_weights, smoothing, z_loss)
+    of_rows = (None if a is None else jnp.squeeze(a, axes) for a in (smoothing, z_loss))
+    terms = LossTerms(label_weights, *of_rows)
     return Loss(labels, weights, counted, terms, reduction, row_names)
 
 

@@ -48,6 +48,8 @@ def cross_entropy(
     class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
     gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
     gives NaN too; either in that row alone, and not in a row that is ignored. t = 0 counts for nothing.
+    Options are checked where their value is known; what they cannot be, as an entry of an array, or traced,
+    makes its row NaN. `checkify` also names the first row whose targets are below 0 or add up to more than 1.
 
     On CPU, the bare loss alone of 33 classes and more, by class ids, is found in one pass wherever that is as
     accurate; its last digit may differ from that found with a derivative.

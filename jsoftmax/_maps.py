@@ -36,7 +36,7 @@ def softmax(
     A drop-in for ``jax.nn.softmax``. Computed in at least float32 as ``exp((xᵢ − max)/T)/(1 + rest)``, `rest`
     being the sum of the other exponentials, and returned in the dtype of `x` (integers become floats).
     A masked class and a logit of −inf have probability 0, in a row with no live class too; +inf or NaN in
-    a live class makes that row NaN, and no other.
+    a live class makes that row NaN, and no other. Of 8 bits, `x` is computed as float32.
 
     Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
     masked class. Kept for it: the output; for 16-bit `x`, with a temperature, or of sharded classes, `x` and

@@ -12,6 +12,7 @@ from jax.experimental import checkify
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from jsoftmax import rules
 from jsoftmax._sharding import ids_of_shard, shard_count
 
 
@@ -100,7 +101,7 @@ def _checked(labels: Array, classes: int) -> Array:
 @jax.jit(static_argnums=2)
 def _checked_targets(value: Array, targets: Array, axis: int) -> Array:
     eps = float(jnp.finfo(targets.dtype).eps)
-    targets = targets.astype(jnp.promote_types(targets.dtype, jnp.float32))
+    targets = targets.astype(rules.computing_dtype(targets.dtype))
     least, total = jnp.min(targets, axis), jnp.sum(targets, axis)
     most = 1 + 8 * eps + targets.shape[axis] * float(jnp.finfo(total.dtype).eps)
     _check(least, least < 0, "jsoftmax: target {number} of row {row} is below 0")

@@ -44,9 +44,13 @@ def numbers(
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
-    # Where a row does not count, its options need not be such as they may be.
-    options = (of_counted(option, counted, 1) for option in (scaling.temperature, scaling.soft_cap))
-    scaling = Scaling(scaling.where, *options)
+    if counted is not None:
+        # Options of a row that does not count may be what they cannot be elsewhere.
+        options = (
+            option if option is None or option.shape != counted.shape else of_counted(option, counted, 1)
+            for option in scaling[1:]
+        )
+        scaling = Scaling(scaling.where, *options)
     found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
     if labels is not None and not are_ids(labels):
         found["nll"] = reported_targets(found["nll"], labels, axes[0])

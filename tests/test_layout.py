@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 LAYERS = (
     ("_sharding", "_recomputation", "_reading", "_given"),
     ("_across", "_row_blocks", "_arrays"),
-    ("rules", "_arguments", "_autodiff", "_blocks", "_reports", "_fixed_point", "_branches", "_eager"),
-    ("online", "_scaling", "_cpu", "_mesh_axes"),
+    ("rules", "_arguments", "_autodiff", "_blocks", "_fixed_point", "_branches", "_eager"),
+    ("online", "_scaling", "_cpu", "_mesh_axes", "_reports"),
     ("_float64",),
     ("_accelerators", "_cpu_maps", "_pivots"),
     ("_reductions",),
