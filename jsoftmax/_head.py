@@ -69,6 +69,10 @@ class Head(NamedTuple):
             option = jnp.squeeze(option, -1)
         return jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
 
+    def reported(self, value: Array, rows: Rows) -> Array:
+        """What is found of rows, as it is; checkify names bad targets among them."""
+        return value if rows.has_class_ids else reported_targets(value, rows.labels, 1, self.names)
+
     def shared(self, class_weights: Array | None = None) -> Shared:
         """The arguments that all rows share."""
         bias, weights = (None if a is None else a[None, :] for a in (self.bias, class_weights))
@@ -77,11 +81,6 @@ class Head(NamedTuple):
     def static(self, wanted: frozenset[str]) -> Static:
         """What is known when a program is traced."""
         return Static(self.vocab_axis, self.block_size, self.names, wanted)
-
-
-def reported(value: Array, rows: Rows) -> Array:
-    """What is found of rows, as it is; checkify names bad targets among them."""
-    return value if rows.has_class_ids else reported_targets(value, rows.labels, 1)
 
 
 def of_call(call: Call) -> Head:

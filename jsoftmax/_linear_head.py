@@ -116,9 +116,9 @@ def linear_cross_entropy(
     static = head.static(loss.terms.wanted)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
-        losses = _head.reported(terms.losses(_linear.numbers(static, rows, shared)), rows)
+        losses = head.reported(terms.losses(_linear.numbers(static, rows, shared)), rows)
         return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
-    total = _head.reported(_linear.total(static, rows._replace(terms=terms), shared), rows)
+    total = head.reported(_linear.total(static, rows._replace(terms=terms), shared), rows)
     return loss.of_sum(total, head.row_shape, head.class_axis)
 
 
@@ -176,7 +176,7 @@ def linear_row_statistics(
     wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
     rows = head.rows(t)
     found = _linear.numbers(head.static(wanted), rows, head.shared())
-    found["nll"] = _head.reported(found["nll"], rows)
+    found["nll"] = head.reported(found["nll"], rows)
     return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
 
 

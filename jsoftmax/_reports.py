@@ -74,14 +74,15 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     return ids_of_shard(labels, classes, names)
 
 
-def reported_targets(value: Array, targets: Array, axis: int) -> Array:
+def reported_targets(value: Array, targets: Array, axis: int, names: tuple[str, ...]) -> Array:
     """A value found with target probabilities, as it is; checkify names the first row whose targets are bad.
 
     They are where one is below 0, or where they add up to more than 1 and what roundings may add.
     """
     if not (targets.size and value.size):
         return value
-    return _reported.bind(value, targets, call_jaxpr=_checked_targets.trace(value, targets, axis).jaxpr)[0]
+    check = _checked_targets.trace(value, targets, (axis, *names))
+    return _reported.bind(value, targets, call_jaxpr=check.jaxpr)[0]
 
 
 def is_other(ids: Array, index: Array) -> Array:
@@ -99,11 +100,14 @@ def _checked(labels: Array, classes: int) -> Array:
 
 
 @jax.jit(static_argnums=2)
-def _checked_targets(value: Array, targets: Array, axis: int) -> Array:
+def _checked_targets(value: Array, targets: Array, axes: tuple[int | str, ...]) -> Array:
+    (axis,), names = rules.split_axes(axes)
     eps = float(jnp.finfo(targets.dtype).eps)
     targets = targets.astype(rules.computing_dtype(targets.dtype))
-    least, total = jnp.min(targets, axis), jnp.sum(targets, axis)
-    most = 1 + 8 * eps + targets.shape[axis] * float(jnp.finfo(total.dtype).eps)
+    least = jnp.min(targets, axis)
+    (total,) = rules.across(axes, jnp.sum(targets, axis))
+    terms = targets.shape[axis] * shard_count(names)
+    most = 1 + 8 * eps + terms * float(jnp.finfo(total.dtype).eps)
     _check(least, least < 0, "jsoftmax: target {number} of row {row} is below 0")
     _check(total, total > most, "jsoftmax: the targets of row {row} add up to {number}, more than 1")
     return value

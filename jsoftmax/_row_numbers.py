@@ -53,7 +53,7 @@ def numbers(
         scaling = Scaling(scaling.where, *options)
     found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted))
     if labels is not None and not are_ids(labels):
-        found["nll"] = reported_targets(found["nll"], labels, axes[0])
+        found["nll"] = reported_targets(found["nll"], labels, axes[0], names)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 

@@ -13,6 +13,8 @@ import pytest
 from cases import FUNCTIONS, curvature, named
 from compiling import jit_in_full
 from jax.experimental import checkify
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 
@@ -416,6 +418,16 @@ def test_checkify_names_targets_that_are_no_probabilities():
         assert "target -0.25 of row 1 is below 0" in check(below)[0].get()
         assert "targets of row 2 add up to 1.75, more than 1" in check(above)[0].get()
         assert check(t)[0].get() is None
+    mesh = jax.make_mesh((2,), ("classes",), axis_types=(AxisType.Auto,))
+    by_class = P(None, "classes")
+
+    @jax.shard_map(mesh=mesh, in_specs=(by_class, by_class), out_specs=P())
+    def sharded(x, t):
+        return jsoftmax.cross_entropy(x, t, axis_name="classes")
+
+    error, _ = jax.jit(checkify.checkify(sharded))(ROWS, above)
+    assert "targets of row 2 add up to 1.75" in error.get()
+    assert jax.jit(checkify.checkify(sharded))(ROWS, t)[0].get() is None
     for over, x in ((0, ROWS), (None, ROWS[0])):
         error, _ = checkify.checkify(jax.vmap(total, (over, 0)))(x, below)
         assert "target -0.25 of row 0 is below 0" in error.get()
