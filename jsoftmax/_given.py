@@ -72,9 +72,9 @@ def narrowed(ids: np.ndarray, index: Any) -> Any:
     """
     limits = np.iinfo(np.int32)
     held = (ids >= limits.min) & (ids <= limits.max)
-    if isinstance(index, int) and not limits.min <= index <= limits.max:
-        return np.where(ids == index, IGNORED, np.where(held & (ids >= 0), ids, NO_CLASS)).astype(np.int32)
     number = np.where(held, ids, 0).astype(np.int32)
+    if isinstance(index, int) and not limits.min <= index <= limits.max:
+        return np.where(ids == index, IGNORED, np.where(held & (number >= 0), number, NO_CLASS))
     return jnp.where(held, number, jnp.where(index == NO_CLASS, IGNORED, NO_CLASS))
 
 
