@@ -47,8 +47,9 @@ def _is_constant(value: Any) -> bool:
 
 
 def _is_known_array(name: str, value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSU" and not _given.must_be_seen(name, value)
     if value is None:
         return True
-    is_jax = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
-    is_numpy = isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
-    return (is_jax or is_numpy) and not _given.must_be_seen(name, value)
+    is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return is_known and not (name in _given.RANGES and _given.must_be_seen(name, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -22,10 +23,16 @@ def holds(dtype: Any, number: float) -> bool:
     return bool(np.array_equal(np.asarray(number, dtype).astype(np.float32), number, equal_nan=True))
 
 
+@functools.cache
+def _normal(dtype: Any) -> tuple[float, float]:
+    """The smallest and the largest normal number of a float type."""
+    limits = jnp.finfo(dtype)
+    return float(limits.tiny), float(limits.max)
+
+
 def within(name: str, number: Any, dtype: Any) -> Any:
     """Whether numbers, or each of an array, are such as an option may be, in a float type."""
-    limits = jnp.finfo(dtype)
-    tiny, largest = float(limits.tiny), float(limits.max)
+    tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
     least = tiny if name == "soft_cap" else 0.0
@@ -38,10 +45,12 @@ def known_number(value: Any) -> float | None:
         return value
     if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.generic, np.ndarray, jax.Array)):
         return None
-    is_real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
-    if value.ndim or not is_real or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+    if value.ndim or (isinstance(value, jax.Array) and not value.is_fully_addressable):
         return None
-    return float(np.asarray(value).astype(np.float64))
+    is_real = value.dtype.kind in "iuf" or jnp.issubdtype(
+        value.dtype, jnp.floating
+    )  # also of 16 bits and less
+    return float(np.asarray(value).astype(np.float64)) if is_real else None
 
 
 def too_wide(value: Any) -> np.ndarray | None:
@@ -58,8 +67,7 @@ def too_wide(value: Any) -> np.ndarray | None:
         return None
     if array.dtype.kind not in "iu" or not array.size:
         return None
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    if dtype == array.dtype:
+    if array.dtype.itemsize < 8 or (dtype := jax.dtypes.canonicalize_dtype(array.dtype)) == array.dtype:
         return None
     held = np.iinfo(dtype)
     return None if held.min <= array.min() and array.max() <= held.max else array
