@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from contextlib import suppress
 
@@ -119,12 +118,11 @@ class Call(Arrays):
         rows, is_integer = rows_of(shape, axes), jnp.issubdtype(labels.dtype, jnp.integer)
         if is_integer and labels.shape == rows:
             return jnp.expand_dims(labels, sorted(axes))
-        problem, remedy = (
-            f"labels have dtype {labels.dtype}, no integers",
-            f"give one id for each row, shape {rows}",
-        )
+        problem = f"labels have dtype {labels.dtype}"
+        remedy = f"give class ids as integers, one for each row, shape {rows}"
         if is_integer:
             problem = f"class ids of shape {labels.shape} for rows of shape {rows}"
+            remedy = f"give one id for each row, shape {rows}"
         if labels.shape == rows:
             remedy = "give class ids as integers: labels.astype(int)"
         elif labels.shape == shape:
@@ -135,7 +133,7 @@ class Call(Arrays):
             remedy += f", {takes_targets} target probabilities as floats{as_floats}"
         elif along := self._other_axes(labels.shape, shape):
             remedy = f"write axis={' or '.join(map(str, along))} if the classes lie there, or " + remedy
-        elif math.prod(labels.shape) == math.prod(rows):
+        elif [n for n in labels.shape if n != 1] == [n for n in rows if n != 1]:
             remedy += f": labels.reshape({rows})"
         raise self.error(ValueError if is_integer else TypeError, problem, remedy)
 

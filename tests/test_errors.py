@@ -158,7 +158,7 @@ ERRORS = {
     "targets for log_prob": (
         lambda: jsoftmax.log_prob(X, T),
         TypeError,
-        r"dtype float32, no integers; give one id for each row, shape \(4,\), of one-hot labels "
+        r"dtype float32; give class ids as integers, one for each row, shape \(4,\), of one-hot labels "
         r"labels\.argmax\(1\), or call jsoftmax\.cross_entropy with target probabilities as floats\.",
     ),
     "one-hot integers for log_prob": (
