@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from jsoftmax import _given
+
 P = ParamSpec("P")
 R = TypeVar("R")
 CONSTANTS = (bool, int, str)
@@ -29,7 +31,7 @@ def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-                if not (_is_constant(value) if name in static else _is_known_array(value)):
+                if not (_is_constant(value) if name in static else _is_known_array(name, value)):
                     return function(*args, **kwargs)
             return program(*args, **kwargs)
 
@@ -44,7 +46,10 @@ def _is_constant(value: Any) -> bool:
     return value is None or type(value) in CONSTANTS
 
 
-def _is_known_array(value: Any) -> bool:
+def _is_known_array(name: str, value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype.kind not in "OSU"
-    return value is None or (isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer))
+        return value.dtype.kind not in "OSU" and not _given.must_be_seen(name, value)
+    if value is None:
+        return True
+    is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return is_known and not (name in _given.RANGES and _given.must_be_seen(name, value))

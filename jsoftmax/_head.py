@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jax import Array
 from jsoftmax import _mesh_axes, _scaling
 from jsoftmax._arguments import Axes, Call
 from jsoftmax._products import Rows, Shared, Static
-from jsoftmax._reports import reported_ids
+from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
+from jsoftmax._statistics import of_counted
 
 BlockSize = int | tuple[int, int] | None
 Backend = str | Sequence[str] | None
@@ -56,8 +57,9 @@ class Head(NamedTuple):
             labels = reported_ids(labels, self.logits.shape[-1], self.names)
         labels = labels.reshape(size, labels.shape[-1])
         hidden = self.hidden.reshape(size, self.hidden.shape[-1])
-        _, temperature, soft_cap = self.scaling
-        return Rows(hidden, labels, self.column(counted), self.column(temperature), self.column(soft_cap))
+        counted = self.column(counted)
+        options = (of_counted(self.column(option), counted, 1) for option in self.scaling[1:])
+        return Rows(hidden, labels, counted, *options)
 
     def column(self, option: Array | None) -> Array | None:
         """One number, or one a row, as a column over the flattened rows."""
@@ -66,6 +68,10 @@ class Head(NamedTuple):
         if option.ndim == self.hidden.ndim:
             option = jnp.squeeze(option, -1)
         return jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
+
+    def reported(self, value: Array, rows: Rows) -> Array:
+        """What is found of rows, as it is; checkify names bad targets among them."""
+        return value if rows.has_class_ids else reported_targets(value, rows.labels, 1, self.names)
 
     def shared(self, class_weights: Array | None = None) -> Shared:
         """The arguments that all rows share."""
@@ -81,17 +87,11 @@ def of_call(call: Call) -> Head:
     """The head that the arguments of a public function describe."""
     hidden, weight = call.floats("hidden"), call.floats("weight")
     bias = None if call.arguments["bias"] is None else call.floats("bias")
-    vocab_axis = call.arguments["vocab_axis"]
     if weight.ndim != 2:
         problem = f"weight of shape {weight.shape}"
-        raise call.error(ValueError, problem, "give it two axes, [D, V], or [V, D] with vocab_axis=0")
-    if (
-        vocab_axis not in (-2, -1, 0, 1)
-        or isinstance(vocab_axis, bool)
-        or not hasattr(vocab_axis, "__index__")
-    ):
-        raise call.error(ValueError, f"vocab_axis is {vocab_axis!r}", "write -1 for [D, V], 0 for [V, D]")
-    vocab_axis = operator.index(vocab_axis) % 2
+        remedy = "give it two axes, [D, V], or [V, D] with vocab_axis=0; the labels come third"
+        raise call.error(ValueError, problem, remedy)
+    vocab_axis = _vocab_axis(call)
     classes, features = weight.shape[vocab_axis], weight.shape[1 - vocab_axis]
     if not hidden.ndim or hidden.shape[-1] != features:
         problem = f"hidden of shape {hidden.shape} for a weight of {features} features"
@@ -123,6 +123,17 @@ def of_call(call: Call) -> Head:
     return head
 
 
+def _vocab_axis(call: Call) -> int:
+    given = call.arguments["vocab_axis"]
+    try:
+        axis = -3 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        axis = -3
+    if not -2 <= axis < 2:
+        raise call.error(ValueError, f"vocab_axis is {given!r}", "write -1 for [D, V], 0 for [V, D]")
+    return axis % 2
+
+
 def block_size(call: Call) -> BlockSize:
     """The number of rows in a block, or of its rows and classes."""
     given = call.arguments["block_size"]
@@ -142,7 +153,8 @@ def block_size(call: Call) -> BlockSize:
 def _first_backend(call: Call, given: Backend) -> str:
     if given is None:
         return BACKENDS[0]
-    names = (given,) if isinstance(given, str) or not isinstance(given, Sequence) else tuple(given)
+    is_several = isinstance(given, Sequence) and not isinstance(given, str)
+    names: tuple[Any, ...] = tuple(given) if is_several else (given,)
     for name in names or (None,):
         if name not in BACKENDS:
             problem = f"there is no backend {name!r}"

@@ -126,9 +126,9 @@ def linear_cross_entropy(
     rows = head.rows(loss.labels, loss.counted)._replace(terms=terms)
     shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
-        losses = terms.losses(_linear.numbers(static, rows, shared))
+        losses = head.reported(terms.losses(_linear.numbers(static, rows, shared)), rows)
         return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
-    total = _linear.total(static, rows, shared)
+    total = head.reported(_linear.total(static, rows, shared), rows)
     return loss.of_sum(total, head.row_shape, head.class_axis)
 
 
@@ -184,7 +184,9 @@ def linear_row_statistics(
     head = _head.of_call(call)
     t = call.labels(head.logits.shape, head.class_axis)
     wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
-    found = _linear.numbers(head.static(wanted), head.rows(t), head.shared())
+    rows = head.rows(t)
+    found = _linear.numbers(head.static(wanted), rows, head.shared())
+    found["nll"] = head.reported(found["nll"], rows)
     return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
 
 

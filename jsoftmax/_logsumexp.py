@@ -68,7 +68,7 @@ def logsumexp(
     Source: as for `softmax`.
     """
     call = Call("logsumexp", a=a, axis=axis, b=b, where=where, axis_name=axis_name)
-    a = call.floats("a")
+    a, narrow = call.floats("a"), call.narrow_type("a", "b")
     names = _mesh_axes.of_classes(call, ("a",))
     if b is not None:
         a, b = call.together("a", "b")
@@ -83,6 +83,8 @@ def logsumexp(
         out, sign = _weighted_logsumexp((*axes, *names), a, b, where)
         if not return_sign:
             out = out * jnp.where(sign < 0, jnp.nan, 1)  # the gradient is NaN too
+    if narrow is not None:
+        out, sign = out.astype(narrow), sign.astype(narrow)
     if not keepdims:
         out, sign = jnp.squeeze(out, axes), jnp.squeeze(sign, axes)
     return (out, sign) if return_sign else out

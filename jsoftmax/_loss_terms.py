@@ -124,15 +124,18 @@ def of_call(
     weights = call.class_weights(logits.shape, axes, dtype)
     if weights is not None and len(axes) == 1:
         weights = beside(weights, logits, *axes)
-    smoothing, z_loss = (
-        None if given is None else jnp.squeeze(beside(given, logits), axes)
-        for given in (call.coefficient(name, logits, axes, dtype) for name in ("label_smoothing", "z_loss"))
-    )
-    counted = counted_rows(labels, call.ignore_index(labels), where, axes, names)
+    ignored = call.ignore_index(labels)
     reduction = call.arguments["reduction"]
     if reduction not in get_args(Reduction):
         choices = ", ".join(map(repr, get_args(Reduction)))
         raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
+    counted = counted_rows(labels, ignored, where, axes, names)
+    smoothing, z_loss = (
+        None if given is None else jnp.squeeze(beside(given, logits), axes)
+        for given in (
+            call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
+        )
+    )
     label_weights = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if counted is not None:

@@ -48,6 +48,8 @@ def cross_entropy(
     class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
     gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
     gives NaN too; either in that row alone, and not in a row that does not count. t = 0 counts for nothing.
+    Options are checked where their value is known; what they cannot be, as an entry of an array, or traced,
+    makes its row NaN. `checkify` also names the first row whose targets are below 0 or add up to more than 1.
 
     A row that `where` masks whole, as padding, is no row: it has loss 0 and gradient 0 whatever its label,
     and does not count in the mean. A row whose every logit is −inf, and which `where` does not mask, does.

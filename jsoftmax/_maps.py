@@ -36,7 +36,7 @@ def softmax(
     A drop-in for ``jax.nn.softmax``. Computed in at least float32 as ``exp((xᵢ − max)/T)/(1 + rest)``, `rest`
     being the sum of the other exponentials, and returned in the dtype of `x` (integers become floats).
     A masked class and a logit of −inf have probability 0, in a row with no live class too; +inf or NaN in
-    a live class makes that row NaN, and no other.
+    a live class makes that row NaN, and no other. Of 8 bits, `x` is computed as float32.
 
     Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
     masked class. Kept for it: the output; for 16-bit `x`, with a temperature, or of sharded classes, `x` and
@@ -67,11 +67,12 @@ def softmax(
     IMA J. Numer. Anal. 41 (2021).
     """
     call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
-    x = call.floats("x")
+    x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
     scaling = _scaling.of_call(call, x, axes)
-    return x if 0 in x.shape else _softmax((*axes, *names), x, scaling)
+    out = x if 0 in x.shape else _softmax((*axes, *names), x, scaling)
+    return out if narrow is None else out.astype(narrow)
 
 
 @compiled("axis", "axis_name")
@@ -107,11 +108,12 @@ def log_softmax(
     Source: as for `softmax`.
     """
     call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
-    x = call.floats("x")
+    x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
     scaling = _scaling.of_call(call, x, axes)
-    return x if 0 in x.shape else _log_softmax((*axes, *names), x, scaling)
+    out = x if 0 in x.shape else _log_softmax((*axes, *names), x, scaling)
+    return out if narrow is None else out.astype(narrow)
 
 
 class _Saved(NamedTuple):

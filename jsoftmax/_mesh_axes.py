@@ -44,11 +44,12 @@ def _names(call: Call, argument: str, sharded: Sequence[str]) -> tuple[str, ...]
     given = call.arguments[argument]
     if given is None:
         return ()
-    names = (given,) if isinstance(given, str) else tuple(given)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    names = tuple(given) if several else (given,)
     for name in names:
         try:
             lax.axis_size(name)
-        except NameError:
+        except (NameError, TypeError, ValueError):
             problem = f"{argument} {name!r} is no mesh axis here"
             remedy = f"call it within a jax.shard_map whose mesh has the axis, or leave {argument} out"
             raise call.error(ValueError, problem, remedy) from None

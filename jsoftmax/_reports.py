@@ -1,4 +1,4 @@
-"""Class ids of any type: those outside the classes, reported where the caller asks, and those to ignore."""
+"""Bad class ids and targets, reported where the caller asks; class ids of any type, and those to ignore."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import checkify
 from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
+from jsoftmax import rules
 from jsoftmax._sharding import ids_of_shard, shard_count
 
 
 class _Reported(Primitive):
-    """The identity, with a check in its `call_jaxpr` that only checkify looks into.
+    """Its first argument, with a check of all in its `call_jaxpr` that only checkify looks into.
 
     A check on its own is an effect of every program that holds it. For a program with effects JAX takes its
     slow way at each call, ten times the time of a small loss, and `jax.export` cannot serialize it.
@@ -29,22 +30,32 @@ class _Reported(Primitive):
         return subfuns[0].call_wrapped(*args) if subfuns else Primitive.bind(self, *args, **params)
 
 
-_reported: Any = _Reported("class_ids")
+_reported: Any = _Reported("reported")
 
 
-def _itself(labels: Any, *, call_jaxpr: Any) -> list[Any]:
-    return [labels]
+def _first(value: Any, *checked: Any, call_jaxpr: Any) -> list[Any]:
+    return [value]
 
 
-def _batched(labels: Sequence[Any], axes: Sequence[int], *, call_jaxpr: Any) -> tuple[Any, Sequence[int]]:
-    of_all = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(call_jaxpr), tuple(axes), list(axes)))(*labels)
-    return _reported.bind(*labels, call_jaxpr=of_all), axes
+def _batched(values: Sequence[Any], axes: Sequence[Any], *, call_jaxpr: Any) -> tuple[Any, Sequence[int]]:
+    # What is returned has the batch axis too, where only what is checked has one.
+    size = next(v.shape[axis] for v, axis in zip(values, axes, strict=True) if axis is not None)
+    value = values[0] if axes[0] is not None else jnp.broadcast_to(values[0], (size, *values[0].shape))
+    value = jnp.moveaxis(value, axes[0] or 0, 0)
+    values, axes = (value, *values[1:]), (0, *axes[1:])
+    of_all = jax.vmap(jaxpr_as_fun(call_jaxpr), axes, axis_size=size)
+    return _reported.bind(*values, call_jaxpr=jax.make_jaxpr(of_all)(*values)), [0]
 
 
-_reported.def_impl(_itself)
-_reported.def_abstract_eval(_itself)
-mlir.register_lowering(_reported, mlir.lower_fun(_itself, multiple_results=True))
+def _derivative(values: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any) -> tuple[Any, Any]:
+    return _reported.bind(*values, call_jaxpr=call_jaxpr), [tangents[0]]
+
+
+_reported.def_impl(_first)
+_reported.def_abstract_eval(_first)
+mlir.register_lowering(_reported, mlir.lower_fun(_first, multiple_results=True))
 batching.primitive_batchers[_reported] = _batched
+ad.primitive_jvps[_reported] = _derivative
 
 
 def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
@@ -63,6 +74,17 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     return ids_of_shard(labels, classes, names)
 
 
+def reported_targets(value: Array, targets: Array, axis: int, names: tuple[str, ...]) -> Array:
+    """A value found with target probabilities, as it is; checkify names the first row whose targets are bad.
+
+    They are where one is below 0, or where they add up to more than 1 and what roundings may add.
+    """
+    if not (targets.size and value.size):
+        return value
+    check = _checked_targets.trace(value, targets, (axis, *names))
+    return _reported.bind(value, targets, call_jaxpr=check.jaxpr)[0]
+
+
 def is_other(ids: Array, index: Array) -> Array:
     """Whether ids are not this one, whose type may hold fewer or other numbers than theirs."""
     here = index.astype(ids.dtype)
@@ -72,16 +94,31 @@ def is_other(ids: Array, index: Array) -> Array:
 
 @jax.jit(static_argnums=1)
 def _checked(labels: Array, classes: int) -> Array:
-    bad = (labels < 0) | (labels >= classes)
-    # Sums and minima, which any sharding of the labels keeps.
-    row = jnp.zeros(labels.shape, jnp.int32)
-    for axis, size in enumerate(labels.shape):
-        row = row * size + lax.broadcasted_iota(jnp.int32, labels.shape, axis)
-    first = jnp.min(jnp.where(bad, row, labels.size))
-    checkify.debug_check(
-        ~jnp.any(bad),
-        f"jsoftmax: class id {{label}} of row {{row}} is outside [0, {classes})",
-        label=jnp.sum(jnp.where(row == first, labels, 0)),
-        row=first,
-    )
+    message = f"jsoftmax: class id {{number}} of row {{row}} is outside [0, {classes})"
+    _check(labels, (labels < 0) | (labels >= classes), message)
     return labels
+
+
+@jax.jit(static_argnums=2)
+def _checked_targets(value: Array, targets: Array, axes: tuple[int | str, ...]) -> Array:
+    (axis,), names = rules.split_axes(axes)
+    eps = float(jnp.finfo(targets.dtype).eps)
+    targets = targets.astype(rules.computing_dtype(targets.dtype))
+    least = jnp.min(targets, axis)
+    (total,) = rules.across(axes, jnp.sum(targets, axis))
+    terms = targets.shape[axis] * shard_count(names)
+    most = 1 + 8 * eps + terms * float(jnp.finfo(total.dtype).eps)
+    _check(least, least < 0, "jsoftmax: target {number} of row {row} is below 0")
+    _check(total, total > most, "jsoftmax: the targets of row {row} add up to {number}, more than 1")
+    return value
+
+
+def _check(numbers: Array, bad: Array, message: str) -> None:
+    """A check that names the first of some numbers, one a row, that is bad."""
+    # Sums and minima, which any sharding of the rows keeps.
+    row = jnp.zeros(numbers.shape, jnp.int32)
+    for axis, size in enumerate(numbers.shape):
+        row = row * size + lax.broadcasted_iota(jnp.int32, numbers.shape, axis)
+    first = jnp.min(jnp.where(bad, row, numbers.size))
+    number = jnp.sum(jnp.where(row == first, numbers, 0))
+    checkify.debug_check(~jnp.any(bad), message, number=number, row=first)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import _pivots
+from jsoftmax._arrays import broadcasts
 from jsoftmax._autodiff import with_rules
-from jsoftmax._reports import reported_ids
+from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
 from jsoftmax._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
 
@@ -45,7 +46,18 @@ def numbers(
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
+    if counted is not None:
+        # Options of a row that does not count may be what they cannot be elsewhere.
+        options = (
+            option
+            if option is None or not broadcasts(counted.shape, option.shape)
+            else of_counted(option, counted, 1)
+            for option in scaling[1:]
+        )
+        scaling = Scaling(scaling.where, *options)
     found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted), beside=beside)
+    if labels is not None and not are_ids(labels):
+        found["nll"] = reported_targets(found["nll"], labels, axes[0], names)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 

@@ -219,5 +219,5 @@ def _max_slope(saved: Saved) -> Array:
     return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
 
 
-def of_counted(values: Array, counted: Array | None) -> Array:
-    return values if counted is None else jnp.where(counted, values, 0)
+def of_counted(values: Any, counted: Array | None, otherwise: float = 0) -> Any:
+    return values if counted is None or values is None else jnp.where(counted, values, otherwise)

@@ -22,7 +22,7 @@ blocks of a scan, chunks of a file, or shards of a mesh.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -55,7 +55,8 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
 
     The state keeps its dtype; a block is computed in at least float32, whatever its own.
     """
-    call = Call("online.absorb", state=state.max, block=block, axis=axis)
+    call = Call("online.absorb", state=state, block=block, axis=axis)
+    _refuse_others(call, state=state)
     x = call.floats("block")
     axes = call.axes(x.shape, may_be_empty=True)
     rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
@@ -94,6 +95,7 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
 
 def merge(a: State, b: State) -> State:
     """The state of two parts of a row put together."""
+    _refuse_others(Call("online.merge", a=a, b=b), a=a, b=b)
     return _together(
         [a, b],
         lambda parts: jnp.maximum(*parts),
@@ -106,11 +108,19 @@ def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
 
     One max-reduce, and one sum-reduce of a stacked pair, of the size of a row's numbers.
     """
+    _refuse_others(Call("online.merge_across", state=state, axis_name=axis_name), state=state)
     return _together(
         [state],
         lambda parts: lax.pmax(parts[0], axis_name),
         lambda parts: lax.psum(parts[0], axis_name),
     )
+
+
+def _refuse_others(call: Call, **states: Any) -> None:
+    for name, state in states.items():
+        if not isinstance(state, State):
+            problem = f"{name} is {type(state).__name__}, not a State"
+            raise call.error(TypeError, problem, "begin with online.empty(shape)")
 
 
 def _together(
@@ -136,5 +146,6 @@ def log_total(rest: Array) -> Array:
 
 def finish(state: State) -> Array:
     """The log-sum-exp, ``max + log1p(rest)``."""
+    _refuse_others(Call("online.finish", state=state), state=state)
     log = log_total(state.rest)
     return jnp.where(state.rest < 0, -jnp.inf, state.max.astype(log.dtype) + log)

@@ -13,6 +13,8 @@ import pytest
 from cases import FUNCTIONS, curvature, named
 from compiling import jit_in_full
 from jax.experimental import checkify
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 
@@ -439,3 +441,133 @@ def test_without_checkify_the_check_is_not_in_the_program():
     text = traced.lower().as_text()
     assert "check" not in text
     assert "applies stablehlo.minimum" not in text  # over the rows that are bad
+
+
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+IDS, TARGETS = jnp.array([0, 3, 2]), jax.nn.softmax(-ROWS)
+BAD = {
+    "temperature": (0.0, INF, NAN, 1e-39),
+    "soft_cap": (0.0, -30.0, INF, NAN),
+    "label_smoothing": (-0.1, 1.5, NAN),
+    "z_loss": (-1.0, INF, NAN),
+}
+LOSS_OPTIONS = tuple(BAD)
+WITH_OPTIONS = {
+    "softmax": (jsoftmax.softmax, ("temperature",)),
+    "log_softmax": (jsoftmax.log_softmax, ("temperature",)),
+    "entropy": (jsoftmax.entropy, ("temperature",)),
+    "log_prob": (lambda x, **o: jsoftmax.log_prob(x, IDS, **o), ("temperature",)),
+    "kl_divergence": (lambda x, **o: jsoftmax.kl_divergence(x, ROWS[::-1], **o), ("temperature",)),
+    "js_divergence": (lambda x, **o: jsoftmax.js_divergence(x, ROWS[::-1], **o), ("temperature",)),
+    "row_statistics": (
+        lambda x, **o: sum(jsoftmax.row_statistics(x, IDS, **o)[:3]),
+        ("temperature", "soft_cap"),
+    ),
+    "linear_row_statistics": (
+        lambda x, **o: sum(jsoftmax.linear_row_statistics(x, jnp.eye(4), IDS, **o)[:3]),
+        ("temperature", "soft_cap"),
+    ),
+    "cross_entropy, ids": (lambda x, **o: jsoftmax.cross_entropy(x, IDS, **o), LOSS_OPTIONS),
+    "cross_entropy, targets": (lambda x, **o: jsoftmax.cross_entropy(x, TARGETS, **o), LOSS_OPTIONS),
+    "linear_cross_entropy": (
+        lambda x, **o: jsoftmax.linear_cross_entropy(x, jnp.eye(4), IDS, **o),
+        LOSS_OPTIONS,
+    ),
+}
+
+
+def good_options(names):
+    good = {"temperature": 0.7, "soft_cap": 5.0, "label_smoothing": 0.1, "z_loss": 0.01}
+    return {name: jnp.full(3, good[name]) for name in names}
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_an_option_that_is_none_makes_its_row_nan(name):
+    """In value and in every gradient: an array is not read when a call is made."""
+    function, names = WITH_OPTIONS[name]
+
+    @jax.jit
+    def of(options):
+        def total(x, options):
+            out = function(x, **options)
+            return out.sum(), out
+
+        (_, out), (dx, doptions) = jax.value_and_grad(total, (0, 1), has_aux=True)(ROWS, options)
+        return out, dx, doptions
+
+    good = good_options(names)
+    want = of(good)
+    assert_finite(want)
+    for option in names:
+        for bad in BAD[option]:
+            out, dx, doptions = of({**good, option: good[option].at[1].set(bad)})
+            for found, right in ((out, want[0]), (dx, want[1]), (doptions[option], want[2][option])):
+                assert np.isnan(found[1]).all(), (option, bad)
+                np.testing.assert_allclose(found[::2], right[::2], rtol=1e-6)
+            alone = jax.jit(lambda x, bad, option=option: function(x, **{option: bad}))
+            assert bad != BAD[option][0] or np.isnan(alone(ROWS, jnp.float32(bad))).all(), option
+
+
+@pytest.mark.parametrize("loss", ["logits", "a head"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_option_of_an_ignored_row_may_be_anything(loss, reduction):
+    labels = IDS.at[1].set(-100)
+
+    @jax.jit
+    def of(x, options):
+        given = {"labels": labels, "ignore_index": -100, "reduction": reduction, **options}
+        if loss == "logits":
+            return jsoftmax.cross_entropy(x, **given).sum()
+        return jsoftmax.linear_cross_entropy(x, jnp.eye(4), **given).sum()
+
+    good = good_options(LOSS_OPTIONS)
+    bad = {option: values.at[1].set(BAD[option][0]) for option, values in good.items()}
+    step = jax.jit(jax.value_and_grad(of, (0, 1)))
+    with jax.debug_nans(True):
+        jax.tree.map(np.testing.assert_array_equal, step(ROWS, bad), step(ROWS, good))
+
+
+def test_checkify_names_targets_that_are_no_probabilities():
+    t = jax.nn.softmax(ROWS)
+    below, above = t.at[1, 2].set(-0.25), jnp.full((3, 4), 0.25).at[2, 0].set(1)
+
+    def linear(t, **options):
+        return jsoftmax.linear_cross_entropy(ROWS, jnp.eye(4), t, **options)
+
+    def total(x, t):
+        return jsoftmax.cross_entropy(x, t, reduction="sum")
+
+    calls = (
+        lambda t: jsoftmax.softmax_cross_entropy(ROWS, t),
+        lambda t: jax.grad(jax.checkpoint(total), 1)(ROWS, t),
+        lambda t: jsoftmax.row_statistics(ROWS, t).nll,
+        linear,
+        partial(linear, reduction="mean"),
+        lambda t: jsoftmax.linear_row_statistics(ROWS, jnp.eye(4), t).nll,
+    )
+    for call in calls:
+        check = jax.jit(checkify.checkify(call))
+        assert "target -0.25 of row 1 is below 0" in check(below)[0].get()
+        assert "targets of row 2 add up to 1.75, more than 1" in check(above)[0].get()
+        assert check(t)[0].get() is None
+    mesh = jax.make_mesh((2,), ("classes",), axis_types=(AxisType.Auto,))
+    by_class = P(None, "classes")
+
+    @jax.shard_map(mesh=mesh, in_specs=(by_class, by_class), out_specs=P())
+    def sharded(x, t):
+        return jsoftmax.cross_entropy(x, t, axis_name="classes")
+
+    error, _ = jax.jit(checkify.checkify(sharded))(ROWS, above)
+    assert "targets of row 2 add up to 1.75" in error.get()
+    assert jax.jit(checkify.checkify(sharded))(ROWS, t)[0].get() is None
+    for over, x in ((0, ROWS), (None, ROWS[0])):
+        error, _ = checkify.checkify(jax.vmap(total, (over, 0)))(x, below)
+        assert "target -0.25 of row 0 is below 0" in error.get()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.bfloat16, jnp.float16, jnp.float32])
+def test_what_roundings_add_to_targets_is_not_reported(dtype):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 1000)), jnp.float32)
+    for logits in (x, 8 * x, 0 * x):
+        targets = jax.nn.softmax(logits).astype(dtype)
+        assert checkify.checkify(jsoftmax.cross_entropy)(x, targets)[0].get() is None

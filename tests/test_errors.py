@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import jsoftmax
-from jsoftmax import evaluation
+from jsoftmax import evaluation, online
 
 X = jnp.zeros((4, 3))
 Y = jnp.zeros(4, jnp.int32)
 T = jnp.zeros((4, 3))
+ZERO, TINY = jnp.float16(0), jnp.float32(1e-38)
 
 ERRORS = {
     "axis out of range": (
@@ -21,8 +22,7 @@ ERRORS = {
     "axis of a scalar": (lambda: jsoftmax.softmax(jnp.float32(1)), ValueError, "write axis=None"),
     "axis named twice": (lambda: jsoftmax.log_softmax(X, axis=(1, -1)), ValueError, "once"),
     "axis of a wrong type": (lambda: jsoftmax.logsumexp(X, axis="classes"), TypeError, "write an int"),
-    "no classes": (lambda: jsoftmax.softmax(jnp.zeros((4, 0))), ValueError, "no classes"),
-    "no classes in a loss": (lambda: jsoftmax.cross_entropy(jnp.zeros((4, 0)), Y), ValueError, "no classes"),
+    "no classes": (lambda: jsoftmax.cross_entropy(jnp.zeros((4, 0)), Y), ValueError, "no classes"),
     "complex": (
         lambda: jsoftmax.softmax(X.astype(jnp.complex64)),
         TypeError,
@@ -37,7 +37,7 @@ ERRORS = {
     "a mask of the rows": (
         lambda: jsoftmax.cross_entropy(X, Y, where=Y > 0),
         ValueError,
-        r"mask of shape \(4,\) does not broadcast to \(4, 3\); to mask whole rows, "
+        r"where of shape \(4,\) does not broadcast to \(4, 3\); to mask whole rows, "
         r"write jnp\.expand_dims\(where, -1\)",
     ),
     "a mask of the columns": (
@@ -59,7 +59,12 @@ ERRORS = {
     "a temperature that float32 has not": (
         lambda: jsoftmax.softmax(X, temperature=1e-46),
         ValueError,
-        "temperature is 1e-46; write a finite number, not 0, in float32",
+        "temperature is 1e-46, nearer to 0 than the normal numbers of float32; write one from 1.18e-38 up",
+    ),
+    "a temperature below the normal numbers": (
+        lambda: jsoftmax.entropy(X, temperature=TINY),
+        ValueError,
+        "temperature is .*e-3., nearer to 0 than .* write one from 1.18e-38 up",
     ),
     "a temperature without end": (
         lambda: jsoftmax.softmax(X, temperature=10**40),
@@ -117,6 +122,38 @@ ERRORS = {
         ValueError,
         "label_smoothing is 1.5; write a number from 0 to 1",
     ),
+    **{
+        f"{name} of {number!r}": (
+            lambda name=name, number=number: jsoftmax.cross_entropy(X, Y, **{name: number}),
+            ValueError,
+            f"{name} is {float(number)}.*; write",
+        )
+        for name, number in (
+            ("label_smoothing", np.float32(2)),
+            ("label_smoothing", jnp.bfloat16(-1)),
+            ("z_loss", np.float32(-1)),
+            ("z_loss", jnp.float32(np.inf)),
+            ("soft_cap", np.array(-30.0)),
+            ("soft_cap", jnp.int32(0)),
+            ("temperature", np.int64(0)),
+            ("temperature", jnp.float32(np.nan)),
+        )
+    },
+    "a temperature of a head": (
+        lambda: jsoftmax.linear_row_statistics(X, X.T, Y, temperature=ZERO),
+        ValueError,
+        "linear_row_statistics.*temperature is 0.0; write a finite number, not 0",
+    ),
+    "a temperature of an evaluation": (
+        lambda: evaluation.update(evaluation.empty(), X, Y, temperature=np.float32(np.inf)),
+        ValueError,
+        "evaluation.update.*temperature is inf; write a finite number",
+    ),
+    "a temperature of two": (
+        lambda: jsoftmax.kl_divergence(X, X, temperature=ZERO),
+        ValueError,
+        "temperature is 0.0",
+    ),
     "negative z-loss": (lambda: jsoftmax.cross_entropy(X, Y, z_loss=-1.0), ValueError, "from 0 up"),
     "soft cap below 0": (
         lambda: jsoftmax.row_statistics(X, Y, soft_cap=-30.0),
@@ -128,7 +165,105 @@ ERRORS = {
         ValueError,
         "neither one number nor one a row",
     ),
-    "targets for log_prob": (lambda: jsoftmax.log_prob(X, T), TypeError, "class ids as integers"),
+    "targets for log_prob": (
+        lambda: jsoftmax.log_prob(X, T),
+        TypeError,
+        r"dtype float32; give class ids as integers, one for each row, shape \(4,\), of one-hot labels "
+        r"labels\.argmax\(1\), or call jsoftmax\.cross_entropy with target probabilities as floats\.",
+    ),
+    "one-hot integers for log_prob": (
+        lambda: jsoftmax.log_prob(X, T.astype(int)),
+        ValueError,
+        r"labels\.argmax\(1\), or call jsoftmax\.cross_entropy .* floats: labels\.astype\(float\)",
+    ),
+    "float ids for log_prob": (
+        lambda: jsoftmax.log_prob(X, jnp.zeros(4)),
+        TypeError,
+        r"class ids as integers: labels\.astype\(int\)\.(?m:$)",
+    ),
+    "one-hot integers in an evaluation": (
+        lambda: evaluation.update(evaluation.empty(), X, T.astype(int)),
+        ValueError,
+        r"labels\.argmax\(1\), or call jsoftmax\.cross_entropy",
+    ),
+    "targets for a temperature": (
+        lambda: evaluation.fit_temperature(X.T, T.T, axis=0),
+        TypeError,
+        r"labels\.argmax\(0\), or call jsoftmax\.cross_entropy",
+    ),
+    "targets of no shape at all": (
+        lambda: jsoftmax.cross_entropy(X, jnp.zeros((4, 2))),
+        ValueError,
+        r"of shape \(4, 2\) for logits of shape \(4, 3\); give them the shape \(4, 3\)\.(?m:$)",
+    ),
+    "labels first": (
+        lambda: jsoftmax.cross_entropy(Y, X),
+        TypeError,
+        r"the two look swapped: write cross_entropy\(labels, logits\)",
+    ),
+    "labels first, and an axis": (
+        lambda: evaluation.fit_temperature(Y, X, axis=1),
+        TypeError,
+        r"swapped: write evaluation\.fit_temperature\(labels, logits\)",
+    ),
+    "labels before the weight": (
+        lambda: jsoftmax.linear_cross_entropy(X, Y, X.T),
+        ValueError,
+        "give it two axes.*the labels come third",
+    ),
+    "pictures with classes along axis 1": (
+        lambda: jsoftmax.cross_entropy(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 5, 4), int)),
+        ValueError,
+        r"write axis=1 if the classes lie there, or give one id for each row, shape \(2, 3, 5\)",
+    ),
+    "classes along one of two axes": (
+        lambda: jsoftmax.log_prob(jnp.zeros((3, 3, 5)), jnp.zeros((3, 5), int)),
+        ValueError,
+        "write axis=0 or 1 if",
+    ),
+    "a column of ids": (
+        lambda: jsoftmax.cross_entropy(X, Y[:, None]),
+        ValueError,
+        r"shape \(4,\): labels\.reshape\(\(4,\)\)",
+    ),
+    "a first argument to broadcast": (
+        lambda: jsoftmax.kl_divergence(X[0], X),
+        ValueError,
+        r"give both one shape, as jnp\.broadcast_to\(p_logits, \(4, 3\)\)",
+    ),
+    "two shapes that no broadcast mends": (
+        lambda: jsoftmax.js_divergence(X, X.T),
+        ValueError,
+        r"q_logits of shape \(3, 4\); give both one shape\.(?m:$)",
+    ),
+    "a state that is none": (
+        lambda: online.absorb(None, X),
+        TypeError,
+        r"online\.absorb\(.*state is NoneType, not a State; begin with online\.empty",
+    ),
+    "an array for a state": (lambda: online.finish(X), TypeError, r"online\.finish\(state=float32\[4,3\]\)"),
+    "a mesh axis by number": (lambda: jsoftmax.entropy(X, axis_name=7), ValueError, "7 is no mesh axis"),
+    "scales": (
+        lambda: jsoftmax.softmax(X.astype(jnp.float8_e8m0fnu)),
+        TypeError,
+        r"x is float8_e8m0fnu, a type without a sign or a zero; write x\.astype\(jnp\.float32\)",
+    ),
+    "scales of a weight": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T.astype(jnp.float8_e8m0fnu), Y),
+        TypeError,
+        "weight is float8_e8m0fnu, a type without",
+    ),
+    "a state of scales": (lambda: online.empty((), jnp.float8_e8m0fnu), TypeError, "write a float type"),
+    "6 bits": (
+        lambda: jsoftmax.entropy(np.zeros((4, 3), jnp.float6_e2m3fn)),
+        TypeError,
+        r"float6_e2m3fn, a type that XLA lacks; write logits\.astype\(np\.float32\)",
+    ),
+    "probabilities in 4 bits": (
+        lambda: jsoftmax.softmax(X.astype(jnp.float4_e2m1fn)),
+        TypeError,
+        r"the result would be float4_e2m1fn, as x is, .* write x\.astype\(jnp\.float32\)",
+    ),
     "targets that do not broadcast": (
         lambda: jsoftmax.softmax_cross_entropy(X, jnp.zeros((4, 2))),
         ValueError,
@@ -259,6 +394,74 @@ LOSSES = {
 def test_wide_class_ids_do_not_wrap(loss, x64):
     labels = jnp.array([2**32, 0, 1, -(2**32)])
     np.testing.assert_array_equal(np.isnan(loss(labels)), [True, False, False, True])
+
+
+def _of_update(labels, **options):
+    state = evaluation.update(evaluation.empty(top_k=1, bins=None), X[:2], labels, **options)
+    return evaluation.compute(state).nll
+
+
+def _of_statistics(labels, **options):
+    found = jsoftmax.row_statistics(X[:2], jnp.zeros(2, int))
+    state = evaluation.empty(top_k=1, bins=None)
+    return evaluation.compute(evaluation.update_from_statistics(state, found, labels, **options)).nll
+
+
+OF_IDS = {
+    "cross_entropy": lambda y, **o: jsoftmax.cross_entropy(X[:2], y, **o),
+    "linear_cross_entropy": lambda y, **o: jsoftmax.linear_cross_entropy(X[:2], jnp.eye(3), y, **o),
+    "update": _of_update,
+    "update_from_statistics": _of_statistics,
+    "fit_temperature": lambda y, **o: evaluation.fit_temperature(X[:2], y, **o),
+    "softmax_cross_entropy_with_integer_labels": (
+        lambda y: jsoftmax.softmax_cross_entropy_with_integer_labels(X[:2], y)
+    ),
+    "log_prob": lambda y: jsoftmax.log_prob(X[:2], y),
+    "row_statistics": lambda y: jsoftmax.row_statistics(X[:2], y).nll,
+    "linear_row_statistics": lambda y: jsoftmax.linear_row_statistics(X[:2], jnp.eye(3), y).nll,
+}
+
+
+@pytest.mark.parametrize("name", OF_IDS)
+def test_ids_that_32_bits_do_not_hold_are_no_classes(name):
+    """Each would wrap to class 1 or 0; to ignore one, it has to be the very number."""
+    of = OF_IDS[name]
+    for wide in (
+        np.array([1, 2**32 + 1]),
+        [1, 2**32 + 1],
+        np.array([1, -(2**63)]),
+        np.uint64([1, 2**64 - 2**32]),
+    ):
+        assert np.isnan(of(wide)).any()
+    assert not np.isnan(of(np.array([1, 2]))).any()
+    if name not in list(OF_IDS)[:5]:
+        return
+    far, near = np.array([1, -(2**63)]), np.array([1, -1])
+    for labels, index in (
+        (far, -(2**63)),
+        (far, np.int64(-(2**63))),
+        (np.uint64([1, 2**63]), np.uint64(2**63)),
+        ([1, 2**40], 2**40),
+        (np.array([-1, 2**40, 1])[::2], jnp.int32(-1)),
+    ):
+        assert not np.isnan(of(labels, ignore_index=index)).any()
+    for labels, index in ((far, 0), (far, -1), (far, -(2**62)), (far, jnp.int32(-1)), (near, 2**32 - 1)):
+        assert np.isnan(of(labels, ignore_index=index)).any()
+
+
+def test_one_wide_id_is_compared_too():
+    assert np.isnan(jsoftmax.cross_entropy(X[0], 2**32 + 1))
+    assert np.isnan(jsoftmax.log_prob(X[0], np.int64(2**32)))
+    assert jsoftmax.cross_entropy(X[0], 2**32, ignore_index=2**32) == 0
+    mixed = np.array([-1, -2, 2**32, 0])  # −1 and −2 stay what they are
+    for index, ignored in ((-1, [0]), (-2, [1]), (2**32, [2]), (2**33, [])):
+        losses = jsoftmax.cross_entropy(X, mixed, ignore_index=index)
+        np.testing.assert_array_equal(losses == 0, np.isin(np.arange(4), ignored))
+
+
+def test_wide_integers_are_no_small_logits():
+    np.testing.assert_array_equal(jsoftmax.softmax(np.array([2**40, 0])), [1, 0])
+    np.testing.assert_allclose(jsoftmax.logsumexp(X[0], b=2**40), np.log(3 * 2.0**40), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint32", "uint64"])

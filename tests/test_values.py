@@ -11,6 +11,7 @@ from cases import REGIMES, SHAPES, logits, mask, named
 from compiling import jit_in_full
 
 import jsoftmax
+from jsoftmax import evaluation
 
 EPS = np.finfo(np.float32).eps
 
@@ -192,4 +193,99 @@ def test_masks_as_optax_takes_them():
     one_hot = jax.nn.one_hot(jnp.arange(4), 5, dtype=int)
     np.testing.assert_array_equal(
         jsoftmax.softmax_cross_entropy(x, one_hot), jsoftmax.softmax_cross_entropy(x, one_hot.astype(float))
+    )
+
+
+NARROW = [getattr(jnp, name) for name in dir(jnp) if name.startswith("float8") and "e8m0" not in name]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
+def test_8_bits_are_computed_as_float32(dtype):
+    """Rounded once; what is dead is NaN in such an output where the type has no −inf, and nothing live is."""
+    x, w = jnp.asarray([1.0, 2.0, 3.0], dtype), jnp.asarray([1.0, 0.5, 2.0], dtype)
+    live = jnp.array([True, True, False])
+
+    @jax.jit
+    def of(x, w):
+        one = jnp.asarray(1, x.dtype)
+        losses = jax.value_and_grad(lambda x: jsoftmax.cross_entropy(x, 0, where=live))(x)
+        return {
+            "maps": [f(x, where=live) for f in (jsoftmax.softmax, jsoftmax.log_softmax, jsoftmax.logsumexp)],
+            "weighted": jsoftmax.logsumexp(x, b=w, where=live, return_sign=True),
+            "by integers": jsoftmax.logsumexp(x, b=2),
+            "gradient": losses[1],
+            "wide": (losses[0], jsoftmax.row_statistics(x, 1, where=live, temperature=one, soft_cap=8 * one)),
+        }
+
+    ours, wide = of(x, w), of(x.astype(jnp.float32), w.astype(jnp.float32))
+    for found, want in zip(*map(jax.tree.leaves, (ours["wide"], wide["wide"])), strict=True):
+        assert found.dtype == want.dtype
+        np.testing.assert_allclose(found, want, rtol=2 * EPS)
+    assert ours["wide"][1].prediction == 1
+    for key in ("maps", "weighted", "by integers", "gradient"):
+        for found, want in zip(*map(jax.tree.leaves, (ours[key], wide[key])), strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(np.float32(found), np.float32(want.astype(dtype)))
+    np.testing.assert_allclose(np.float32(ours["maps"][0]), [0.269, 0.731, 0], atol=0.02)
+    dead = np.float32(ours["maps"][1][2])
+    assert np.isneginf(dead) if np.isneginf(np.float32(dtype(-np.inf))) else np.isnan(dead)
+
+
+def test_8_bits_beside_wider_types_are_float32():
+    """A quantized head, and all that may be narrow in any call: the same numbers as of float32 throughout."""
+    rng = np.random.default_rng(0)
+    given = {
+        "hidden": jnp.asarray(rng.normal(size=(4, 8)), jnp.bfloat16),
+        "weight": jnp.asarray(rng.normal(size=(8, 5)), jnp.float8_e4m3fn),
+        "bias": jnp.asarray(rng.normal(size=5), jnp.float32),
+        "targets": jnp.asarray(rng.dirichlet(np.ones(5), 4), jnp.float8_e5m2),
+        "rows": jnp.asarray([0.5, 1, 2, 1], jnp.float8_e4m3b11fnuz),
+        "classes": jnp.asarray([0.5, 1, 2, 1, 4], jnp.float4_e2m1fn),
+    }
+
+    @jax.jit
+    def of(given):
+        names = "hidden", "weight", "bias", "targets", "rows", "classes"
+        hidden, weight, bias, targets, rows, classes = (given[name] for name in names)
+        options = {
+            "class_weights": classes,
+            "temperature": rows,
+            "soft_cap": 4 * rows,
+            "label_smoothing": rows / 8,
+        }
+
+        def loss(hidden, weight, bias):
+            head = jsoftmax.linear_cross_entropy(hidden, weight, targets, bias=bias, **options)
+            return head.sum() + jsoftmax.cross_entropy(weight, jnp.arange(8) % 5, class_weights=classes).sum()
+
+        state = evaluation.update(evaluation.empty(), weight, jnp.arange(8) % 5, weights=abs(weight[:, 0]))
+        others = (
+            jsoftmax.logsumexp(weight, b=bias, axis=-1, return_sign=True),
+            jsoftmax.logsumexp(bias[:4, None], b=targets, axis=-1),
+            jsoftmax.kl_divergence(weight[:4], targets),
+            jsoftmax.softmax_cross_entropy(weight[:4].astype(jnp.float32), targets),
+            evaluation.compute(state).nll,
+        )
+        return jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias), others
+
+    with jax.numpy_dtype_promotion("standard"):
+        (loss, gradients), others = of(given)
+        (want, slopes), exact = of({name: a.astype(jnp.float32) for name, a in given.items()})
+    np.testing.assert_allclose(loss, want, rtol=20 * EPS)
+    for found, right in zip(*map(jax.tree.leaves, (others, exact)), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, right, rtol=20 * EPS, atol=EPS)
+    for found, right, name in zip(gradients, slopes, given, strict=False):
+        assert found.dtype == given[name].dtype
+        np.testing.assert_allclose(
+            np.float32(found), right, rtol=float(jnp.finfo(found.dtype).eps), atol=1e-2
+        )
+
+
+@pytest.mark.parametrize("dtype", [jnp.int2, jnp.uint2, jnp.int4, jnp.uint4], ids=lambda d: d.__name__)
+def test_integers_of_few_bits_are_logits_and_labels(dtype):
+    x = jnp.asarray([0, 1, 1], dtype)
+    np.testing.assert_array_equal(jsoftmax.softmax(x), jsoftmax.softmax(jnp.array([0, 1, 1])))
+    np.testing.assert_array_equal(
+        jsoftmax.cross_entropy(jnp.eye(3), x), jsoftmax.cross_entropy(jnp.eye(3), x.astype(int))
     )

@@ -1,0 +1,94 @@
+"""What is known of arguments before a program is traced: what a type holds, wide integers, single numbers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NO_CLASS, IGNORED = -1, -2  # what `narrowed` makes of ids that 32 bits do not hold
+RANGES = {
+    "temperature": "write a finite number, not 0",
+    "soft_cap": "write a number above 0",
+    "label_smoothing": "write a number from 0 to 1",
+    "z_loss": "write a number from 0 up",
+}
+
+
+def holds(dtype: Any, number: float) -> bool:
+    """Whether a float type has this number, be it NaN."""
+    return bool(np.array_equal(np.asarray(number, dtype).astype(np.float32), number, equal_nan=True))
+
+
+@functools.cache
+def _normal(dtype: Any) -> tuple[float, float]:
+    """The smallest and the largest normal number of a float type."""
+    limits = jnp.finfo(dtype)
+    return float(limits.tiny), float(limits.max)
+
+
+def within(name: str, number: Any, dtype: Any) -> Any:
+    """Whether numbers, or each of an array, are such as an option may be, in a float type."""
+    tiny, largest = _normal(dtype)
+    if name == "temperature":
+        return (abs(number) >= tiny) & (abs(number) <= largest)
+    least = tiny if name == "soft_cap" else 0.0
+    return (number >= least) & (number <= (1.0 if name == "label_smoothing" else largest))
+
+
+def known_number(value: Any) -> float | None:
+    """A single number that is known when the call is made; None for an array, and for a traced number."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return None
+    if value.ndim or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+        return None
+    is_real = value.dtype.kind in "iuf" or jnp.issubdtype(
+        value.dtype, jnp.floating
+    )  # also of 16 bits and less
+    return float(np.asarray(value).astype(np.float64)) if is_real else None
+
+
+def too_wide(value: Any) -> np.ndarray | None:
+    """Integers of which JAX would keep the lowest 32 bits alone, as NumPy has them; None for all else."""
+    if isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
+        return None
+    if isinstance(value, (list, tuple)):
+        is_host = all(isinstance(a, (int, np.integer, np.ndarray)) for a in jax.tree.leaves(value))
+    else:
+        is_host = isinstance(value, int) or hasattr(value, "__array__")
+    try:
+        array = np.asarray(value) if is_host else np.zeros(0)
+    except ValueError:  # lists of several lengths
+        return None
+    if array.dtype.kind not in "iu" or not array.size:
+        return None
+    if array.dtype.itemsize < 8 or (dtype := jax.dtypes.canonicalize_dtype(array.dtype)) == array.dtype:
+        return None
+    held = np.iinfo(dtype)
+    return None if held.min <= array.min() and array.max() <= held.max else array
+
+
+def narrowed(ids: np.ndarray, index: Any) -> Any:
+    """Class ids `too_wide` for JAX, in 32 bits: classes stay; what is none, or is `index`, stays that.
+
+    An index that 32 bits do not hold becomes `IGNORED`.
+    """
+    limits = np.iinfo(np.int32)
+    held = (ids >= limits.min) & (ids <= limits.max)
+    number = np.where(held, ids, 0).astype(np.int32)
+    if isinstance(index, int) and not limits.min <= index <= limits.max:
+        return np.where(ids == index, IGNORED, np.where(held & (number >= 0), number, NO_CLASS))
+    return jnp.where(held, number, jnp.where(index == NO_CLASS, IGNORED, NO_CLASS))
+
+
+def must_be_seen(name: str, value: Any) -> bool:
+    """Whether an array may be refused, or be misread, for its value, which no compiled program sees."""
+    if name in RANGES:
+        number = known_number(value)
+        return number is not None and not within(name, number, jnp.float32)
+    return too_wide(value) is not None
