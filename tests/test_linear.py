@@ -472,8 +472,8 @@ def test_a_mapped_head(mapped, mode, x64):
     def elements(a, axis):
         if axis is None:
             return a
-        several = [jnp.roll(a, i, 0) if a is ids else a + i / 4 for i in range(3)]
-        return jnp.stack([several, several[::-1]], axis) if mapped == "nested" else jnp.stack(several, axis)
+        several = jnp.stack([jnp.roll(a, i, 0) if a is ids else a + i / 4 for i in range(3)], axis)
+        return jnp.stack([several, several[::-1]]) if mapped == "nested" else several
 
     def of(f, labels, **options):
         arguments = [
