@@ -57,7 +57,7 @@ def forward(
     (state, found, sum_weights, mean_u, _), x = _blocks.over_classes(classes, size, add, (None, begun))
     if size < classes:
         valid = (rows.labels >= 0) & (rows.labels < classes)
-        found["nll"] = jnp.where(valid, found["nll"], jnp.nan)
+        found["nll"] = rules.nan_where(~valid, found["nll"])
         if rows.counted is not None:
             found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
     return found, Saved(None, state, found, sum_weights, mean_u), x

@@ -82,7 +82,7 @@ def logsumexp(
     else:
         out, sign = _weighted_logsumexp((*axes, *names), a, b, where)
         if not return_sign:
-            out = out * jnp.where(sign < 0, jnp.nan, 1)  # the gradient is NaN too
+            out = out * rules.nan_where(sign < 0, jnp.ones_like(out))  # the gradient is NaN too
     if narrow is not None:
         out, sign = out.astype(narrow), sign.astype(narrow)
     if not keepdims:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _pivots
+from jsoftmax import _pivots, rules
 from jsoftmax._arrays import broadcasts
 from jsoftmax._autodiff import with_rules
 from jsoftmax._reports import reported_ids, reported_targets
@@ -81,7 +81,7 @@ def _value(static: Static, problem: Problem) -> Numbers:
         valid = (labels >= 0) & (labels < x.shape[axis])
         nll = _pivots.nll(x, jnp.where(valid, labels, 0), (axis,), by_maximum)
         if nll is not None:
-            return {"nll": of_counted(jnp.where(valid, nll, jnp.nan), counted)}
+            return {"nll": of_counted(rules.nan_where(~valid, nll), counted)}
     return save(static, problem, alone=True)[0]
 
 

@@ -83,7 +83,7 @@ def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Ar
     if not names:
         return top
     top = highest(top, names)
-    return jnp.where(top == jnp.inf, jnp.nan, top)
+    return rules.nan_where(top == jnp.inf, top)
 
 
 def below_infinity(x: Array) -> Array:

@@ -110,7 +110,7 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.DOWN)
     elif asks_for_id:
         u, valid = sums.shares
-        found["nll"] = jnp.where(empty, 0, jnp.where(valid > 0, log_total - u, jnp.nan))
+        found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
     found = {name: of_counted(number, counted) for name, number in found.items()}
     return found, Saved(problem, state, found, sum_weights, mean_u)
 
@@ -147,7 +147,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
         in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
-        residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), jnp.nan, in_z)
+        residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), found["nll"], in_z)
     if "entropy" in asked:
         residuals["entropy"] = rules.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:

@@ -251,6 +251,22 @@ def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
             assert_finite(jax.grad(lambda x: jnp.sum(jsoftmax.logsumexp(x, -1, jnp.ones(3), where=mask)))(x))
 
 
+def test_good_values_stop_nothing_without_jit():
+    """What is NaN elsewhere is made where it is found: as a constant it would stop `jax_debug_nans`."""
+    x, labels = jnp.array([[1.0, 2.0], [0.5, 0.0]]), jnp.array([0, 1])
+    state = jsoftmax.evaluation.empty(num_classes=2)
+    with jax.debug_nans(True), jax.disable_jit():
+        for function in (*LOGITS_ONLY.values(), partial(jsoftmax.logsumexp, b=jnp.ones(2))):
+            assert_finite(jax.value_and_grad(lambda x, f=function: finite_sum(f(x)))(x))
+        assert_finite(jsoftmax.linear_cross_entropy(x, jnp.eye(2), labels))
+        state = jsoftmax.evaluation.update(state, x, labels, weights=jnp.ones(2))
+        found = jsoftmax.row_statistics(x, labels)
+        ranks = {"rank": jnp.zeros(2), "confidence": jnp.ones(2), "brier": jnp.ones(2)}
+        state = jsoftmax.evaluation.update_from_statistics(state, found, labels, **ranks)
+        assert_finite(jsoftmax.evaluation.compute(state, num_bytes=3))
+        assert_finite(jsoftmax.evaluation.fit_temperature(x, labels))
+
+
 def test_differences_that_overflow():
     """Of two logits the difference may be beyond the largest number, where a loss is not."""
     x, apart = jnp.array([1.8e38, -1.8e38]), 3.6e38

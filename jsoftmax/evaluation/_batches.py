@@ -233,10 +233,10 @@ def _from_statistics(
 ) -> State:
     classes = None if state.classes is None else state.classes.weight.high.shape[-1]
     labels = _labels.of_rows(ids, weights, ignored, classes)
-    nll, prediction = jnp.where(labels.ids < 0, jnp.nan, statistics.nll), statistics.prediction
+    nll, prediction = rules.nan_where(labels.ids < 0, statistics.nll), statistics.prediction
     for name, number in more.items():
         if number is not None:
-            nll = jnp.where((number >= 0) & (number <= LARGEST[name]), nll, jnp.nan)
+            nll = rules.nan_where(~((number >= 0) & (number <= LARGEST[name])), nll)
     rank = more["rank"]
     if rank is None:
         wrong = (prediction != labels.ids) | (statistics.log_normalizer == -jnp.inf)

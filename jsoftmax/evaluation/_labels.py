@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax import rules
 from jsoftmax._arguments import Call
 from jsoftmax._loss_terms import counted_rows
 
@@ -64,7 +65,7 @@ def of_rows(
         ids = ids.astype(jnp.int32)  # that holds the number of classes too
     if weights is not None:
         weights = weights if axis is None else jnp.expand_dims(weights, axis)
-        weights = jnp.where(weights >= 0, weights, jnp.nan)
+        weights = rules.nan_where(~(weights >= 0), weights)
         weights = weights if counted is None else jnp.where(counted, weights, 0)
         counted = weights != 0
     if counted is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jsoftmax import rules
 from jsoftmax._arguments import Call
 from jsoftmax.evaluation._state import State, check_states
 from jsoftmax.evaluation._sums import Sum, add, fold
@@ -105,7 +106,7 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
         reliability = Reliability(weight.high, _mean(calibration.confidence, weight), _mean(correct, weight))
     bits_per_byte = None
     if num_bytes is not None:
-        size = jnp.where(num_bytes < 0, jnp.nan, num_bytes).astype(nll.dtype)
+        size = rules.nan_where(num_bytes < 0, num_bytes.astype(nll.dtype))
         bits_per_byte = state.nll.high / math.log(2) / size
     found = Metrics(
         weight=state.weight.high,
@@ -123,7 +124,7 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
     )
     # A row that is NaN in its loss has no right place in any sum, and no mean is over infinitely many rows.
     bad = jnp.isnan(nll) | (state.weight.high == jnp.inf)
-    valid = jax.tree.map(lambda metric: jnp.where(bad, jnp.nan, metric), found)
+    valid = jax.tree.map(lambda metric: rules.nan_where(bad, metric), found)
     return valid._replace(weight=found.weight)
 
 

@@ -148,7 +148,7 @@ def _fit(
     number = row_sum(live.astype(g.dtype))
     hit = _reductions.hits(labels.ids, axis, x.shape[axis])
     of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
-    of_label = jnp.where(labels.ids < 0, jnp.nan, jnp.where(number == 0, 0, of_label))
+    of_label = rules.nan_where(labels.ids < 0, jnp.where(number == 0, 0, of_label))
     farthest = jnp.max(g, initial=0)
     farthest = jnp.where(farthest == 0, 1, farthest)
     goal, widest = mean(of_label / farthest), mean(row_sum(g / farthest / jnp.maximum(number, 1)))
@@ -176,7 +176,7 @@ def _fit(
     answer = jnp.where(goal >= widest, limits.max, answer)
     answer = jnp.where(right, limits.tiny, answer)
     answer = jnp.where(widest == 0, 1, answer)
-    return jnp.where(jnp.isfinite(goal) & jnp.isfinite(widest), answer, jnp.nan)
+    return rules.nan_where(~(jnp.isfinite(goal) & jnp.isfinite(widest)), answer)
 
 
 def _power_near(values: Array, least: int, most: int, over: int = 0) -> Array:

@@ -46,6 +46,15 @@ def rounded(x: Array, top: Array) -> Array:
     return jnp.minimum(top + jnp.abs(top) + 1, x)
 
 
+def nan_where(bad: Array, values: Array) -> Array:
+    """The values, NaN where they are bad.
+
+    A quotient makes the NaN: a constant would stop `jax_debug_nans` outside jit where nothing is bad.
+    """
+    zero_if_bad = jnp.where(bad, 0, 1).astype(values.dtype)
+    return jnp.where(bad, zero_if_bad / zero_if_bad, values)
+
+
 def computing_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """At least float32, whatever comes in."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
