@@ -119,7 +119,7 @@ def of_call(call: Call) -> Head:
     head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
     backend = call.arguments["backend"]
     if _first_backend(call, backend) == "xla":
-        head = head._replace(block_size=(math.prod(head.row_shape), classes))
+        head = head._replace(block_size=(2**62, classes))  # of all rows, mapped ones too
     return head
 
 
