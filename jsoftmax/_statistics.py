@@ -56,6 +56,11 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
     return labels.astype(dtype) if weights is None else _moments.times(labels.astype(dtype), weights)
 
 
+def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
+    """The class weights, which may be infinite, 0 for a dead class without a target."""
+    return jnp.where(dead & (labels == 0), 0, weights)
+
+
 def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
     """The numbers, and what their derivative needs; or them `alone`."""
     axis, names, wanted = static
@@ -173,7 +178,7 @@ def pull(
     if "nll" in given and not are_ids(labels):
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
-        dlabels = (dt if weights is None else _moments.times(dt, weights)).astype(labels.dtype)
+        dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
     if counted is not None:
         where = counted if scaling.where is None else scaling.where & counted
         scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
@@ -198,7 +203,7 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
     terms = {name: residual * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
-        dt = dt if weights is None else _moments.times(dt, weights)
+        dt = dt if weights is None else dt * _live_weights(weights, labels, dead)
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
         terms["nll"] += _scaling.masked(dt, scaling.where) * cost
     if "spread" in wanted and dweights is not None:
