@@ -108,9 +108,9 @@ def of_call(call: Call) -> Head:
     arrays = (hidden, weight) if bias is None else (hidden, weight, bias)
     dtype = jnp.result_type(*(a.dtype for a in arrays))
     head = Head(
-        hidden.astype(dtype),
-        weight.astype(dtype),
-        None if bias is None else bias.astype(dtype),
+        _in_dtype(hidden, dtype),
+        _in_dtype(weight, dtype),
+        None if bias is None else _in_dtype(bias, dtype),
         Scaling(None),
         vocab_axis,
         block_size(call),
@@ -160,3 +160,7 @@ def _first_backend(call: Call, given: Backend) -> str:
             problem = f"there is no backend {name!r}"
             raise call.error(ValueError, problem, f"write one of {', '.join(map(repr, BACKENDS))}")
     return names[0]
+
+
+def _in_dtype(array: Array, dtype: jnp.dtype) -> Array:
+    return array if array.dtype == dtype else array.astype(dtype)

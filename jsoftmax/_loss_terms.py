@@ -11,7 +11,7 @@ from jax import Array, lax
 from jsoftmax import _moments, rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
-from jsoftmax._sharding import beside, ids_of_shard, shard_count, taken, varies
+from jsoftmax._sharding import ids_of_shard, laid_like, shard_count, taken, varies
 from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
@@ -123,7 +123,9 @@ def of_call(
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
     if weights is not None and len(axes) == 1:
-        weights = beside(weights, logits, *axes)
+        weights = laid_like(weights, logits, *axes)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = laid_like(labels, logits)
     ignored = call.ignore_index(labels)
     reduction = call.arguments["reduction"]
     if reduction not in get_args(Reduction):
@@ -131,7 +133,7 @@ def of_call(
         raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
     counted = counted_rows(labels, ignored, where, axes, names)
     smoothing, z_loss = (
-        None if given is None else jnp.squeeze(beside(given, logits), axes)
+        None if given is None else jnp.squeeze(laid_like(given, logits), axes)
         for given in (
             call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
         )

@@ -17,6 +17,7 @@ from jsoftmax._arrays import broadcasts
 from jsoftmax._autodiff import with_rules
 from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
+from jsoftmax._sharding import laid_like
 from jsoftmax._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
 
 Axes = tuple[int, ...]
@@ -44,6 +45,8 @@ def numbers(
         axes = (x.ndim - 1,)
     if weights is not None:
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
+    if labels is not None:
+        labels = laid_like(labels, x)
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
     if counted is not None:
@@ -57,7 +60,8 @@ def numbers(
         scaling = Scaling(scaling.where, *options)
     found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted), beside=beside)
     if labels is not None and not are_ids(labels):
-        found["nll"] = reported_targets(found["nll"], labels, axes[0], names)
+        targets = labels if counted is None else jnp.where(counted, labels, 0)
+        found["nll"] = reported_targets(found["nll"], targets, axes[0], names)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 
 

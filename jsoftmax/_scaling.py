@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from jsoftmax import _across, rules
 from jsoftmax._arguments import Call, Logits
-from jsoftmax._sharding import beside
+from jsoftmax._sharding import laid_like
 
 Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
 
@@ -43,7 +43,7 @@ def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public function ask for."""
     dtype = rules.computing_dtype(x.dtype)
     options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
-    return jax.tree.map(lambda a: beside(a, x), Scaling(call.mask(x.shape), *options))
+    return jax.tree.map(lambda a: laid_like(a, x), Scaling(call.mask(x.shape), *options))
 
 
 def ordered_live(x: Array, scaling: Scaling) -> Array:
@@ -129,8 +129,12 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
 
 @jax.custom_jvp
 def divided(u: Array, temperature: Array) -> Array:
-    """``u/|T|``; of a dead class −inf, whose derivative in the temperature would be infinite."""
-    return u / jnp.abs(temperature)
+    """``u/|T|``; of a dead class −inf, whose derivative in the temperature would be infinite.
+
+    A large T is scaled down, and u with it: XLA multiplies by 1/T, which would be below the normal numbers.
+    """
+    scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
+    return (u * scale) / (jnp.abs(temperature) * scale)
 
 
 @divided.defjvp
@@ -153,9 +157,9 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
 
 
 def _capped(x: Array, cap: Array) -> Array:
-    """``cap·tanh(x/cap)``; ±inf stay, as overflows and dead classes."""
-    infinite = jnp.isinf(x)
-    return jnp.where(infinite, x, cap * jnp.tanh(jnp.where(infinite, 0, x) / cap))
+    """``cap·tanh(x/cap)``, which is x far below the cap; ±inf stay, as overflows and dead classes."""
+    stays = jnp.isinf(x) | (jnp.abs(x) < cap * (float(jnp.finfo(x.dtype).eps) ** 0.5 / 4))
+    return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
 
 
 def slipped(terms: Array, z: Shifted) -> Array:

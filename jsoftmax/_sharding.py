@@ -52,7 +52,7 @@ def spec(a: Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(a).sharding.spec)
 
 
-def beside(a: Array, x: Any, *axes: int) -> Array:
+def laid_like(a: Array, x: Any, *axes: int) -> Array:
     """An array that broadcasts along axes of x, all of them if none are named, laid out as x is there."""
     if not isinstance(x, Array):
         return a
@@ -71,9 +71,11 @@ def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
 
 def taken(values: Array, index: Array) -> Array:
     """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
-    index = jnp.clip(index, 0, values.size - 1)
+    index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
+    if layout is None:
+        return values[index]
     if spec(values) == (None,):
-        return values.at[index].get(mode="promise_in_bounds", out_sharding=laid_out(index, *spec(index)))
+        return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
     # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
     ids = lax.broadcasted_iota(index.dtype, (*(1,) * index.ndim, values.size), index.ndim)
     return jnp.sum(jnp.where(jnp.expand_dims(index, -1) == ids, values, 0), -1)

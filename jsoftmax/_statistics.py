@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -116,7 +117,8 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
-    found = {name: of_counted(number, counted) for name, number in found.items()}
+    # What is kept of a row that does not count is 0: a NaN there would stop `jax_debug_nans` outside jit.
+    found, state, mean_u = jax.tree.map(lambda a: of_counted(a, counted), (found, state, mean_u))
     return found, Saved(problem, state, found, sum_weights, mean_u)
 
 

@@ -249,6 +249,11 @@ def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
         assert_finite((value, gradient))
         if name == "logsumexp":
             assert_finite(jax.grad(lambda x: jnp.sum(jsoftmax.logsumexp(x, -1, jnp.ones(3), where=mask)))(x))
+        if name == "cross_entropy, ids":  # nor in a row that does not count
+            y = jnp.array([-1, 1])
+            assert_finite(jax.grad(lambda x: jsoftmax.cross_entropy(x, y, ignore_index=-1).sum())(x))
+            of_head = partial(jsoftmax.linear_cross_entropy, weight=jnp.eye(3), labels=y, ignore_index=-1)
+            assert_finite(jax.grad(lambda x: jnp.sum(of_head(x)))(x))
 
 
 def test_good_values_stop_nothing_without_jit():
@@ -283,6 +288,25 @@ def test_differences_that_overflow():
         jsoftmax.softmax(x, temperature=1e37)[1], np.exp(-float(x[0]) * 2 / 1e37), rtol=1e-4
     )
     assert jsoftmax.entropy(x) == 0
+
+
+def test_a_large_temperature_or_cap():
+    """1/T would be below the normal numbers."""
+    x = jnp.array([1e38, 0.0])
+    p = 1 / (1 + np.exp(-1.0))
+    for temperature in (1e38, -1e38):
+        want = [p, 1 - p] if temperature > 0 else [1 - p, p]
+        np.testing.assert_allclose(jsoftmax.softmax(x, temperature=temperature), want, rtol=1e-6)
+        loss = jsoftmax.cross_entropy(x, 1, temperature=jnp.float32(temperature))
+        np.testing.assert_allclose(loss, -np.log(want[1]), rtol=1e-6)
+    head = jsoftmax.linear_cross_entropy(jnp.ones((1, 1)), x[None], jnp.array([1]), temperature=1e38)
+    np.testing.assert_allclose(head, [-np.log(1 - p)], rtol=1e-6)
+    for cap in (1e30, 8e37, 1e38, 3e38):
+        loss, gradient = jax.value_and_grad(lambda x, c=cap: jsoftmax.cross_entropy(x, 0, soft_cap=c))(
+            jnp.array([1.0, 2.0])
+        )
+        np.testing.assert_allclose(loss, -np.log(1 - p), rtol=1e-6)
+        np.testing.assert_allclose(gradient, [-p, p], rtol=1e-6)
 
 
 def test_the_square_of_the_z_loss_does_not_overflow():

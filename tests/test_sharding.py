@@ -243,7 +243,9 @@ def test_within_shard_map_outside_jit(functions):
     )
     for function, out_specs in ((functions, out), (gradients, specs[:2])):
         within = jax.shard_map(function, mesh=two, in_specs=specs, out_specs=out_specs)
-        agree(within(*given), jax.jit(within)(*given))
+        got, want = (jax.tree.leaves(f(*given)) for f in (within, jax.jit(within)))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 def test_options_beside_explicitly_sharded_logits(several_devices):
@@ -251,15 +253,15 @@ def test_options_beside_explicitly_sharded_logits(several_devices):
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(ROWS, CLASSES)), rng.gamma(0.5, size=(ROWS, CLASSES))
     weights, temperature = rng.uniform(0.5, 2, CLASSES), rng.uniform(0.5, 2, ROWS)
-    floats = [jnp.float32(a) for a in (x, t, weights, temperature)]
     where, y = jnp.asarray(rng.random((1, CLASSES)) < 0.8).at[0, 0].set(True), jnp.zeros(ROWS, jnp.int32)
+    floats = [jnp.float32(a) for a in (x, np.where(where, t, 0), weights, temperature)]
 
     @jax.jit
     def of(x, t, weights, temperature, where, y):
         def total(x, weights, temperature):
             given = {"class_weights": weights, "temperature": temperature, "where": where}
             by_ids = jsoftmax.cross_entropy(x, y, **given, label_smoothing=0.1, reduction="mean")
-            by_targets = jsoftmax.cross_entropy(x, jnp.where(where, t, 0), **given, reduction="mean")
+            by_targets = jsoftmax.cross_entropy(x, t, **given, reduction="mean")
             return by_ids + by_targets
 
         return jax.value_and_grad(total, (0, 1, 2))(x, weights, temperature)
@@ -270,7 +272,7 @@ def test_options_beside_explicitly_sharded_logits(several_devices):
         for of_x in (P("rows"), P(None, "classes"), P("rows", "classes")):
             for of_weights in (P(), P("classes"), P("rows")):
                 by_row = P() if of_weights == P("classes") else P("rows")
-                specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), P(*of_x[:1])
+                specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), by_row
                 pairs = zip((*floats, where, y), specs, strict=True)
                 sharded = [jax.device_put(a, NamedSharding(on, spec)) for a, spec in pairs]
                 got = of(*sharded)
