@@ -44,8 +44,8 @@ class Arrays:
             problem = f"{name} is {describe(value)}, not an array of numbers"
             raise self.error(TypeError, problem, f"give {name} as an array") from error
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            problem = f"{name} is complex ({array.dtype}), and has no order to take a maximum in"
-            raise self.error(TypeError, problem, f"write {name}.real or abs({name})")
+            problem = f"{name} is complex ({array.dtype}), and complex numbers have no order"
+            raise self.error(TypeError, problem, f"write {name}.real")
         return array
 
     def _refuse_type(self, name: str, dtype: Any) -> None:
@@ -93,7 +93,7 @@ class Arrays:
             shape = jnp.broadcast_shapes(a.shape, b.shape)
         except ValueError:
             problem = f"{first} of shape {a.shape} and {second} of shape {b.shape} do not broadcast"
-            remedy = f"give {second} the shape {a.shape}, or 1 for a length"
+            remedy = f"give {second} the shape {a.shape}, or one that broadcasts to it"
             raise self.error(ValueError, problem, remedy) from None
         a, b = (array if array.dtype == dtype else array.astype(dtype) for array in (a, b))
         a, b = (jnp.broadcast_to(array, shape) for array in (a, b))
@@ -158,7 +158,7 @@ class Arrays:
             where = jnp.expand_dims(where, axes)
         if not broadcasts(where.shape, shape):
             problem = f"where of shape {where.shape} does not broadcast to {shape}"
-            remedy = f"give it the shape {shape}, or 1 for a length"
+            remedy = f"give it the shape {shape}, or one that broadcasts to it"
             if where.shape == rows_of(shape, self.axes(shape, may_be_empty=True)):
                 remedy = f"to mask whole rows, write jnp.expand_dims(where, {self.arguments['axis']})"
             raise self.error(ValueError, problem, remedy)

@@ -39,8 +39,9 @@ def linear_cross_entropy(
         loss = cross_entropy(hidden @ weight + bias, labels, …)
 
     Every option, corner and unit is that of `cross_entropy`. Logits come about in blocks, accumulated in at
-    least float32 whatever comes in, and are thrown away: what is held is one block (`linear_plan` tells
-    which) and, for its gradient, one array like the weight, in at least float32. So is the loss.
+    least float32 whatever comes in, and are thrown away: held are one block (`linear_plan` tells its size),
+    with target probabilities a few arrays of that size, and, for the gradient, one array like the weight, in
+    at least float32. The loss is in at least float32 too.
 
     Derivative: dz = (Σt)·p − t in the logits, ``dz @ weightᵀ`` in hidden, ``hiddenᵀ @ dz`` in weight. Under
     "mean" and "sum" a block turns into its gradient while it is there: three products of matrices for the
@@ -50,13 +51,13 @@ def linear_cross_entropy(
     not asked for costs none.
 
     Under `jax.vmap` there are more rows, and blocks of them, as if hidden had one more leading axis. Each
-    element's "mean" or "sum" has a cotangent of its own, so that its gradients take four products. Only where
-    the weight is mapped too are blocks mapped, as many held at once as there are weights.
+    element's "mean" or "sum" has a cotangent of its own, so that its gradients take four products. If the
+    weight is mapped too, one block is held for each weight.
 
-    A loop keeps in every step what one call keeps: a derivative through `jax.lax.scan` or `jax.lax.map` under
-    "mean" or "sum" holds one gradient of the weight a step. It holds none through ``jax.checkpoint`` of the
-    loss, or through `jax.lax.map` with a `batch_size`, both at four products; nor does a loop that adds up
-    what ``jax.value_and_grad`` of the loss gives in every step, at three.
+    A derivative through `jax.lax.scan` or `jax.lax.map` under "mean" or "sum" keeps one gradient of the
+    weight for each step. Three forms avoid that: ``jax.checkpoint`` of the loss, and `jax.lax.map` with a
+    `batch_size`, at four products; and a loop whose step calls ``jax.value_and_grad`` of the loss and adds
+    up the gradients, at three.
 
     Args:
       hidden: features, shape [..., D].

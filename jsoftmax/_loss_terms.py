@@ -23,7 +23,7 @@ class LossTerms(NamedTuple):
 
     loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
 
-    No product of them overflows where the loss does not.
+    The order of these products avoids an overflow where the loss itself has none.
     """
 
     label_weights: Array | None = None  # 0 in a row that does not count

@@ -47,15 +47,16 @@ def cross_entropy(
     A masked class, and a logit of −inf, have probability 0, and smoothing leaves them out. A label on such a
     class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
     gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
-    gives NaN too; either in that row alone, and not in a row that does not count. t = 0 counts for nothing.
-    Options are checked where their value is known; what they cannot be, as an entry of an array, or traced,
-    makes its row NaN. `checkify` also names the first row whose targets are below 0 or add up to more than 1.
+    gives NaN too. Both concern that row alone, and no row that does not count. A target of 0 on a dead class
+    adds 0. An option out of its range is refused where its value is known; an entry of an array, or a traced
+    number, makes its row NaN. `checkify` also names the first row whose targets are below 0, or whose sum is
+    above 1.
 
     A row that `where` masks whole, as padding, is no row: it has loss 0 and gradient 0 whatever its label,
     and does not count in the mean. A row whose every logit is −inf, and which `where` does not mask, does.
 
-    On CPU, the bare loss alone of 33 classes and more, by class ids, is found in one pass wherever that is as
-    accurate; its last digit may differ from that found with a derivative.
+    On CPU, without a derivative or options, the loss of class ids among 33 classes and more takes one pass
+    wherever that is as accurate; its last digit may differ from that found with a derivative.
 
     Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;
     0 for a masked class and in a row that does not count. Every float argument gets its own. Kept for it:

@@ -56,8 +56,6 @@ def _names(call: Call, argument: str, sharded: Sequence[str]) -> tuple[str, ...]
         for array in sharded:
             if name not in varies(jnp.asarray(call.arguments[array])):
                 problem = f"{array} does not vary over {argument} {name!r}"
-                remedy = (
-                    f"shard it so by the in_specs of jax.shard_map, check_vma=True, or leave {argument} out"
-                )
+                remedy = f"shard it so by in_specs and leave check_vma=True, or leave {argument} out"
                 raise call.error(ValueError, problem, remedy)
     return names

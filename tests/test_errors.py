@@ -43,7 +43,7 @@ ERRORS = {
     "a mask of the columns": (
         lambda: jsoftmax.log_softmax(X[..., None], (0, 1), where=Y[:2] > 0),
         ValueError,
-        r"give it the shape \(4, 3, 1\), or 1 for a length",
+        r"give it the shape \(4, 3, 1\), or one that broadcasts to it",
     ),
     "mask larger than the logits": (
         lambda: jsoftmax.softmax(X, where=jnp.ones((2, 4, 3), bool)),
@@ -59,17 +59,17 @@ ERRORS = {
     "a temperature that float32 has not": (
         lambda: jsoftmax.softmax(X, temperature=1e-46),
         ValueError,
-        "temperature is 1e-46, nearer to 0 than the normal numbers of float32; write one from 1.18e-38 up",
+        "temperature is 1e-46, nearer to 0 than the normal .* of float32; write one of at least 1.18e-38",
     ),
     "a temperature below the normal numbers": (
         lambda: jsoftmax.entropy(X, temperature=TINY),
         ValueError,
-        "temperature is .*e-3., nearer to 0 than .* write one from 1.18e-38 up",
+        "temperature is .*e-3., nearer to 0 than .* write one of at least 1.18e-38 in absolute value",
     ),
     "a temperature without end": (
         lambda: jsoftmax.softmax(X, temperature=10**40),
         ValueError,
-        "temperature is 10+; write a finite number, not 0, in float32",
+        "temperature is 10+; write a number up to 3.4e.38 in absolute value",
     ),
     "a key": (lambda: jsoftmax.softmax(jax.random.key(0)), TypeError, "not an array of numbers"),
     "objects": (lambda: jsoftmax.softmax(np.array([0, None])), TypeError, "not an array of numbers"),

@@ -103,7 +103,15 @@ def test_files_are_short(path):
 def test_the_top_level_holds_what_a_reader_expects():
     shown = {p.name for p in PACKAGE.parent.iterdir() if not p.name.startswith(".")}
     generated = {"jsoftmax-out", "build", "dist"}
-    assert shown - generated <= {"pyproject.toml", "README.md", "LICENSE", "jsoftmax", "tests", "notebooks"}
+    assert shown - generated <= {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "jsoftmax",
+        "tests",
+        "notebooks",
+        "findings",
+    }
 
 
 def test_elementary_functions_are_the_packages_own():

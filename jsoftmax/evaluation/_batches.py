@@ -167,8 +167,8 @@ def update_from_statistics(
       labels: their class ids.
       ignore_index: rows with this class id count for nothing.
       weights: from 0 up, in the shape of `labels`; 1 if not given.
-      rank: how many classes come before the label. A rank, confidence or Brier score that is none, as one
-        below 0, makes every metric NaN.
+      rank: how many classes come before the label. A rank, confidence or Brier score out of its range, as
+        one below 0, makes every metric NaN.
       confidence: the largest probability.
       brier: ``Σⱼ (pⱼ − tⱼ)²``.
 

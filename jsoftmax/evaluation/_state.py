@@ -69,7 +69,7 @@ def empty(
       top_k: how many first choices the label is looked for in.
       bins: how many intervals of equal width the confidences are sorted into; None leaves out the
         calibration, its error and the Brier score.
-      dtype: of the two words of every sum, which are in at least float32: there they hold 48 bits.
+      dtype: of the sums, at least float32. A sum is two numbers, which hold 48 bits in float32.
 
     Returns:
       `State`.
@@ -116,8 +116,12 @@ def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None
     """Refuses arguments of a public function that are of another type."""
     for name, value in arguments.items():
         if not isinstance(value, kind):
-            problem = f"{name} is of type {type(value).__name__}, not {kind.__name__}"
+            problem = f"{name} is of type {_name_of(value)}, not {kind.__name__}"
             raise Call(f"evaluation.{function}", **arguments).error(TypeError, problem, remedy)
+
+
+def _name_of(value: Any) -> str:
+    return "array" if isinstance(value, Array) else type(value).__name__
 
 
 def absorb(state: State, rows: Rows, labels: Labels) -> State:
