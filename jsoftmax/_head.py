@@ -16,6 +16,7 @@ from jsoftmax._arguments import Axes, Call
 from jsoftmax._products import Rows, Shared, Static
 from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
+from jsoftmax._sharding import laid_like
 from jsoftmax._statistics import of_counted
 
 BlockSize = int | tuple[int, int] | None
@@ -55,8 +56,10 @@ class Head(NamedTuple):
         size = math.prod(self.row_shape)
         if jnp.issubdtype(labels.dtype, jnp.integer):
             labels = reported_ids(labels, self.logits.shape[-1], self.names)
-        labels = labels.reshape(size, labels.shape[-1])
         hidden = self.hidden.reshape(size, self.hidden.shape[-1])
+        labels = labels.reshape(size, labels.shape[-1])
+        if labels.shape[1] == 1:
+            labels = laid_like(labels, hidden)
         counted = self.column(counted)
         options = (of_counted(self.column(option), counted, 1) for option in self.scaling[1:])
         return Rows(hidden, labels, counted, *options)
@@ -67,7 +70,8 @@ class Head(NamedTuple):
             return None
         if option.ndim == self.hidden.ndim:
             option = jnp.squeeze(option, -1)
-        return jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
+        column = jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
+        return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
 
     def reported(self, value: Array, rows: Rows) -> Array:
         """What is found of rows, as it is; checkify names bad targets among them."""
@@ -75,7 +79,10 @@ class Head(NamedTuple):
 
     def shared(self, class_weights: Array | None = None) -> Shared:
         """The arguments that all rows share."""
-        bias, weights = (None if a is None else a[None, :] for a in (self.bias, class_weights))
+        bias, weights = (
+            None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
+            for a in (self.bias, class_weights)
+        )
         return Shared(self.weight, bias, weights)
 
     def static(self, wanted: frozenset[str]) -> Static:

@@ -72,8 +72,10 @@ def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
 def taken(values: Array, index: Array) -> Array:
     """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
     index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
-    if layout is None:
+    if layout is None or not any((*spec(values), *spec(index))):
         return values[index]
+    if set(spec(values)) & set(spec(index)):
+        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot lay out both
     if spec(values) == (None,):
         return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
     # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.

@@ -257,23 +257,26 @@ def test_options_beside_explicitly_sharded_logits(several_devices):
     floats = [jnp.float32(a) for a in (x, np.where(where, t, 0), weights, temperature)]
 
     @jax.jit
-    def of(x, t, weights, temperature, where, y):
+    def of(x, t, weights, temperature, where, y, hidden, weight):
         def total(x, weights, temperature):
             given = {"class_weights": weights, "temperature": temperature, "where": where}
             by_ids = jsoftmax.cross_entropy(x, y, **given, label_smoothing=0.1, reduction="mean")
             by_targets = jsoftmax.cross_entropy(x, t, **given, reduction="mean")
-            return by_ids + by_targets
+            given.pop("where")
+            return by_ids + by_targets + jnp.sum(jsoftmax.linear_cross_entropy(hidden, weight, y, **given))
 
         return jax.value_and_grad(total, (0, 1, 2))(x, weights, temperature)
 
-    want = of(*floats, where, y)
+    head = arrays()[:2]
+    want = of(*floats, where, y, *head)
     on = mesh(AxisType.Explicit)
     with jax.set_mesh(on):
         for of_x in (P("rows"), P(None, "classes"), P("rows", "classes")):
             for of_weights in (P(), P("classes"), P("rows")):
                 by_row = P() if of_weights == P("classes") else P("rows")
                 specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), by_row
-                pairs = zip((*floats, where, y), specs, strict=True)
+                specs += P(*of_x[:1]), P(None, *of_x[1:])
+                pairs = zip((*floats, where, y, *head), specs, strict=True)
                 sharded = [jax.device_put(a, NamedSharding(on, spec)) for a, spec in pairs]
                 got = of(*sharded)
                 agree(got, want)
