@@ -21,6 +21,21 @@ gc.set_threshold(100_000)  # tracing makes many objects, and little garbage
 _sharding.one_device = lambda: True  # as where users are: the forms for arrays that lie on one device
 
 
+def pytest_addoption(parser):
+    parser.addoption("--one-of-each", action="store_true", help="run the first item of every test function")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --one-of-each, functions that are parametrized run with their first parameters alone."""
+    if config.getoption("--one-of-each"):
+        first = {}
+        for item in items:
+            first.setdefault((item.path, getattr(item, "originalname", item.name)), item)
+        kept = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
 @pytest.fixture
 def x64():
     """Float64 within the test."""
