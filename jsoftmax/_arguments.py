@@ -46,7 +46,7 @@ class Call(Arrays):
     def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:
         problem, remedy = f"{name} is {number}", _given.RANGES[name]
         tiny = float(jnp.finfo(dtype).tiny)
-        if math.isfinite(number) and abs(number) > float(jnp.finfo(dtype).max):
+        if float(jnp.finfo(dtype).max) < abs(number) < math.inf:
             remedy = f"write a number up to {float(jnp.finfo(dtype).max):.3g} in absolute value"
         elif 0 < abs(number) < tiny and name in ("temperature", "soft_cap"):
             problem += f", nearer to 0 than the normal numbers of {dtype}"
