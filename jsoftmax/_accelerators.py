@@ -116,7 +116,7 @@ def classes(
     """
     z, _ = _scaling.ordered(x, scaling, jnp.zeros((), x.dtype))
     logit = _scaling.ordered_live(x, scaling)
-    top, logit = (_scaling.below_infinity(logit) if bounded else logit).astype(z.dtype), logit.astype(z.dtype)
+    top, logit = (rules.below_infinity(logit) if bounded else logit).astype(z.dtype), logit.astype(z.dtype)
     dead = top == -jnp.inf
     temperature = None if scaling.temperature is None else jnp.abs(scaling.temperature)
     # 0, or NaN where z is NaN or, unless bounded, +inf; not made of z, which XLA on GPU would then store. The

@@ -70,7 +70,7 @@ class Arrays:
         value = self.arguments[name]
         if value is None or _given.too_wide(value) is not None:
             return None
-        array = value if isinstance(value, Array) else self.array(name)
+        array = self.array(name)
         is_strong_float = jnp.issubdtype(array.dtype, jnp.floating) and not jax.typeof(array).weak_type
         return array.dtype if is_strong_float else None
 
@@ -95,8 +95,7 @@ class Arrays:
             problem = f"{first} of shape {a.shape} and {second} of shape {b.shape} do not broadcast"
             remedy = f"give {second} the shape {a.shape}, or one that broadcasts to it"
             raise self.error(ValueError, problem, remedy) from None
-        a, b = (array if array.dtype == dtype else array.astype(dtype) for array in (a, b))
-        a, b = (jnp.broadcast_to(array, shape) for array in (a, b))
+        a, b = (jnp.broadcast_to(in_dtype(array, dtype), shape) for array in (a, b))
         return a, b
 
     def alike(self, first: str, second: str) -> tuple[Array, Array]:
@@ -195,6 +194,11 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def rows_of(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def in_dtype(array: Array, dtype: jnp.dtype) -> Array:
+    """The array itself if it has the type: `jax_debug_nans` looks at what a conversion gives."""
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def widened(floats: Array) -> Array:

@@ -13,6 +13,7 @@ from jax import Array
 
 from jsoftmax import _mesh_axes, _scaling
 from jsoftmax._arguments import Axes, Call
+from jsoftmax._arrays import in_dtype
 from jsoftmax._products import Rows, Shared, Static
 from jsoftmax._reports import reported_ids, reported_targets
 from jsoftmax._scaling import Scaling
@@ -115,9 +116,9 @@ def of_call(call: Call) -> Head:
     arrays = (hidden, weight) if bias is None else (hidden, weight, bias)
     dtype = jnp.result_type(*(a.dtype for a in arrays))
     head = Head(
-        _in_dtype(hidden, dtype),
-        _in_dtype(weight, dtype),
-        None if bias is None else _in_dtype(bias, dtype),
+        in_dtype(hidden, dtype),
+        in_dtype(weight, dtype),
+        None if bias is None else in_dtype(bias, dtype),
         Scaling(None),
         vocab_axis,
         block_size(call),
@@ -167,7 +168,3 @@ def _first_backend(call: Call, given: Backend) -> str:
             problem = f"there is no backend {name!r}"
             raise call.error(ValueError, problem, f"write one of {', '.join(map(repr, BACKENDS))}")
     return names[0]
-
-
-def _in_dtype(array: Array, dtype: jnp.dtype) -> Array:
-    return array if array.dtype == dtype else array.astype(dtype)

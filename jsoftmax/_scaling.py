@@ -79,16 +79,11 @@ def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Ar
     # A loop over the classes would store what is not x itself.
     is_x = scaling.where is None and scaling.temperature is None
     top = _across.maximum(ordered, own) if is_x else jnp.max(ordered, own, keepdims=True)
-    top = below_infinity(top) if bounded else top
+    top = rules.below_infinity(top) if bounded else top
     if not names:
         return top
     top = highest(top, names)
     return rules.nan_where(top == jnp.inf, top)
-
-
-def below_infinity(x: Array) -> Array:
-    """The largest finite number in place of +inf."""
-    return jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)
 
 
 def highest(top: Array, names: tuple[str, ...]) -> Array:

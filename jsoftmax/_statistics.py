@@ -211,11 +211,10 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
     if "spread" in wanted and dweights is not None:
         terms["spread"] += dweights * jnp.where(dead, 0, cost)
     out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
-    if "spread" in wanted:
-        out["spread"] *= _moments.DOWN
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
         out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
     if "spread" in wanted:
+        out["spread"] *= _moments.DOWN
         out["live"] = jnp.zeros_like(out["spread"])
     return {name: of_counted(number, counted) for name, number in out.items()}
 

@@ -67,7 +67,7 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
         return state
     x = x.astype(jnp.promote_types(state.rest.dtype, rules.computing_dtype(x.dtype)))
     top = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
-    top = jnp.where(top == jnp.inf, jnp.finfo(top.dtype).max, top)  # beside it +inf adds up to +inf
+    top = rules.below_infinity(top)  # shifted by it, +inf adds up to +inf
     finite_top = jnp.where(top == -jnp.inf, 0, top)
     u = rules.rounded(x, finite_top) - finite_top
     total, scaled_rest = (jnp.sum(a, axes) for a in (jnp.exp(u), rest_terms(jnp.exp(u / 2))))

@@ -41,8 +41,8 @@ def fit_temperature(
 
     M falls from the mean distance to 0. Newton's method solves log M(β) = log G, bisecting log β where a step
     would leave the bracket that the signs so far have left. M and G are sums of one sign: they keep their
-    digits, and T is as accurate as their quotient. Logits are measured in a power of 2, and M and G in T: at
-    every scale of the logits T is as accurate, if it is a normal number, and G/T too.
+    digits, and T is as accurate as their quotient. The search divides the logits by a power of 2, so this
+    holds at every scale of the logits where T and G/T are normal numbers.
 
     Where the loss is smallest at no T: with every label on the largest logit of its row it falls on towards
     T = 0, and the answer is the smallest normal number; where the labels lie no nearer than chance would,

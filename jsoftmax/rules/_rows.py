@@ -46,6 +46,11 @@ def rounded(x: Array, top: Array) -> Array:
     return jnp.minimum(top + jnp.abs(top) + 1, x)
 
 
+def below_infinity(x: Array) -> Array:
+    """The largest finite number in place of +inf."""
+    return jnp.where(x == jnp.inf, jnp.finfo(x.dtype).max, x)
+
+
 def nan_where(bad: Array, values: Array) -> Array:
     """The values, NaN where they are bad.
 
