@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import _given
+from jsoftmax import _given, rules
 from jsoftmax._arrays import Arrays, Axes, Axis, broadcasts, describe, rows_of, widened, with_rank
 
 __all__ = ["Axes", "Axis", "Call", "Logits"]
@@ -182,4 +182,5 @@ def _stored(targets: Array) -> Array:
 @jax.jit(static_argnums=0)
 def _nan_outside(name: str, numbers: Array) -> Array:
     """The numbers, NaN where the option cannot be they; added, it does not make a cotangent of 0 a NaN."""
-    return numbers + jnp.where(_given.within(name, numbers, numbers.dtype), 0, jnp.nan)
+    is_bad = ~_given.within(name, numbers, numbers.dtype)
+    return numbers + rules.nan_where(is_bad, jnp.zeros_like(numbers))

@@ -264,6 +264,8 @@ def test_good_values_stop_nothing_without_jit():
         for function in (*LOGITS_ONLY.values(), partial(jsoftmax.logsumexp, b=jnp.ones(2))):
             assert_finite(jax.value_and_grad(lambda x, f=function: finite_sum(f(x)))(x))
         assert_finite(jsoftmax.linear_cross_entropy(x, jnp.eye(2), labels))
+        options = dict.fromkeys(("temperature", "soft_cap", "z_loss", "label_smoothing"), jnp.full(2, 0.5))
+        assert_finite(jsoftmax.cross_entropy(x, labels, **options))
         state = jsoftmax.evaluation.update(state, x, labels, weights=jnp.ones(2))
         found = jsoftmax.row_statistics(x, labels)
         ranks = {"rank": jnp.zeros(2), "confidence": jnp.ones(2), "brier": jnp.ones(2)}

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
 # A module may import from the layers below its own; its siblings it does not know.
 LAYERS = (
-    ("_sharding", "_recomputation", "_reading", "_rule_trees", "_moments", "_given"),
+    ("_sharding", "_recomputation", "_reading", "_rule_trees", "_moments", "_given", "rules"),
     ("_across", "_row_blocks", "_arrays"),
-    ("rules", "_arguments", "_autodiff", "_blocks", "_fixed_point", "_branches", "_eager"),
+    ("_arguments", "_autodiff", "_blocks", "_fixed_point", "_branches", "_eager"),
     ("online", "_scaling", "_cpu", "_mesh_axes", "_reports"),
     ("_float64", "_row_sums"),
     ("_accelerators", "_cpu_maps", "_pivots"),
