@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
-from jsoftmax import _moments, rules
+from jsoftmax import _moments, _reductions, rules
 from jsoftmax._arguments import Call, Logits
 from jsoftmax._reports import is_other
-from jsoftmax._sharding import ids_of_shard, laid_like, shard_count, taken, varies
+from jsoftmax._sharding import ids_of_shard, laid_like, laid_out, shard_count, spec, varies
 from jsoftmax._statistics import Numbers
 
 Reduction = Literal["none", "mean", "sum"]
@@ -153,9 +155,23 @@ def of_call(
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
     """The weight of each label, wherever its class lies."""
     if not names:
-        return taken(weights, labels)
+        return _taken(weights, labels)
     last = weights.size * shard_count(names) - 1
     labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
     labels = ids_of_shard(labels, weights.size, names)
     here = (labels >= 0) & (labels < weights.size)
-    return rules.across(names, jnp.where(here, taken(weights, labels), 0))[0]
+    return rules.across(names, jnp.where(here, _taken(weights, labels), 0))[0]
+
+
+def _taken(values: Array, index: Array) -> Array:
+    """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
+    index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
+    if layout is None or not any((*spec(values), *spec(index))):
+        return values[index]
+    if set(spec(values)) & set(spec(index)):
+        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot lay out both
+    if spec(values) == (None,):
+        return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
+    # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
+    hit = _reductions.hits(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
+    return jnp.sum(jnp.where(hit, values, 0), -1)

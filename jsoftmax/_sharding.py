@@ -69,20 +69,6 @@ def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
 
 
-def taken(values: Array, index: Array) -> Array:
-    """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
-    index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
-    if layout is None or not any((*spec(values), *spec(index))):
-        return values[index]
-    if set(spec(values)) & set(spec(index)):
-        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot lay out both
-    if spec(values) == (None,):
-        return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
-    # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
-    ids = lax.broadcasted_iota(index.dtype, (*(1,) * index.ndim, values.size), index.ndim)
-    return jnp.sum(jnp.where(jnp.expand_dims(index, -1) == ids, values, 0), -1)
-
-
 def zeros(shape: tuple[int, ...], like: Any) -> Array:
     """Zeros of the dtype of an array of the same rank, laid out and varying as it is."""
     return varying(jnp.zeros(shape, like.dtype, out_sharding=laid_out(like, *spec(like))), like)
