@@ -152,10 +152,11 @@ def together(a: Part, b: Part) -> Part:
 
     def apart(fraction: float) -> Array:
         """A fraction of δ."""
-        if high.temperature is None:
-            delta = z_low - z_high if fraction == 1 else z_low * fraction - z_high * fraction
-        else:
-            delta = 2 * ((z_low * (fraction / 2) - z_high * (fraction / 2)) / high.temperature)
+        if high.temperature is not None:
+            fraction = fraction / 2  # the difference of two logits may overflow, where its quotient does not
+        delta = z_low * fraction - z_high * fraction
+        if high.temperature is not None:
+            delta = 2 * (delta / high.temperature)
         return jnp.where(alive, delta, 0)
 
     delta = apart(1)

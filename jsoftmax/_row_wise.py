@@ -101,14 +101,11 @@ def _map(leaves: Sequence[Any], axes: Sequence[int | None], *, call: _Call) -> t
         left = [a for a, is_mapped in zip(leaves, is_mapped, strict=True) if not is_mapped]
         return _row_wise.bind(*_merged(is_mapped, mapped, left), call=call)
 
-    if is_mapped[call.counts.rows] or call.mapped is not None:
-        function = (
-            call
-            if is_mapped[call.counts.rows] or call.mapped is None
-            else call._replace(function=call.mapped)
-        )
+    mapped_by_jax = call.function if is_mapped[call.counts.rows] else call.mapped
+    if mapped_by_jax is not None:
+        of_one = call._replace(function=mapped_by_jax)
         places = tuple(0 if is_mapped else None for is_mapped in is_mapped)
-        found = jax.vmap(lambda *leaves: function(*leaves), places)(*leaves)
+        found = jax.vmap(lambda *leaves: of_one(*leaves), places)(*leaves)
     elif (
         not any(is_mapped[call.counts.rows :])
         and not call.counts.others
