@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _accelerators, _cpu, _cpu_maps, _reductions, online, rules
-from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, ordered_live, shifted
+from jsoftmax._scaling import Scaling, Shifted, exponentials, highest, is_peak, shifted
 from jsoftmax._sharding import is_known
 
 Axes = tuple[int | str, ...]
@@ -105,7 +105,7 @@ def lead_sums(
 
 def leading(x: Array, scaling: Scaling, state: online.State) -> Array:
     """Where a class has p > 1/2, seen by its logit: seen by p, XLA's kernels on GPU fall apart."""
-    return (ordered_live(x, scaling) == state.max) & (state.rest >= 0) & (state.rest < 1)
+    return is_peak(x, scaling, state.max) & (state.rest >= 0) & (state.rest < 1)
 
 
 def share_of_others(rest: Array, u_lead: Array) -> Array:
