@@ -3,31 +3,30 @@
 import importlib.metadata
 
 from jsoftmax import evaluation, online, rules
-from jsoftmax._autodiff import forward_mode
-from jsoftmax._blocks import BlockPlan
-from jsoftmax._information import entropy, js_divergence, kl_divergence, log_prob
-from jsoftmax._linear_head import (
-    linear_cross_entropy,
-    linear_plan,
-    linear_row_statistics,
-)
-from jsoftmax._logsumexp import logsumexp
-from jsoftmax._losses import (
+from jsoftmax.functions._explain import explain
+from jsoftmax.functions._information import entropy, js_divergence, kl_divergence, log_prob
+from jsoftmax.functions._linear import linear_cross_entropy, linear_plan, linear_row_statistics
+from jsoftmax.functions._logsumexp import logsumexp
+from jsoftmax.functions._losses import (
     cross_entropy,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
-from jsoftmax._maps import log_softmax, softmax
-from jsoftmax._placement import Placement, linear_placement
-from jsoftmax._row_statistics import RowStatistics, row_statistics
+from jsoftmax.functions._maps import log_softmax, softmax
+from jsoftmax.functions._placement import Placement, linear_placement
+from jsoftmax.functions._row_statistics import RowStatistics, row_statistics
+from jsoftmax.linear._plan import BlockPlan
+from jsoftmax.transforms._modes import config, forward_mode, portable
 
 __all__ = [
     "BlockPlan",
     "Placement",
     "RowStatistics",
+    "config",
     "cross_entropy",
     "entropy",
     "evaluation",
+    "explain",
     "forward_mode",
     "js_divergence",
     "kl_divergence",
@@ -39,6 +38,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "online",
+    "portable",
     "row_statistics",
     "rules",
     "softmax",

@@ -29,7 +29,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call
+from jsoftmax.border._call import Call
 
 __all__ = ["State", "absorb", "empty", "finish", "merge", "merge_across"]
 
@@ -96,7 +96,7 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
 def merge(a: State, b: State) -> State:
     """The state of two parts of a row put together."""
     _refuse_others(Call("online.merge", a=a, b=b), a=a, b=b)
-    return _together(
+    return _merged(
         [a, b],
         lambda parts: jnp.maximum(*parts),
         lambda parts: parts[0] + parts[1],
@@ -109,7 +109,7 @@ def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
     One max-reduce, and one sum-reduce of a stacked pair, of the size of a row's numbers.
     """
     _refuse_others(Call("online.merge_across", state=state, axis_name=axis_name), state=state)
-    return _together(
+    return _merged(
         [state],
         lambda parts: lax.pmax(parts[0], axis_name),
         lambda parts: lax.psum(parts[0], axis_name),
@@ -123,7 +123,7 @@ def _refuse_others(call: Call, **states: Any) -> None:
             raise call.error(TypeError, problem, "begin with online.empty(shape)")
 
 
-def _together(
+def _merged(
     parts: list[State], largest: Callable[[list[Array]], Array], total: Callable[[list[Array]], Array]
 ) -> State:
     """``1 + rest = Σ exp(maxₖ − max)·(1 + restₖ)``; where maxₖ is the maximum, its 1 is counted apart."""
@@ -133,7 +133,7 @@ def _together(
         scale = jnp.where(part.max == -jnp.inf, 0, jnp.exp(part.max - jnp.where(top == -jnp.inf, 0, top)))
         leads = (part.max == top) & (top > -jnp.inf)
         rest = jnp.where(leads, part.rest, 1 + part.rest) * scale
-        return jnp.stack([rest, jnp.where(leads, scale, 0)])
+        return jnp.stack([rest, jnp.where(leads, scale, 0.0)])
 
     rest, leading = total([shares(part) for part in parts])
     return State(top, rest + (leading - 1))

@@ -9,7 +9,7 @@ import jax
 import pytest
 from compiling import QUICKLY, flags
 
-from jsoftmax import _sharding
+from jsoftmax.transforms import _sharding
 
 os.environ["XLA_FLAGS"] = " ".join(
     ("--xla_force_host_platform_device_count=8", flags(QUICKLY), os.environ.get("XLA_FLAGS", ""))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from cases import FUNCTIONS, Function, ahead, mask, named
 from compiling import jit_in_full
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
-from jsoftmax import _accelerators
-from jsoftmax._scaling import Scaling
+from jsoftmax.backends import _accelerators
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.transforms import _modes
 
 REGIMES = {
     "flat": lambda rng, shape: np.full(shape, 1.7),
@@ -30,12 +30,9 @@ REGIMES = {
 
 
 @pytest.fixture
-def accelerator_forms(monkeypatch):
-    """Programs for a platform that is not CPU."""
-    jax.clear_caches()
-    monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
-    yield
-    jax.clear_caches()
+def accelerator_forms():
+    with _modes.in_form("gpu"):
+        yield
 
 
 @jit_in_full
@@ -45,7 +42,7 @@ def by_a_device(x):
     chains = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, 256), parts)
     parts = jax.tree.map(lambda a: jnp.squeeze(a, 1), _accelerators.one_pass(chains, (1,)))
     while parts.top.shape[1] > 1:
-        parts = _accelerators.together(*(jax.tree.map(lambda a, i=i: a[:, i::2], parts) for i in (0, 1)))
+        parts = _accelerators.merged(*(jax.tree.map(lambda a, i=i: a[:, i::2], parts) for i in (0, 1)))
     return parts.rest[:, 0]
 
 
@@ -145,7 +142,7 @@ MASKED = [
 
 
 @pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
-def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, monkeypatch):
+def test_what_they_compute_is_what_the_cpu_does(function):
     """With ties, dead classes, an empty row, overflows, and NaN: to a rounding of bfloat16 at most."""
     x = np.random.default_rng(0).normal(size=(8, 7)) * 3
     x[0, 2:4] = x[0].max() + 1
@@ -156,10 +153,10 @@ def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, mon
         a.astype(jnp.bfloat16) if a.dtype == jnp.float32 and a.shape == x.shape else a
         for a in function.arguments(x.astype(np.float32))
     )
-    got = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
-    monkeypatch.undo()
-    jax.clear_caches()
-    want = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
+    with _modes.in_form("gpu"):
+        got = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
+    with _modes.in_form("cpu"):
+        want = jax.jit(lambda *a: values_and_gradients(function, *a))(*arguments)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if ours.dtype != jax.dtypes.float0:
             tolerance = 2**-7 if ours.dtype == jnp.bfloat16 else 1e-5
@@ -169,7 +166,7 @@ def test_what_they_compute_is_what_the_cpu_does(function, accelerator_forms, mon
 
 
 @pytest.mark.parametrize("classes", [20000, 13 * 1291, 16411], ids=["5 pieces", "13 pieces", "a prime"])
-def test_long_rows_are_cut_into_pieces(classes, accelerator_forms, monkeypatch):
+def test_long_rows_are_cut_into_pieces(classes):
     """One piece dead, a maximum in the last, an empty row. Run on CPU, a piece is one long chain of sums."""
     rng = np.random.default_rng(0)
     x = 3 * rng.normal(size=(4, classes))
@@ -189,9 +186,8 @@ def test_long_rows_are_cut_into_pieces(classes, accelerator_forms, monkeypatch):
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))(x)
 
-    got = found()
-    monkeypatch.undo()
-    jax.clear_caches()
+    with _modes.in_form("gpu"):
+        got = found()
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(found()), strict=True):
         tolerance = 2**-7 if ours.dtype == jnp.bfloat16 else 5e-5
         np.testing.assert_allclose(

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
-from jsoftmax import _sharding
+from jsoftmax.transforms import _sharding
 
 ROWS, FEATURES, CLASSES = 8, 6, 24
 NOWHERE = _sharding.Place(frozenset(), None)  # outside jax.shard_map

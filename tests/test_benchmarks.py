@@ -32,6 +32,12 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
     assert "quartiles" in capsys.readouterr().out
 
 
+def test_the_time_to_compile(capsys):
+    records = benchmarks.main(["compile", "--sizes", "4x5", "--turns", "1"])
+    assert {r["program"] for r in records} >= {"softmax", "softmax, gradient", "linear_cross_entropy"}
+    assert "after jax" in capsys.readouterr().out
+
+
 @pytest.fixture
 def on_device(tmp_path):
     sizes = ["--rows", "32", "100", "--head", "32", "8", "50", "--seconds", "0", "--out", str(tmp_path)]

@@ -29,7 +29,10 @@ def test_an_example_prints_what_its_comments_say(example):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), np.printoptions():
         exec(example, {})
-    expected = re.findall(r"print\(.*\)  # (.*)", example)
+    # Beside the call, or in lines below it.
+    expected = [
+        one or line for one, line in re.findall(r"print\(.*\)  # (.*)|^# (.*)", example, re.MULTILINE)
+    ]
     assert expected
     assert printed.getvalue().splitlines() == expected
 
@@ -58,8 +61,21 @@ def test_the_layout_in_the_readme_is_the_layout():
     tree = README[README.index("## Layout") :]
     for path in re.findall(r"^(jsoftmax/\S+|notebooks/|tests/\S*)", tree, re.MULTILINE):
         assert (ROOT / path).exists(), path
-    for path in (ROOT / "jsoftmax").glob("_[a-z]*.py"):
-        assert f"jsoftmax/{path.name} " in tree, path.name
+    for path in (ROOT / "jsoftmax").glob("*/__init__.py"):
+        assert f"\njsoftmax/{path.parent.name}/ " in tree, path
+
+
+CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text()
+
+
+def test_every_file_and_name_in_a_walk_exists():
+    walks = CONTRIBUTING[CONTRIBUTING.index("## Three walks") : CONTRIBUTING.index("## A new function")]
+    found = re.findall(r"`((?:jsoftmax|tests)/[\w/.]+)`(?:, `(\w+)`)?", walks)
+    assert len(found) > 10
+    for path, name in found:
+        text = (ROOT / path).read_text() if name else ""
+        assert (ROOT / path).exists(), path
+        assert not name or re.search(rf"(def|class) {name}\b|^{name} = ", text, re.MULTILINE), (path, name)
 
 
 MIGRATING = (ROOT / ".docs/pages/migrating.md").read_text()

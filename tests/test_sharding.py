@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
-from jsoftmax import _sharding
+from jsoftmax.transforms import _sharding
 
 ROWS, FEATURES, CLASSES = 16, 8, 24
 

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _reductions, _rows, _scaling, rules
-from jsoftmax._arguments import Call
-from jsoftmax._row_numbers import numbers
-from jsoftmax._row_statistics import RowStatistics
-from jsoftmax._row_sums import sums
-from jsoftmax._scaling import Scaling
+from jsoftmax import rules
+from jsoftmax.backends._row_sums import sums
+from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb, check_states, check_type
+from jsoftmax.functions._row_statistics import RowStatistics
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.rows._row_numbers import numbers
 
 LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with what 16 bits may round up
 
@@ -122,7 +124,7 @@ def _update(
         def of_others(row: tuple[Array, Array | None, Array, Array]) -> tuple[Array]:
             x, where, index, ids = row
             z = _scaling.shifted(x, scaling._replace(where=where), state_of_row.max)
-            p = _rows.probabilities(z, state_of_row.rest)
+            p = _probabilities.of_shifted(z, state_of_row.rest)
             return (jnp.where(index == ids, 0, p * p),)
 
         (squares,) = sums(of_others, (x, scaling.where, index, labels.ids), (axis,))

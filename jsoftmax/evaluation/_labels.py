@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call
-from jsoftmax._loss_terms import counted_rows
+from jsoftmax.border._call import Call
+from jsoftmax.rows._loss_terms import counted_rows
 
 
 class Labels(NamedTuple):

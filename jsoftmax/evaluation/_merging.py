@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._arguments import Call
+from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _sums
 from jsoftmax.evaluation._state import State, added, check_states, is_sum
 

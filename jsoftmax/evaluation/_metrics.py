@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax import rules
-from jsoftmax._arguments import Call
+from jsoftmax.border._call import Call
 from jsoftmax.evaluation._state import State, check_states
 from jsoftmax.evaluation._sums import Sum, add, fold
 

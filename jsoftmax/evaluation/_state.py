@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jsoftmax import _reductions, rules
-from jsoftmax._arguments import Call
+from jsoftmax import rules
+from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _sums
 from jsoftmax.evaluation._labels import Labels
 from jsoftmax.evaluation._sums import Sum
+from jsoftmax.rows import _reductions
 
 
 class Groups(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._autodiff import with_tangent
+from jsoftmax.transforms._autodiff import with_tangent
 
 Static = tuple[int, ...]  # the axes to sum over
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax import _reductions, _scaling, rules
-from jsoftmax._arguments import Call
-from jsoftmax._scaling import Scaling
+from jsoftmax import rules
+from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _labels, _sums
 from jsoftmax.evaluation._labels import Labels
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _reductions
 
 MOST_STEPS = 100
 FARTHEST = 1000.0  # exp(−1000) is 0 in float64 too

@@ -24,6 +24,7 @@ from jsoftmax.rules._elementary import expm1, log1p
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import across as across
 from jsoftmax.rules._rows import below_infinity as below_infinity
+from jsoftmax.rules._rows import compensated as compensated
 from jsoftmax.rules._rows import computing_dtype as computing_dtype
 from jsoftmax.rules._rows import nan_where as nan_where
 from jsoftmax.rules._rows import rounded as rounded

@@ -28,7 +28,7 @@ def divergence_terms(p: Array, q: Array, d: Array) -> Array:
     and q times what is left. d is as in `difference`; where q alone is 0 the term is +inf.
     """
     near = jnp.abs(d) < 1
-    small = jnp.where(near, d, 0)
+    small = jnp.where(near, d, 0.0)
     gap = jnp.abs(jnp.where(near | jnp.isinf(d), 1, d))
     fall = jnp.exp(-gap)
     far = jnp.where(d > 0, q * (1 - (1 + gap) * fall), p * (fall + (gap - 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jax import Array, custom_jvp, lax
+from jax import Array, custom_jvp
 
 
 @custom_jvp
@@ -14,13 +14,9 @@ def log1p(r: Array) -> Array:
 
     The logarithm of w = 1 + r, rounded, and what the rounding took away: ``log w + (r − (w − 1))/w``.
     """
-
-    def by_logarithm(r: Array) -> Array:
-        # Without the minimum, XLA may take w − 1 for r.
-        w = jnp.minimum(1 + r, jnp.finfo(r.dtype).max)
-        return jnp.log(w) + (r - (w - 1)) / w
-
-    return lax.platform_dependent(r, cpu=by_logarithm, default=jnp.log1p)
+    # Without the minimum, XLA may take w − 1 for r.
+    w = jnp.minimum(1 + r, jnp.finfo(r.dtype).max)
+    return jnp.log(w) + (r - (w - 1)) / w
 
 
 log1p.defjvps(lambda dr, _, r: dr / (1 + r))
@@ -37,5 +33,5 @@ def expm1_series(d: Array) -> Array:
 def expm1(d: Array) -> Array:
     """expm1 for d ≤ 0, to one ulp; that of XLA is up to 5 off."""
     near = d > -1
-    small = jnp.where(near, d, 0)
+    small = jnp.where(near, d, 0.0)
     return jnp.where(near, small + small * small * expm1_series(small), jnp.exp(jnp.where(near, -1, d)) - 1)

@@ -31,6 +31,13 @@ def across(axes: Axes, *sums: Array) -> tuple[Array, ...]:
     return tuple(lax.psum(jnp.stack(sums), names)) if names and sums else sums
 
 
+def compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+    """A term added to a total, and what the addition lost, which the next one gets (Kahan)."""
+    term = term - lost
+    longer = total + term
+    return longer, jnp.where(jnp.isfinite(longer), (longer - total) - term, 0)
+
+
 def scaled(half: Array) -> Array:
     """``exp(u)``, times `SCALE`, from half = exp(u/2)."""
     return jnp.square(half * SCALE**0.5)

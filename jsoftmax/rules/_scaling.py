@@ -46,7 +46,7 @@ def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
     square, series = jnp.square(jnp.where(small, 2 * a, 0)), jnp.ones_like(a)
     for n in range(18, 2, -2):  # sinh b − b = b³/6·(1 + b²/(4·5)·(1 + b²/(6·7)·(…)))
         series = 1 + square / (n * (n + 1)) * series
-    at_small = jnp.where(small, a, 0) * square / 3 * series * in_x / 2
+    at_small = jnp.where(small, a, 0.0) * square / 3 * series * in_x / 2
     away = jnp.where(small | (decay == 0), 0, a)
     at_large = jnp.where(decay == 0, jnp.sign(a), jnp.tanh(away) - away * in_x)
     return in_x, jnp.where(small, at_small, at_large)

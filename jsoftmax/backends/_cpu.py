@@ -1,0 +1,185 @@
+"""The state of a row on CPU, in the forms that XLA's library of reductions can run.
+
+XLA:CPU hands one sum over a chain of additions, products, exponentials and floors to a library, which reads
+the row once. A comparison, a select, or a second sum of the same terms leaves the library, and costs more
+than the exponentials. So the main pass is one bare sum of ``exp(u)``; what a leading class needs is added in
+a smaller second pass. Where a gradient follows, XLA stores the exponentials in the gradient's memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax.backends import _by_class, _row_blocks
+from jsoftmax.backends._by_class import Label, exponentials, half, tops
+from jsoftmax.logits import _strided
+from jsoftmax.transforms._autodiff import with_tangent
+from jsoftmax.transforms._platforms import hidden
+
+SHORTEST_IN_BLOCKS = 513  # in shorter rows, reading one block again costs as much as a second pass
+LONGEST_WHOLE_ROW = 32768  # XLA sums longer rows several times slower, and stores what two sums share
+LEAST_SIZE = 2**13  # logits: fewer take a few microseconds in any form
+LONGEST_BESIDE_LABEL = 512  # longer rows are less often led by one class, and then a bare sum is enough
+LEAST_REST = 2.0**-80  # above it, what its terms lose below the normal numbers is less than an ulp
+_LED = 0.99  # below the maximum's term, which is 1 up to the rounding of a product fused with the shift
+
+
+class Form(NamedTuple):
+    """How the rest of a row is found: "by class", "whole", or in "blocks" of `size` classes."""
+
+    name: str
+    size: int = 0
+    followed: bool = False  # whether something of every class is computed from it, such as a gradient
+
+    @property
+    def reason(self) -> str:
+        """Why this form was chosen."""
+        return {
+            "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
+            "whole": "one bare sum, and a second one where a class leads",
+            "blocks": f"blocks of {self.size} classes: only the block with the maximum is read again",
+        }[self.name]
+
+
+def choose(x: Array, axis: int, alone: bool = False) -> Form | None:
+    """The form for these logits; None where the plain sums are as good.
+
+    `alone` says that nothing of every class, such as a gradient, is computed from the sum.
+    """
+    classes = x.shape[axis]
+    if x.size < LEAST_SIZE:
+        return None
+    if classes <= _by_class.MOST_COLUMNS or _strided.crosses(x, axis):
+        return Form("by class", followed=not alone)
+    if size := size_of_blocks(classes):
+        return Form("blocks", size, followed=not alone)
+    # One pass, and a second one where a class leads by a probability above 1/2.
+    return Form("whole") if classes <= LONGEST_WHOLE_ROW else None
+
+
+def size_of_blocks(classes: int) -> int | None:
+    """The size of the blocks of a row, if it is long enough, and has equal ones."""
+    return _row_blocks.size_for(classes) if classes >= SHORTEST_IN_BLOCKS else None
+
+
+def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
+    """``Σ exp(x − top) − 1`` over a row, without the maximal element's 1; −1 in an empty row.
+
+    With a label, only the label's −log p is accurate: the rest is that beside the label's own term.
+    """
+    return _rest((form, axis), x, top, label)
+
+
+def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
+    form, axis = static
+    if form.name == "by class":
+        return _by_class.rest(x, top, label, axis, form.followed)
+    _, finite_top = tops(x, top)
+    if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
+        return _beside_label(x, finite_top, label, axis)
+    if form.name == "whole":
+        return _of_whole_rows(x, finite_top, axis)
+    return _of_blocks(form, x, finite_top, axis)
+
+
+def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) -> Array:
+    x, top, _ = arguments
+    top = jnp.where(top == -jnp.inf, 0, top).astype(rules.computing_dtype(x.dtype))
+    return jnp.sum(jnp.exp(x.astype(top.dtype) - top) * dx.astype(top.dtype), static[1], keepdims=True)
+
+
+_rest = with_tangent(_value, _tangent)
+
+
+def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
+    """A bare sum without the label's term; a scaled one where the label leads so far that terms underflow."""
+
+    def repaired(x: Array, top: Array, others: Array) -> Array:
+        return sum_of_others(rules.scaled(half(x, top)), label.id, axis) / rules.SCALE
+
+    def bare(x: Array, top: Array, others: Array) -> Array:
+        return others
+
+    others = sum_of_others(exponentials(x, top), label.id, axis)
+    others = lax.cond(jnp.any(others < LEAST_REST), repaired, bare, x, top, others)
+    return others + _by_class.beyond_1(label, top)
+
+
+def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
+    """One bare sum. Where it is below 2 one class leads, and a second sum leaves out that class's 1."""
+    total = jnp.sum(exponentials(x, top), axis, keepdims=True)
+
+    def repaired(x: Array, top: Array, total: Array) -> Array:
+        return jnp.where(_leads(total), _of_others(x, top, axis), total - 1)
+
+    def plain(x: Array, top: Array, total: Array) -> Array:
+        return total - 1
+
+    # A NaN anywhere is no reason to leave the other rows as they are.
+    return lax.cond(jnp.min(total) >= 2, plain, repaired, x, top, total)
+
+
+def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
+    """Bare sums of blocks; a scaled sum where one class leads so far that terms underflow."""
+    rest = rest_of_blocks(form.size, x, top, axis, stored=form.followed)
+
+    def repaired(x: Array, top: Array, rest: Array) -> Array:
+        return jnp.where(_vanishes(rest), _of_others(x, top, axis), rest)
+
+    def bare(x: Array, top: Array, rest: Array) -> Array:
+        return rest
+
+    return lax.cond(jnp.any(_vanishes(rest)), repaired, bare, x, top, rest)
+
+
+def _of_others(x: Array, top: Array, axis: int) -> Array:
+    """The sum but for the maximal element, which alone has a floor; scaled, so that no term vanishes."""
+    root = half(x, top)
+    return apart(jnp.sum(rules.scaled(root - jnp.floor(root)), axis, keepdims=True)) / rules.SCALE
+
+
+def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool = False) -> Array:
+    """The rest from the sums of blocks: the block that holds the maximum is summed again without it.
+
+    If two blocks hold a 1, the total is at least 2, and nothing has to be left out.
+    """
+    count = x.shape[axis] // size
+    sums = _row_blocks.sums(exponentials, size, x, top, axis, stored)
+    holds = sums >= _LED
+    index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
+    stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
+    total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
+    index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
+    holder = _row_blocks.block(size, x, index, axis).astype(top.dtype)
+    leads = holder == hidden(top)  # without the barrier XLA stores the repeated maximum
+    of_holder = jnp.sum(exponentials(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True)
+    plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
+    return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
+
+
+def apart(sums: Array) -> Array:
+    """The sums, with NaN in place of +inf. The select keeps XLA from fusing them with what follows.
+
+    Fused with a logarithm or another sum, they take several times as long.
+    """
+    return jnp.where(sums < jnp.inf, sums, jnp.nan)
+
+
+def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
+    """The sum over a row without the class of this id; by arithmetic, which the library can run."""
+    shape = [1] * terms.ndim
+    shape[axis] = terms.shape[axis]
+    away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
+    return apart(jnp.sum(terms * jnp.minimum(away * away, 1), axis, keepdims=True))
+
+
+def _leads(total: Array) -> Array:
+    return (total > 0) & (total < 2 * _LED)
+
+
+def _vanishes(rest: Array) -> Array:
+    return (rest >= 0) & (rest < LEAST_REST)

@@ -1,0 +1,187 @@
+"""Every user error, raised at the public border before anything is computed: labels and options."""
+
+from __future__ import annotations
+
+import math
+import operator
+from contextlib import suppress
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import rules
+from jsoftmax.border import _given
+from jsoftmax.border._arrays import Arrays, Axes, Axis, broadcasts, describe, rows_of, widened, with_rank
+
+__all__ = ["Axes", "Axis", "Call", "Logits"]
+
+Logits = Array | jax.ShapeDtypeStruct  # of which only shape and dtype are read
+
+
+class Call(Arrays):
+    """One call of a public function: also its labels and its options."""
+
+    def per_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """A number, or one a row, in `dtype` and with length 1 along the row; None if not given.
+
+        A number that is known is refused where the option cannot be it; of an array such a number is NaN.
+        """
+        given = self.arguments.get(name)
+        if given is None:
+            return None
+        known = _given.known_number(given)
+        if known is not None and not _given.within(name, known, dtype):
+            raise self._out_of_range(name, known, dtype)
+        number = self.floats(name)
+        rows = rows_of(x.shape, axes)
+        if number.shape == rows:
+            number = jnp.expand_dims(number, sorted(axes))
+        per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        if not broadcasts(number.shape, per_row):
+            problem = f"{name} of shape {number.shape} is neither one number nor one a row"
+            raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
+        number = with_rank(number, x.ndim).astype(dtype)
+        return number if known is not None else _nan_outside(name, number)
+
+    def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:
+        problem, remedy = f"{name} is {number}", _given.RANGES[name]
+        tiny = float(jnp.finfo(dtype).tiny)
+        if float(jnp.finfo(dtype).max) < abs(number) < math.inf:
+            remedy = f"write a number up to {float(jnp.finfo(dtype).max):.3g} in absolute value"
+        elif 0 < abs(number) < tiny and name in ("temperature", "soft_cap"):
+            problem += f", nearer to 0 than the normal numbers of {dtype}"
+            remedy = f"write one of at least {tiny:.3g} in absolute value"
+        return self.error(ValueError, problem, remedy)
+
+    def coefficient(
+        self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
+    ) -> Array | None:
+        """A number that may be 0, or one a row, 0 where rows do not count; None if it needs no computing."""
+        known = _given.known_number(self.arguments[name])
+        if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
+            return None
+        number = self.per_row(name, x, axes, dtype)
+        if number is None or known is not None:
+            return number
+        # A loss is linear in these: they are multiplied by NaN for the derivative in them to be NaN too.
+        number = number if counted is None else jnp.where(counted, number, 0)
+        return number * jnp.where(jnp.isnan(number), number, 1)
+
+    def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """One weight a class, along the class axes made one."""
+        if self.arguments["class_weights"] is None:
+            return None
+        weights = self.floats("class_weights")
+        classes = tuple(shape[i] for i in axes)
+        if weights.shape != classes:
+            problem = f"class_weights of shape {weights.shape} for classes of shape {classes}"
+            raise self.error(ValueError, problem, f"give one weight for each class, shape {classes}")
+        return weights.reshape(-1).astype(dtype)
+
+    def ignore_index(self, labels: Array) -> Array | None:
+        """The class id to ignore; None if no label of this type can be it."""
+        if self.arguments["ignore_index"] is None:
+            return None
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            problem = "ignore_index is for class ids, and these labels are target probabilities"
+            raise self.error(ValueError, problem, "leave it out, and give the rows to ignore targets of 0")
+        index = self._index()
+        if not isinstance(index, int):
+            return index
+        held = jnp.iinfo(labels.dtype)
+        if held.min <= index <= held.max:
+            return jnp.asarray(index, labels.dtype)
+        return None if _given.too_wide(self.arguments["labels"]) is None else jnp.asarray(_given.IGNORED)
+
+    def _index(self) -> int | Array | None:
+        """`ignore_index`, a Python integer if it is known."""
+        given = self.arguments.get("ignore_index")
+        if given is None:
+            return None
+        if not isinstance(given, (bool, Array)):
+            with suppress(TypeError):
+                return operator.index(given)
+        index = self.array("ignore_index")
+        if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim:
+            raise self.error(TypeError, f"ignore_index is {describe(given)}", "write one integer")
+        return index
+
+    def _labels(self) -> Array:
+        """The labels, class ids of any width in 32 bits at least."""
+        wide = _given.too_wide(self.arguments["labels"])
+        return self.array("labels") if wide is None else jnp.asarray(_given.narrowed(wide, self._index()))
+
+    def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
+        """The labels as integers, one a row, with length 1 along the row."""
+        return self._ids(self._labels(), shape, axes, or_targets=False)
+
+    def _ids(self, labels: Array, shape: tuple[int, ...], axes: Axes, *, or_targets: bool) -> Array:
+        rows, is_integer = rows_of(shape, axes), jnp.issubdtype(labels.dtype, jnp.integer)
+        if is_integer and labels.shape == rows:
+            return jnp.expand_dims(labels, sorted(axes))
+        problem = f"labels have dtype {labels.dtype}"
+        remedy = f"give class ids as integers, one for each row, shape {rows}"
+        if is_integer:
+            problem = f"class ids of shape {labels.shape} for rows of shape {rows}"
+            remedy = f"give one id for each row, shape {rows}"
+        if labels.shape == rows:
+            remedy = "give class ids as integers: labels.astype(int)"
+        elif labels.shape == shape:
+            if len(axes) == 1:
+                remedy += f", of one-hot labels labels.argmax({axes[0]})"
+            takes_targets = "or" if or_targets else "or call jsoftmax.cross_entropy with"
+            as_floats = ": labels.astype(float)" if is_integer else ""
+            remedy += f", {takes_targets} target probabilities as floats{as_floats}"
+        elif along := self._other_axes(labels.shape, shape):
+            remedy = f"write axis={' or '.join(map(str, along))} if the classes lie there, or " + remedy
+        elif [n for n in labels.shape if n != 1] == [n for n in rows if n != 1]:
+            remedy += f": labels.reshape({rows})"
+        raise self.error(ValueError if is_integer else TypeError, problem, remedy)
+
+    def _other_axes(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+        """The axes whose classes would leave rows of this shape, if the call may name one."""
+        return [i for i in range(len(shape)) if "axis" in self.arguments and rows_of(shape, (i,)) == rows]
+
+    def targets(self, shape: tuple[int, ...]) -> Array:
+        """The labels as probabilities, broadcast to `shape`."""
+        labels = self.array("labels")
+        is_float = jnp.issubdtype(labels.dtype, jnp.floating)
+        labels = _stored(labels) if is_float else self.floats("labels")
+        if not broadcasts(labels.shape, shape):
+            problem = f"target probabilities of shape {labels.shape} for logits of shape {shape}"
+            raise self.error(
+                ValueError, problem, f"give them the shape {shape}, or class ids to cross_entropy"
+            )
+        return jnp.broadcast_to(labels, shape)
+
+    def labels(self, shape: tuple[int, ...], axes: Axes) -> Array:
+        """Class ids where the labels are integers, target probabilities where they are floats."""
+        labels = self._labels()
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            return self._ids(labels, shape, axes, or_targets=True)
+        if not jnp.issubdtype(labels.dtype, jnp.floating):
+            problem = f"labels have dtype {labels.dtype}"
+            remedy = "give integer class ids or floating probabilities"
+            raise self.error(
+                TypeError, problem, remedy + (": labels.astype(float)" * (labels.shape == shape))
+            )
+        if labels.shape != shape:
+            problem = f"target probabilities of shape {labels.shape} for logits of shape {shape}"
+            remedy = f"give them the shape {shape}"
+            if labels.shape == rows_of(shape, axes):
+                remedy += ", or class ids as integers: labels.astype(int)"
+            raise self.error(ValueError, problem, remedy)
+        return _stored(labels)
+
+
+def _stored(targets: Array) -> Array:
+    """Targets as they stay in memory: of 8 bits they are widened where they are read, as 16 bits are."""
+    return targets if jnp.finfo(targets.dtype).bits >= 8 else widened(targets)
+
+
+@jax.jit(static_argnums=0)
+def _nan_outside(name: str, numbers: Array) -> Array:
+    """The numbers, NaN where the option cannot be they; added, it does not make a cotangent of 0 a NaN."""
+    is_bad = ~_given.within(name, numbers, numbers.dtype)
+    return numbers + rules.nan_where(is_bad, jnp.zeros_like(numbers))

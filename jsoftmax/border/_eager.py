@@ -1,0 +1,63 @@
+"""A public function called outside any transformation, on arrays: one compiled program."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+from jsoftmax.border import _given
+from jsoftmax.transforms import _platforms
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CONSTANTS = (bool, int, str)
+
+
+def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The function, compiled if every argument is an array, or one of these: bools, integers, strings.
+
+    Otherwise JAX would dispatch the operations of its border one by one, and its derivative rule by a slow
+    way. A Python number stays what it is: compiled in, every new one would be a new program.
+    """
+
+    def with_program(function: Callable[P, R]) -> Callable[P, R]:
+        names = tuple(inspect.signature(function).parameters)
+        program = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            arguments = (*zip(names, args, strict=False), *kwargs.items())
+            with _platforms.for_logits(*(_size(value) for _, value in arguments)):
+                for name, value in arguments:
+                    if not (_is_constant(value) if name in static else _is_known_array(name, value)):
+                        return function(*args, **kwargs)
+                return program(*args, **kwargs)
+
+        return call
+
+    return with_program
+
+
+def _size(value: Any) -> Any:
+    """Of an array, a number, or a symbol for one; of anything else 0."""
+    return getattr(value, "size", 0)
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(type(part) in CONSTANTS for part in value)
+    return value is None or type(value) in CONSTANTS
+
+
+def _is_known_array(name: str, value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSU" and not _given.must_be_seen(name, value)
+    if value is None:
+        return True
+    is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return is_known and not (name in _given.RANGES and _given.must_be_seen(name, value))

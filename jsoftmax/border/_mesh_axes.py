@@ -1,0 +1,61 @@
+"""The mesh axes that a call within `jax.shard_map` names: of the shards of its classes, and of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+
+from jsoftmax.border._call import Call
+from jsoftmax.transforms._sharding import varies
+
+MeshAxes = str | Sequence[str] | None
+
+# What has a part on every shard of the classes; the rest of the arguments is the same on all of them.
+_OF_CLASSES = frozenset({"where", "class_weights", "bias", "b", "hidden"})
+
+
+def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
+    """The names in `axis_name`: over them the arguments `sharded` must vary, and what all share must not."""
+    names = _names(call, "axis_name", sharded)
+    for argument, value in call.arguments.items():
+        if not names or argument in sharded or argument in _OF_CLASSES or not hasattr(value, "dtype"):
+            continue
+        if argument == "labels" and jnp.issubdtype(value.dtype, jnp.floating):
+            continue
+        if common := varies(value) & set(names):
+            problem = f"{argument} varies over {', '.join(map(repr, sorted(common, key=str)))}"
+            remedy = f"if it is the same on all shards of the classes, write lax.pmax({argument}, axis_name)"
+            raise call.error(ValueError, problem, remedy)
+    return names
+
+
+def of_rows(call: Call, sharded: str) -> tuple[str, ...]:
+    """The names in `row_axis_name`, over which the argument `sharded` has to vary."""
+    names = _names(call, "row_axis_name", (sharded,))
+    if names and call.arguments["reduction"] == "none":
+        problem = 'row_axis_name is for sums and means, and the reduction is "none"'
+        raise call.error(ValueError, problem, 'write reduction="mean" or "sum", or leave it out')
+    return names
+
+
+def _names(call: Call, argument: str, sharded: Sequence[str]) -> tuple[str, ...]:
+    given = call.arguments[argument]
+    if given is None:
+        return ()
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    names = tuple(given) if several else (given,)
+    for name in names:
+        try:
+            lax.axis_size(name)
+        except (NameError, TypeError, ValueError):
+            problem = f"{argument} {name!r} is no mesh axis here"
+            remedy = f"call it within a jax.shard_map whose mesh has the axis, or leave {argument} out"
+            raise call.error(ValueError, problem, remedy) from None
+        for array in sharded:
+            if name not in varies(jnp.asarray(call.arguments[array])):
+                problem = f"{array} does not vary over {argument} {name!r}"
+                remedy = f"shard it so by in_specs and leave check_vma=True, or leave {argument} out"
+                raise call.error(ValueError, problem, remedy)
+    return names

@@ -1,0 +1,88 @@
+"""Which form of a computation runs where, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jsoftmax.transforms import _modes
+from jsoftmax.transforms._platforms import Record
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+Choices = tuple[tuple[str, str], ...]  # what is computed in a form of its own, and why
+
+
+class Explanation(NamedTuple):
+    """What a platform computes in a form of its own, and why; all else is plain."""
+
+    function: str
+    platform: str
+    value: Choices
+    gradient: Choices  # what the gradient adds
+
+    def __str__(self) -> str:
+        lines = [f"{self.function} on {self.platform}"]
+        for title, choices in (("value", self.value), ("gradient", self.gradient)):
+            width = max((len(what) for what, _ in choices), default=0)
+            lines += [f"  {title}"] + [f"    {what:{width}}  {why}" for what, why in choices]
+            if not choices:
+                lines.append("    plain: array operations alone, the same on every platform")
+        return "\n".join(lines)
+
+
+def explain(function: Callable[..., Any], *arguments: Any, platform: str | None = None) -> Explanation:
+    """Which form of a function of this package runs on a platform, and why; nothing is computed.
+
+    Up to 8192 logits, and under `portable`, the whole program is plain. Otherwise a platform has forms of its
+    own where they are faster or store less.
+
+    Args:
+      function: a function of this package, or one that calls some.
+      arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+      platform: "cpu", "gpu" or "tpu"; None for that of JAX's default device.
+
+    Returns:
+      An explanation, which prints itself; the gradient is that in the floating arguments.
+
+    Raises:
+      ValueError: for another platform.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> x = jax.ShapeDtypeStruct((4096, 1000), jnp.float32)
+    >>> print(jsoftmax.explain(jsoftmax.softmax, x, platform="cpu"))
+    softmax on cpu
+      value
+        the map               one chain, which XLA's library fuses
+        the sum of every row  blocks of 250 classes: only the block with the maximum is read again
+      gradient
+        plain: array operations alone, the same on every platform
+    """
+    platform = platform or {"cpu": "cpu", "tpu": "tpu"}.get(jax.default_backend(), "gpu")
+    name = str(getattr(getattr(function, "func", function), "__name__", "function"))  # of a partial, too
+    if platform not in PLATFORMS:
+        problem = f"there is no platform {platform!r}; write one of {', '.join(map(repr, PLATFORMS))}"
+        raise ValueError(f"jsoftmax.explain({name}, …, platform={platform!r}): {problem}.")
+    is_float = [jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(arguments)]
+
+    def with_gradient(*arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+
+        def of_floats(*floats: Any) -> Any:
+            given = iter(floats)
+            merged = [next(given) if f else a for a, f in zip(leaves, is_float, strict=True)]
+            return function(*jax.tree.unflatten(tree, merged))
+
+        out, pull = jax.vjp(of_floats, *(a for a, f in zip(leaves, is_float, strict=True) if f))
+        return out, pull(jax.tree.map(jnp.ones_like, out))
+
+    def choices(traced: Callable[..., Any]) -> Choices:
+        record = Record(platform)
+        with _modes.recording(record):
+            jax.eval_shape(traced, *arguments)
+        return tuple(record.choices)
+
+    value = choices(function)
+    return Explanation(name, platform, value, tuple(c for c in choices(with_gradient) if c not in value))

@@ -1,0 +1,190 @@
+"""The losses: cross-entropy from logits, with class ids or target probabilities."""
+
+from __future__ import annotations
+
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax.border import _mesh_axes
+from jsoftmax.border._call import Axis, Call
+from jsoftmax.border._eager import compiled
+from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _loss_terms
+from jsoftmax.rows._loss_terms import Reduction
+from jsoftmax.rows._row_numbers import numbers
+from jsoftmax.transforms._modes import forward_mode
+
+NLL = frozenset({"nll"})
+
+
+@compiled("axis", "ignore_index", "reduction", "axis_name", "row_axis_name")
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    reduction: Reduction = "none",
+    axis_name: MeshAxes = None,
+    row_axis_name: MeshAxes = None,
+) -> Array:
+    """The cross-entropy −Σ t·log softmax(z) of logits with labels, in nats, with every usual option.
+
+        loss = (1 − α)·w_y·(−log p_y) + α/V·Σⱼ wⱼ·(−log pⱼ) + λ·log_normalizer²       class id y
+        loss = Σⱼ wⱼ·((1 − α)·tⱼ + α/V)·(−log pⱼ) + λ·log_normalizer²                 target probabilities t
+
+    with z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α the label smoothing over the V live
+    classes, w the class weights, and λ the coefficient of the z-loss.
+
+    Computed in at least float32, and returned so. `rest` is the sum of the exponentials but the maximal
+    one: the loss of a confident prediction keeps its relative accuracy down to the smallest normal number.
+    A masked class, and a logit of −inf, have probability 0, and smoothing leaves them out. A label on such a
+    class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
+    gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
+    gives NaN too. Both concern that row alone, and no row that does not count. A target of 0 on a dead class
+    adds 0. An option out of its range is refused where its value is known; an entry of an array, or a traced
+    number, makes its row NaN. `checkify` also names the first row whose targets are below 0, or whose sum is
+    above 1.
+
+    A row that `where` masks whole, as padding, is no row: it has loss 0 and gradient 0 whatever its label,
+    and does not count in the mean. A row whose every logit is −inf, and which `where` does not mask, does.
+
+    On CPU, without a derivative or options, the loss of class ids among 33 classes and more takes one pass
+    wherever that is as accurate; its last digit may differ from that found with a derivative.
+
+    Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;
+    0 for a masked class and in a row that does not count. Every float argument gets its own. Kept for it:
+    the arguments and a few numbers a row.
+
+    Args:
+      logits: any shape.
+      labels: class ids as integers, in the shape of `logits` without `axis` (for a tuple of axes, the flat
+        index along them in their order); or target probabilities as floats, in the shape of `logits`.
+      axis: the class axis, of any sign, a tuple of axes, or None for all.
+      where: True for the classes that count; broadcasts to the shape of `logits`. A mask of the rows is
+        written ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
+      ignore_index: rows with this class id have loss 0, and do not count in the mean.
+      class_weights: w, in the shape of the class axes.
+      label_smoothing: α from 0 to 1, a number, or one a row.
+      z_loss: λ, a number, or one a row.
+      soft_cap: cap, a number, or one a row.
+      temperature: T, a number, or one a row.
+      reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows that
+        count, or with class ids and class weights over the sum of their labels' weights; 0 over nothing.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
+        `logits`, target probabilities, `where` and `class_weights` are the shard's own classes, as many on
+        each: pad the last, and mask the padding. Class ids count all of them, from the first shard's first.
+      row_axis_name: within `jax.shard_map`, the mesh axis, or several, whose shards of the rows the sum or
+        the mean is of too. A mean of the shards' means would not do: some count fewer rows.
+
+    Returns:
+      The losses, in the shape of `logits` without `axis`, or their mean or sum.
+
+    Raises:
+      TypeError, ValueError: for complex logits, labels that are neither integers nor floats, no classes, an
+        unknown reduction, `ignore_index` with target probabilities, or a number, shape or axis that does not
+        fit; for a name that is no mesh axis there, or over which the logits do not vary.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> logits = jnp.array([[2.0, 1.0, 0.1], [0.0, 30.0, 0.0]])
+    >>> loss = jsoftmax.cross_entropy(logits, jnp.array([0, 1]))
+    >>> print(f"{loss[0]:.5f}, {loss[1]:.5e}")
+    0.41703, 1.87152e-13
+    >>> print(jnp.round(1000 * jax.grad(jsoftmax.cross_entropy)(logits[0], jnp.array([1.0, 0.0, 0.0]))))
+    [-341.  242.   99.]
+
+    Distillation from a teacher at temperature T, beside the loss on the labels that there are:
+
+    >>> def distillation_loss(student, teacher, labels, t=2.0):
+    ...     soft = t**2 * jsoftmax.cross_entropy(student, jsoftmax.softmax(teacher / t), temperature=t)
+    ...     return jnp.mean(soft) + jsoftmax.cross_entropy(student, labels, ignore_index=-1, reduction="mean")
+    >>> print(f"{distillation_loss(logits, 2 * logits, jnp.array([0, -1])):.4f}")
+    2.2263
+
+    Source: the max-shifted log-sum-exp of Blanchard, Higham & Higham (2021), and p − t; torch's meaning of
+    `ignore_index`, `class_weights`, `label_smoothing` and the mean, t5x's of the z-loss, Gemma's of the cap.
+    """
+    call = Call(
+        "cross_entropy",
+        logits=logits,
+        labels=labels,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        class_weights=class_weights,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        reduction=reduction,
+        axis_name=axis_name,
+        row_axis_name=row_axis_name,
+    )
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    names = _mesh_axes.of_classes(call, ("logits",))
+    scaling = _scaling.of_call(call, x, axes)
+    loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"), scaling.where)
+    weights, terms = loss.class_weights, loss.terms
+    found = numbers(axes, terms.wanted, x, loss.labels, scaling, weights, loss.counted, names, beside=terms)
+    return loss.reduced(terms.losses(found), axes)
+
+
+@compiled("axis")
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
+    """`cross_entropy` with target probabilities, spelled as ``optax.softmax_cross_entropy``.
+
+    A drop-in, in forward mode too. As in optax, the targets of masked classes do not count, and `where` may
+    have one entry a row. The loss is at least float32.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> print(jnp.round(10000 * jsoftmax.softmax_cross_entropy(logits, labels)))
+    [ 2761. 29518.]
+    """
+    call = Call("softmax_cross_entropy", logits=logits, labels=labels, axis=axis, where=where)
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    mask = call.mask(x.shape, axes)
+    targets = _scaling.masked(call.targets(x.shape), mask)
+    with forward_mode():
+        return numbers(axes, NLL, x, targets, Scaling(mask))["nll"]
+
+
+@compiled("axis")
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
+    """`cross_entropy` with class ids, spelled as in optax.
+
+    A drop-in for ``optax.softmax_cross_entropy_with_integer_labels``, in forward mode too. As in optax,
+    `where` may have one entry a row. The loss is at least float32, and a class id outside [0, V) gives NaN.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([0, 1])
+    >>> print(jnp.round(10000 * jsoftmax.softmax_cross_entropy_with_integer_labels(logits, labels)))
+    [ 2761. 29518.]
+    """
+    call = Call(
+        "softmax_cross_entropy_with_integer_labels",
+        logits=logits,
+        labels=labels,
+        axis=axis,
+        where=where,
+    )
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    with forward_mode():
+        return numbers(axes, NLL, x, call.class_ids(x.shape, axes), Scaling(call.mask(x.shape, axes)))["nll"]

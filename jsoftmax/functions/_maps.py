@@ -1,0 +1,248 @@
+"""The maps from logits to probabilities: softmax and log-softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax import online, rules
+from jsoftmax.backends import _accelerators
+from jsoftmax.border import _mesh_axes
+from jsoftmax.border._call import Axis, Call
+from jsoftmax.border._eager import compiled
+from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling, Shifted
+from jsoftmax.rows import _probabilities
+from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._platforms import by_platform, hidden
+
+Axes = tuple[int | str, ...]
+Tangents = tuple[Array | None, Scaling]
+
+
+@compiled("axis", "axis_name")
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
+) -> Array:
+    """Probabilities proportional to exp(x/T).
+
+        pᵢ = exp(xᵢ/T) / Σⱼ exp(xⱼ/T)
+
+    A drop-in for ``jax.nn.softmax``. Computed in at least float32 as ``exp((xᵢ − max)/T)/(1 + rest)``, `rest`
+    being the sum of the other exponentials, and returned in the dtype of `x` (integers become floats).
+    A masked class and a logit of −inf have probability 0, in a row with no live class too; +inf or NaN in
+    a live class makes that row NaN, and no other. Of 8 bits, `x` is computed as float32.
+
+    Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
+    masked class. Kept for it: the output; for 16-bit `x`, with a temperature, or of sharded classes, `x` and
+    two numbers a row.
+
+    Args:
+      x: logits, any shape.
+      axis: the class axis, of any sign, a tuple of axes, or None for all.
+      where: True for the classes that count; broadcasts to the shape of `x`.
+      temperature: T, a number, or an array with one entry a row: the shape of `x` without `axis`, or with
+        length 1 there. Negative turns the order round; the number 0 is refused, a 0 in an array makes its
+        row NaN.
+      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded. `x`
+        and `where` are the shard's own classes, as many on each: pad the last, and mask the padding.
+
+    Returns:
+      Probabilities in the shape of `x`.
+
+    Raises:
+      TypeError, ValueError: for complex `x`, or an axis, mask, or temperature that does not fit; for an
+        `axis_name` that is no mesh axis there, or over which `x` does not vary.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
+    [ 9. 24. 67.]
+
+    Source: Blanchard, Higham & Higham, *Accurately computing the log-sum-exp and softmax functions*,
+    IMA J. Numer. Anal. 41 (2021).
+    """
+    call = Call("softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
+    x, narrow = call.floats("x"), call.narrow_type("x")
+    axes = call.axes(x.shape, may_be_empty=True)
+    names = _mesh_axes.of_classes(call, ("x",))
+    scaling = _scaling.of_call(call, x, axes)
+    out = x if 0 in x.shape else _softmax((*axes, *names), x, scaling)
+    return out if narrow is None else out.astype(narrow)
+
+
+@compiled("axis", "axis_name")
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
+) -> Array:
+    """The logarithm of the softmax of x/T, exact where the softmax rounds to 0 or to 1.
+
+        log pᵢ = (xᵢ − max)/T − log1p(rest)
+
+    A drop-in for ``jax.nn.log_softmax``. Computed in at least float32, returned in the dtype of `x`. `rest`
+    is the sum of the other exponentials: a confident class keeps its digits, −1e-20 included. A masked
+    class and a logit of −inf give −inf, in a row with no live class too; +inf or NaN in a live class makes
+    that row NaN, and no other.
+
+    Derivative: ``g − p·Σg``, over T (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does
+    not count, and in a row with no live class. Kept for it: the probabilities; for 16-bit `x`, with a
+    temperature, or of sharded classes, `x` and two numbers a row.
+
+    Args, Returns, Raises: as for `softmax`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jnp.round(100 * jsoftmax.log_softmax(jnp.array([1.0, 2.0, 3.0]))))
+    [-241. -141.  -41.]
+    >>> print(f"{jsoftmax.log_softmax(jnp.array([50.0, 0.0]))[0]:.5e}")
+    -1.92875e-22
+
+    Source: as for `softmax`.
+    """
+    call = Call("log_softmax", x=x, axis=axis, where=where, temperature=temperature, axis_name=axis_name)
+    x, narrow = call.floats("x"), call.narrow_type("x")
+    axes = call.axes(x.shape, may_be_empty=True)
+    names = _mesh_axes.of_classes(call, ("x",))
+    scaling = _scaling.of_call(call, x, axes)
+    out = x if 0 in x.shape else _log_softmax((*axes, *names), x, scaling)
+    return out if narrow is None else out.astype(narrow)
+
+
+class _Saved(NamedTuple):
+    """What a map keeps for its derivative: one array in the shape of its output, and at most its states.
+
+    The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, a
+    temperature's derivative needs the logits, and of sharded classes the state of every row saves a sum over
+    the shards: there it is the logits, with that state.
+    """
+
+    kept: Array
+    scaling: Scaling
+    state: online.State | None
+
+    # With a barrier in each use of the logits, XLA on GPU does not see that these and the value have the same
+    # exponentials: it would store them, as float32 and in the shape of the logits.
+
+    def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
+        """The probabilities, and the shifted logits u if a temperature needs them."""
+        if self.state is None:
+            return self.kept, self.kept
+        shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
+        return probabilities(shifted, self.state.rest), shifted.u
+
+    def sums(self, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums | None:
+        """What the rules need to know of whole rows, where the state of every row tells a part of it."""
+        if self.state is None:
+            return None
+        state = self.state._replace(max=hidden(self.state.max))
+        return _probabilities.lead_sums(self.kept, self.scaling, state, g, axes, weighted=weighted)
+
+    def live(self, u: Array, g: Array) -> Array:
+        """A cotangent of the output, which does not count where masked."""
+        return _scaling.masked(g, self.scaling.where).astype(u.dtype)
+
+    def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
+        """The cotangents of x and of its scaling, from that of z."""
+        return _scaling.pull(self.kept, u, dz, self.scaling)
+
+    def push(self, u: Array, tangents: Tangents) -> Array:
+        """The tangent of z."""
+        dx, of_scaling = tangents
+        return _scaling.push(self.kept, u, dx, of_scaling, self.scaling)
+
+
+def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
+    _, names = rules.split_axes(axes)
+    if p.dtype == x.dtype and scaling.temperature is None and not names:
+        return _Saved(p, scaling, None)
+    return _Saved(x, scaling, state)
+
+
+def _applied(
+    axes: Axes,
+    saved: _Saved,
+    given: Any,
+    rule: Callable[..., Array],
+    *,
+    forward: bool,
+    marks_empty: bool,
+    weighted: bool,
+) -> tuple[Array, Array]:
+    """u, and a rule applied to what is `given`: a cotangent, or, `forward`, tangents."""
+    own, names = rules.split_axes(axes)
+    in_z = _Saved.push if forward else _Saved.live
+    # In one sum over shards, JAX does not tell what is linear in a tangent from what is not.
+    knows_sums = not (forward and names)
+
+    def in_two_sweeps(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        p, u = saved.restore(_probabilities.marked if marks_empty else _probabilities.of_shifted)
+        v, empty = in_z(saved, u, given), p < 0
+        sums = saved.sums(v, axes, weighted=weighted) if knows_sums else None
+        if not marks_empty:
+            return u, rule(p, v, axes, sums=sums)
+        return u, jnp.where(empty, 0, rule(jnp.where(empty, 0, p), v, axes, sums=sums))
+
+    def in_one(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        row = _accelerators.fused_row(hidden(saved.kept), saved.scaling, own)
+        out = rule(row.p, in_z(saved, row.u, given), axes, leads=row.leads)
+        return row.u, jnp.where(row.empty, 0, out) if marks_empty else out
+
+    if names or not _accelerators.fuses(saved.kept, own):
+        return in_two_sweeps(saved, given)
+    fused = in_one, "one kernel, which reads a row once"
+    return by_platform("the derivative of a map", saved, given, plain=in_two_sweeps, gpu=fused)
+
+
+def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    p, state = _probabilities.all_probabilities(x, scaling, axes)
+    return p.astype(x.dtype), _save(axes, p, x, scaling, state)
+
+
+def _softmax_product(axes: Axes, saved: _Saved, given: Any, *, forward: bool) -> tuple[Array, Array]:
+    rule = rules.softmax_product
+    return _applied(axes, saved, given, rule, forward=forward, marks_empty=False, weighted=True)
+
+
+def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
+    return saved.pull(*_softmax_product(axes, saved, g, forward=False))
+
+
+def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
+    return _softmax_product(axes, saved, tangents, forward=True)[1].astype(saved.kept.dtype)
+
+
+_softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
+
+
+def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    out, state = _probabilities.all_log_probabilities(x, scaling, axes)
+    shifted = _scaling.shifted(x, scaling, state.max)
+    p = _probabilities.marked(shifted, state.rest)
+    return out.astype(x.dtype), _save(axes, p, x, scaling, state)
+
+
+def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
+    rule = rules.log_softmax_vjp
+    return saved.pull(*_applied(axes, saved, g, rule, forward=False, marks_empty=True, weighted=False))
+
+
+def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
+    rule = rules.log_softmax_jvp
+    _, out = _applied(axes, saved, tangents, rule, forward=True, marks_empty=True, weighted=True)
+    return _scaling.masked(out, saved.scaling.where).astype(saved.kept.dtype)
+
+
+_log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

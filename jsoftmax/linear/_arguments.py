@@ -1,0 +1,171 @@
+"""A linear head as a call gives it: its rows flattened, its options one a row, its block size checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax.border import _mesh_axes
+from jsoftmax.border._arrays import in_dtype
+from jsoftmax.border._call import Axes, Call
+from jsoftmax.border._label_checks import reported_ids, reported_targets
+from jsoftmax.linear._products import Rows, Shared, Static
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows._statistics import of_counted
+from jsoftmax.transforms._sharding import laid_like
+
+BlockSize = int | tuple[int, int] | None
+Backend = str | Sequence[str] | None
+BACKENDS = ("blocked", "xla")
+
+
+class Head(NamedTuple):
+    """The checked arguments, in the dtype that they promote to."""
+
+    hidden: Array  # [..., D]
+    weight: Array
+    bias: Array | None
+    scaling: Scaling  # [..., 1], or broadcasting to it
+    vocab_axis: int
+    block_size: BlockSize
+    names: tuple[str, ...]  # the mesh axes of the shards of the classes
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The leading axes of hidden."""
+        return self.hidden.shape[:-1]
+
+    @property
+    def logits(self) -> jax.ShapeDtypeStruct:
+        """The logits that are never held."""
+        shape = (*self.row_shape, self.weight.shape[self.vocab_axis])
+        return jax.ShapeDtypeStruct(shape, self.hidden.dtype)
+
+    @property
+    def class_axis(self) -> Axes:
+        """The axis of the classes in the logits."""
+        return (self.hidden.ndim - 1,)
+
+    def rows(self, labels: Array, counted: Array | None = None) -> Rows:
+        """The arguments that are as long as the rows, flattened."""
+        size = math.prod(self.row_shape)
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            labels = reported_ids(labels, self.logits.shape[-1], self.names)
+        hidden = self.hidden.reshape(size, self.hidden.shape[-1])
+        labels = labels.reshape(size, labels.shape[-1])
+        if labels.shape[1] == 1:
+            labels = laid_like(labels, hidden)
+        counted = self.column(counted)
+        options = (of_counted(self.column(option), counted, 1) for option in self.scaling[1:])
+        return Rows(hidden, labels, counted, *options)
+
+    def column(self, option: Array | None) -> Array | None:
+        """One number, or one a row, as a column over the flattened rows."""
+        if option is None:
+            return None
+        if option.ndim == self.hidden.ndim:
+            option = jnp.squeeze(option, -1)
+        column = jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
+        return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
+
+    def reported(self, value: Array, rows: Rows) -> Array:
+        """What is found of rows, as it is; checkify names bad targets among them."""
+        return value if rows.has_class_ids else reported_targets(value, rows.labels, 1, self.names)
+
+    def shared(self, class_weights: Array | None = None) -> Shared:
+        """The arguments that all rows share."""
+        bias, weights = (
+            None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
+            for a in (self.bias, class_weights)
+        )
+        return Shared(self.weight, bias, weights)
+
+    def static(self, wanted: frozenset[str]) -> Static:
+        """What is known when a program is traced."""
+        return Static(self.vocab_axis, self.block_size, self.names, wanted)
+
+
+def of_call(call: Call) -> Head:
+    """The head that the arguments of a public function describe."""
+    hidden, weight = call.floats("hidden"), call.floats("weight")
+    bias = None if call.arguments["bias"] is None else call.floats("bias")
+    if weight.ndim != 2:
+        problem = f"weight of shape {weight.shape}"
+        remedy = "give it two axes, [D, V], or [V, D] with vocab_axis=0; the labels come third"
+        raise call.error(ValueError, problem, remedy)
+    vocab_axis = _vocab_axis(call)
+    classes, features = weight.shape[vocab_axis], weight.shape[1 - vocab_axis]
+    if not hidden.ndim or hidden.shape[-1] != features:
+        problem = f"hidden of shape {hidden.shape} for a weight of {features} features"
+        remedy = f"give hidden {features} features along its last axis"
+        if hidden.ndim and hidden.shape[-1] == classes:
+            remedy += f", or write vocab_axis={-1 if vocab_axis == 0 else 0}"
+        raise call.error(ValueError, problem, remedy)
+    if not classes:
+        problem = f"there are no classes: weight has shape {weight.shape}"
+        raise call.error(ValueError, problem, "give at least one class")
+    if bias is not None and bias.shape != (classes,):
+        problem = f"bias of shape {bias.shape} for {classes} classes"
+        raise call.error(ValueError, problem, f"give it the shape {(classes,)}")
+    arrays = (hidden, weight) if bias is None else (hidden, weight, bias)
+    dtype = jnp.result_type(*(a.dtype for a in arrays))
+    head = Head(
+        in_dtype(hidden, dtype),
+        in_dtype(weight, dtype),
+        None if bias is None else in_dtype(bias, dtype),
+        Scaling(None),
+        vocab_axis,
+        block_size(call),
+        _mesh_axes.of_classes(call, ("weight",)),
+    )
+    head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
+    backend = call.arguments["backend"]
+    if _first_backend(call, backend) == "xla":
+        head = head._replace(block_size=(2**62, classes))  # of all rows, mapped ones too
+    return head
+
+
+def _vocab_axis(call: Call) -> int:
+    given = call.arguments["vocab_axis"]
+    try:
+        axis = -3 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        axis = -3
+    if not -2 <= axis < 2:
+        raise call.error(ValueError, f"vocab_axis is {given!r}", "write -1 for [D, V], 0 for [V, D]")
+    return axis % 2
+
+
+def block_size(call: Call) -> BlockSize:
+    """The number of rows in a block, or of its rows and classes."""
+    given = call.arguments["block_size"]
+    if given is None:
+        return None
+    sizes = given if isinstance(given, tuple) else (given,)
+    try:
+        sizes = tuple(operator.index(n) for n in sizes)
+    except TypeError:
+        sizes = ()
+    if not 1 <= len(sizes) <= 2 or min(sizes) < 1:
+        problem = f"block_size is {given!r}"
+        raise call.error(ValueError, problem, "write a number of rows, or (rows, classes), from 1 up")
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0]
+
+
+def _first_backend(call: Call, given: Backend) -> str:
+    if given is None:
+        return BACKENDS[0]
+    is_several = isinstance(given, Sequence) and not isinstance(given, str)
+    names: tuple[Any, ...] = tuple(given) if is_several else (given,)
+    for name in names or (None,):
+        if name not in BACKENDS:
+            problem = f"there is no backend {name!r}"
+            raise call.error(ValueError, problem, f"write one of {', '.join(map(repr, BACKENDS))}")
+    return names[0]

@@ -1,0 +1,118 @@
+"""A block of the rows of a linear head: its logits, their numbers, and the gradients made of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import rules
+from jsoftmax.linear import _merging, _plan, _products
+from jsoftmax.linear._merging import Part
+from jsoftmax.linear._plan import BlockPlan
+from jsoftmax.linear._products import TILE, Rows, Shared, Static
+from jsoftmax.logits import _scaling
+from jsoftmax.rows import _probabilities, _statistics
+from jsoftmax.rows._statistics import Numbers, Saved
+from jsoftmax.transforms._platforms import by_platform
+from jsoftmax.transforms._sharding import is_whole, laid_out, spec, varying
+
+
+def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
+    """``function(classes at a time, rows, …)``: on CPU in tiles, elsewhere as planned."""
+    shared = arguments[0]
+    planned = partial(function, plan.block_classes)
+    if (
+        static.names
+        or not rows.has_class_ids
+        or not is_whole(shared.weight, 0, 1)
+        or plan.block_classes <= TILE
+    ):
+        return planned(rows, *arguments)
+    tiles = partial(function, TILE), f"in tiles of {TILE} classes, which the cache holds"
+    return by_platform("a block of logits", rows, *arguments, plain=planned, cpu=tiles)
+
+
+def forward(
+    static: Static, size: int, rows: Rows, shared: Shared, *, keep: bool = False
+) -> tuple[Numbers, Saved, Array | None]:
+    """The numbers of a block of rows, `size` classes at a time, and its logits if they are to be kept."""
+    classes = shared.weight.shape[static.vocab_axis]
+
+    def add(carry: Any, start: Array | int, length: int) -> Any:
+        so_far, x = carry
+        tile = static.part(shared, start, length)
+        of_tile = _products.logits(static, rows, tile)
+        part = _part(static, of_tile, rows, tile, start, whole=size == classes)
+        if so_far is not None:
+            part = _merging.merge(so_far, part, rows.scaling)
+        if keep:
+            x = of_tile if x is None else _plan.with_part(x, of_tile, start, 1)
+        return part, x
+
+    begun = None
+    if keep and size < classes:
+        shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
+        begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
+        begun = varying(begun, rows.hidden, shared.weight)
+    (state, found, sum_weights, mean_u, _), x = _plan.over_classes(classes, size, add, (None, begun))
+    if size < classes:
+        valid = (rows.labels >= 0) & (rows.labels < classes)
+        found["nll"] = rules.nan_where(~valid, found["nll"])
+        if rows.counted is not None:
+            found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
+    return found, Saved(None, state, found, sum_weights, mean_u), x
+
+
+def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
+    """The numbers of some of the classes; the nll is 0 where the label is not one of them."""
+    problem = _products.problem(x, rows, shared, start, whole=whole)
+    has_label = jnp.asarray(True)
+    if not whole:
+        has_label = problem.labels >= 0
+        problem = problem._replace(labels=jnp.where(has_label, problem.labels, 0))
+    found, saved = _statistics.save((1, static.names, static.wanted), problem)
+    if not whole:
+        found["nll"] = jnp.where(has_label, found["nll"], 0)
+    if "prediction" in static.wanted:
+        found["prediction"] = start + _probabilities.prediction(
+            _scaling.ordered_live(x, problem.scaling), (1, *static.names)
+        )
+    return Part(saved.state, found, saved.sum_weights, saved.mean_u, has_label)
+
+
+def backward(
+    static: Static,
+    size: int,
+    rows: Rows,
+    shared: Shared,
+    sums: Shared,
+    saved: Saved,
+    cotangents: dict[str, Array | None],
+    x: Array | None = None,
+) -> tuple[Shared, Rows]:
+    """The gradients of a block of rows, `size` classes at a time, from its logits or by making them again."""
+    classes = shared.weight.shape[static.vocab_axis]
+
+    def add(carry: tuple[Shared, Any], start: Array | int, length: int) -> tuple[Shared, Any]:
+        sums, so_far = carry
+        tile = static.part(shared, start, length)
+        of_tile = _products.logits(static, rows, tile) if x is None else _plan.part(x, start, length, 1)
+        problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
+        here = saved._replace(problem=problem)
+        back = _statistics.pull((1, static.names, static.wanted), here, cotangents, so_far is None)[0]
+        so_much = static.part(sums, start, length)
+        dhidden, so_much = _products.back(
+            static, static.asked[0], so_much, rows.hidden, tile.weight, back.x, back.weights
+        )
+        of_rows = Rows(dhidden, back.labels if static.asked[0].labels else None, None, *back.scaling[1:])
+        if so_far is not None:
+            of_rows = jax.tree.map(jnp.add, so_far, of_rows)
+        return static.with_part(sums, so_much, start), of_rows
+
+    sums, of_rows = _plan.over_classes(classes, size, add, (sums, None))
+    return sums, of_rows._replace(hidden=rows.masked(of_rows.hidden))

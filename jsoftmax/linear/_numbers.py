@@ -1,0 +1,184 @@
+"""The numbers of the rows of a linear head, ``logits = hidden @ weight + bias``, whose logits are never held.
+
+Blocks of logits are made, summed up and thrown away. For a derivative they come about in two ways:
+
+- `numbers`, for any cotangent of a row: made once more on the way back, four products of matrices in all.
+- `total`, for a plain sum of losses: a block becomes its gradient while it is there, three products.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import zero_from_primal
+
+from jsoftmax.linear import _block, _plan, _products
+from jsoftmax.linear._products import Rows, Shared, Static
+from jsoftmax.rows import _statistics
+from jsoftmax.rows._statistics import Numbers, Saved
+from jsoftmax.transforms._autodiff import with_gradients, with_rules
+from jsoftmax.transforms._row_wise import row_wise
+from jsoftmax.transforms._sharding import varying
+
+_Kept = tuple[Rows, Shared, Saved]
+
+
+def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
+    (found, saved), _ = _find(static, rows, shared)
+    return found, (rows, shared, saved)
+
+
+@row_wise
+def _find(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Numbers, Saved], None]:
+    plan = static.plan(rows, shared, gradient=False)
+
+    def block(carry: None, rows: Rows, counted: Array | None) -> tuple[None, Any]:
+        def forward(size: int, rows: Rows, shared: Shared) -> Any:
+            found, saved, _ = _block.forward(static, size, rows, shared)
+            return found, saved
+
+        return None, _block.tiled(static, plan, forward, rows.of_block(counted), shared)
+
+    return _plan.over_rows(plan, block, None, rows)[1], None
+
+
+def _pull(
+    static: Static, asked: tuple[Rows, Shared], kept: _Kept, cotangents: dict[str, Array | None]
+) -> tuple[Rows, Shared]:
+    rows, shared, saved = kept
+    return _pull_rows(static._replace(asked=asked), (rows, saved, cotangents), shared)
+
+
+@row_wise
+def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared]:
+    rows = parts[0]
+    plan = static.plan(rows, shared)
+
+    def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
+        rows, saved, cotangents = part
+        rows = rows.of_block(counted)
+        backward = partial(_block.backward, static)
+        sums, of_rows = _block.tiled(static, plan, backward, rows, shared, sums, saved, cotangents)
+        return sums, _in_dtype_of(rows, of_rows)
+
+    begun = _products.none_yet(static.asked[1], rows, shared)
+    sums, of_rows = _plan.over_rows(plan, block, begun, parts)
+    return of_rows, _in_dtype_of(shared, sums)
+
+
+def _in_dtype_of(arguments: Any, gradients: Any) -> Any:
+    def cast(d: Array | None, a: Array | None) -> Array | None:
+        return None if d is None or a is None else d.astype(a.dtype)
+
+    return jax.tree.map(cast, gradients, arguments, is_leaf=lambda d: d is None)
+
+
+def _push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers:
+    rows, shared, saved = kept
+    out, _ = _push_rows(static, (rows, saved, tangents[0]), (shared, tangents[1]))
+    if "prediction" in static.wanted:
+        out["prediction"] = zero_from_primal(saved.numbers["prediction"])
+    return out
+
+
+@row_wise
+def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -> tuple[Numbers, None]:
+    shared, dshared = both_shared
+    plan = static.plan(parts[0], shared, gradient=False)
+
+    def block(carry: None, part: Any, counted: Array | None) -> tuple[None, Numbers]:
+        rows, saved, drows = part
+        rows = rows.of_block(counted)
+        drows = drows._replace(hidden=rows.masked(drows.hidden))
+
+        def add(so_far: Numbers | None, start: Array | int, size: int) -> Numbers:
+            tile, dtile = static.part(shared, start, size), static.part(dshared, start, size)
+            x = _products.logits(static, rows, tile)
+            problem = _products.problem(x, rows, tile, start, whole=plan.class_blocks == 1)
+            dx = jnp.zeros_like(x)
+            if drows.hidden is not None:
+                dx += _products.logits(static, drows, Shared(tile.weight))
+            if dtile.weight is not None:
+                dx += _products.logits(static, rows, Shared(dtile.weight))
+            if dtile.bias is not None:
+                dx += dtile.bias.astype(dx.dtype)
+            dproblem = _products.problem(dx, drows, dtile)
+            of_part = saved._replace(problem=problem)
+            out = _statistics.push((1, static.names, static.wanted), of_part, (dproblem,), so_far is None)
+            return out if so_far is None else jax.tree.map(jnp.add, so_far, out)
+
+        return None, _plan.over_classes(plan.classes, plan.block_classes, add, None)
+
+    return _plan.over_rows(plan, block, None, parts)[1], None
+
+
+_numbers = with_rules(_save, _pull, _push, selective=True)
+
+
+@row_wise
+def _numbers_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, None]:
+    return _numbers(static, rows, shared, beside=rows.terms), None
+
+
+def numbers(static: Static, rows: Rows, shared: Shared) -> Numbers:
+    """The wanted numbers of every row, [B, 1] each; also "prediction", the first of the largest classes."""
+    return _numbers_of_rows(static, rows, shared)[0]
+
+
+def _total_and_gradients(
+    static: Static, asked: tuple[Rows, Shared], rows: Rows, shared: Shared
+) -> tuple[Array, tuple[Rows, Shared]]:
+    (losses, of_rows), of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
+    return jnp.sum(losses), (of_rows, of_shared)
+
+
+@row_wise
+def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Array, Rows], Shared]:
+    differentiated = any(jax.tree.leaves(static.asked))
+    plan = static.plan(rows, shared, differentiated)
+
+    def block(sums: Shared, rows: Rows, counted: Array | None) -> tuple[Shared, Any]:
+        def value(size: int, rows: Rows, shared: Shared) -> Array:
+            return rows.terms.losses(_block.forward(static, size, rows, shared)[0])
+
+        def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
+            found, saved, x = _block.forward(static, size, rows, shared, keep=True)
+            terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # to have a gradient of their own
+            losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, terms)
+            of_found, of_terms = back(jnp.ones_like(losses))
+            sums, of_rows = _block.backward(static, size, rows, shared, sums, saved, of_found, x)
+            return sums, (losses, of_rows._replace(terms=of_terms))
+
+        rows = rows.of_block(counted)
+        if not differentiated:
+            return sums, (_block.tiled(static, plan, value, rows, shared), Rows(None))
+        return _block.tiled(static, plan, both, rows, shared, sums)
+
+    begun = _products.none_yet(static.asked[1], rows, shared)
+    of_shared, of_rows = _plan.over_rows(plan, block, begun, rows)
+    return of_rows, of_shared
+
+
+def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:
+    return jnp.sum(rows.terms.losses(numbers(static, rows, shared)))
+
+
+# The gradient of targets would be one array more like them.
+_total = with_gradients(_total_and_gradients, _total_by_rows, lambda asked: not asked[0].labels)
+
+
+@partial(row_wise, outputs=(None, 0), mapped=lambda *arguments: (None, _total_by_rows(*arguments)))
+def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Array]:
+    return None, _total(static, rows, shared)
+
+
+def total(static: Static, rows: Rows, shared: Shared) -> Array:
+    """The sum of the losses of all rows.
+
+    Of mapped rows every sum has a cotangent of its own: their gradients cannot be summed before it is known.
+    """
+    return _total_of_rows(static, rows, shared)[1]

@@ -1,0 +1,51 @@
+"""A few of the logits, read on CPU where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax.transforms._platforms import is_plain
+
+
+def picked(x: Array, index: Array, axis: int) -> Array:
+    """The entries with these indices along an axis, one below the other as `jnp.take_along_axis` has them."""
+
+    def take(x: Array, index: Array) -> Array:
+        return jnp.take_along_axis(x, index, axis, mode="clip")
+
+    return _read(take, x, index)
+
+
+def at(x: Array, index: tuple[Array, ...]) -> Array:
+    """The entries at these indices, all of which are in bounds."""
+
+    def take(x: Array, *index: Array) -> Array:
+        return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+    return _read(take, x, *index)
+
+
+def part(x: Array, start: int, end: int, axis: int) -> Array:
+    """Those from one index to another along an axis."""
+    if end - start == x.shape[axis]:
+        return x
+    return _read(partial(lax.slice_in_dim, start_index=start, limit_index=end, axis=axis), x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _read(read: Callable[..., Array], x: Array, *where: Array) -> Array:
+    """``read(x, *where)``. To convert what is read, XLA would convert and store all; it does not of bits."""
+    if x.dtype.itemsize != 2 or is_plain():
+        return read(x, *where)
+    return lax.bitcast_convert_type(read(lax.bitcast_convert_type(x, jnp.uint16), *where), x.dtype)
+
+
+@_read.defjvp
+def _read_jvp(read: Callable[..., Array], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _read(read, *primals), read(tangents[0], *primals[1:])

@@ -1,0 +1,250 @@
+"""From logits to ``z = cap·tanh(x/cap)/T`` over the live classes, shifted by the maximum of its row.
+
+A *row* is what `axes` span; per-row numbers keep those axes with length 1. A class is *dead* where it is
+masked or its logit is −inf, and a row with no live class is *empty*.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax.border._call import Call, Logits
+from jsoftmax.logits import _strided
+from jsoftmax.transforms._sharding import laid_like
+
+Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
+
+
+class Scaling(NamedTuple):
+    """What turns logits x into ``z = cap·tanh(x/cap)/T`` over the live classes; also its cotangents."""
+
+    where: Array | None
+    temperature: Array | None = None
+    soft_cap: Array | None = None
+
+
+class Shifted(NamedTuple):
+    """``z − max z``, rounded: 0 at the maximum, −inf where dead. The shift comes before the division by T.
+
+    `slip` is what the roundings took away, and exp passes on as a relative error |u| times as large. It is
+    recovered where a temperature adds a second rounding, unless 16 bits hide it, and where asked; the one of
+    x − max alone is within the contract.
+    """
+
+    u: Array
+    slip: Array | None
+
+
+def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
+    """The scaling that the arguments of a public function ask for."""
+    dtype = rules.computing_dtype(x.dtype)
+    options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
+    return jax.tree.map(lambda a: laid_like(a, x), Scaling(call.mask(x.shape), *options))
+
+
+def ordered_live(x: Array, scaling: Scaling) -> Array:
+    """The logits in the order of z: −x where T < 0, −inf where masked."""
+    if scaling.temperature is not None:
+        x = turned(x, scaling.temperature)
+    return live(x, scaling)
+
+
+def turned(x: Array, temperature: Array) -> Array:
+    """−x where T < 0; but −inf stays a dead class, and +inf an overflow."""
+    return jnp.where(jnp.isinf(x), x, x * jnp.sign(temperature).astype(x.dtype))
+
+
+def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
+    """Where a live class is its row's maximum: a short comparison, as XLA on GPU stores longer ones."""
+    return live(x, scaling) == (top if scaling.temperature is None else turned(top, scaling.temperature))
+
+
+def is_dead(x: Array, scaling: Scaling) -> Array:
+    """Where a class is masked, or its logit is −inf."""
+    return live(x, scaling) == -jnp.inf
+
+
+def live(x: Array, scaling: Scaling) -> Array:
+    """The logits, −inf where masked."""
+    return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
+
+
+def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Array:
+    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty.
+
+    If `bounded`, it is at most the largest finite number. Shifted by it, the exponentials of a row with +inf
+    add up to +inf, and to NaN where there is a NaN too.
+    """
+    own, names = rules.split_axes(axes)
+    ordered = lax.stop_gradient(ordered_live(x, scaling))
+    # A loop over the classes would store what is not x itself.
+    is_x = scaling.where is None and scaling.temperature is None
+    top = _strided.maximum(ordered, own) if is_x else jnp.max(ordered, own, keepdims=True)
+    top = rules.below_infinity(top) if bounded else top
+    if not names:
+        return top
+    top = highest(top, names)
+    return rules.nan_where(top == jnp.inf, top)
+
+
+def highest(top: Array, names: tuple[str, ...]) -> Array:
+    """The largest over shards; +inf stands for a NaN too, which a maximum over shards may lose."""
+    return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
+
+
+def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top: bool = False) -> Shifted:
+    """The logits of a row, or of a part of it, less the row's maximum, over the temperature.
+
+    Where it counts that u is 0 `at_top`, whatever XLA fuses with the difference, say so.
+    """
+    u = shift(x, scaling, top, 1, at_top or exact or scaling.temperature is not None)
+    if not exact and (scaling.temperature is None or x.dtype.itemsize == 2):
+        return Shifted(u, None)
+    return Shifted(u, lax.stop_gradient(_slip(x, scaling, top, u)))
+
+
+def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
+    """A fraction of u; fractions are powers of 2, and exact."""
+    z, z_top = ordered(x, scaling, top)
+    if at_top:
+        z = rules.rounded(z, z_top)
+    if scaling.temperature is not None:
+        fraction = fraction / 2  # the difference of two logits may overflow, where its quotient does not
+    if fraction != 1:
+        z, z_top = z * fraction, z_top * fraction
+    u = z - z_top
+    if scaling.soft_cap is not None:
+        # Compiled twice, tanh may round in two ways: 0 at the maximum, and nowhere above, is restored.
+        is_top = is_peak(x, scaling, top) & (u > -jnp.inf)
+        excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
+        u = u - jnp.where(excess == 0, 0, excess)
+    if scaling.temperature is not None:
+        u = 2 * divided(u, scaling.temperature)
+    return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
+
+
+@jax.custom_jvp
+def divided(u: Array, temperature: Array) -> Array:
+    """``u/|T|``; of a dead class −inf, whose derivative in the temperature would be infinite.
+
+    A large T is scaled down, and u with it: XLA multiplies by 1/T, which would be below the normal numbers.
+    """
+    scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
+    return (u * scale) / (jnp.abs(temperature) * scale)
+
+
+@divided.defjvp
+def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (u, temperature), (du, dt) = primals, tangents
+    finite_u = jnp.where(u == -jnp.inf, 0, u)
+    return divided(u, temperature), (du - finite_u * dt / temperature) / jnp.abs(temperature)
+
+
+def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
+    """The logits and their maximum: capped, their order turned where T < 0, finite where masked or empty."""
+    dtype = rules.computing_dtype(x.dtype)
+    x = masked(x, scaling.where).astype(dtype)  # NaN may lie under the mask
+    top = jnp.maximum(top.astype(dtype), jnp.finfo(dtype).min)
+    if scaling.soft_cap is not None:
+        x, top = _capped(x, scaling.soft_cap), _capped(top, scaling.soft_cap)
+    if scaling.temperature is not None:
+        x = turned(x, scaling.temperature)
+    return x, top
+
+
+def _capped(x: Array, cap: Array) -> Array:
+    """``cap·tanh(x/cap)``, which is x far below the cap; ±inf stay, as overflows and dead classes."""
+    stays = jnp.isinf(x) | (jnp.abs(x) < cap * (float(jnp.finfo(x.dtype).eps) ** 0.5 / 4))
+    return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
+
+
+def slipped(terms: Array, z: Shifted) -> Array:
+    """Exponentials of u, made those of the exact z − max: ``exp(u + slip) = exp(u)·(1 + slip)``."""
+    return terms if z.slip is None else terms + terms * z.slip
+
+
+def exponentials(z: Shifted) -> Array:
+    """``exp(u)``, 0 where dead."""
+    return slipped(jnp.exp(z.u), z)
+
+
+def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
+    """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
+    x, top = ordered(x, scaling, top)
+    x = rules.rounded(x, top)
+    difference = x - top
+    finite = jnp.isfinite(difference) & jnp.isfinite(u)
+    x, top, difference, u = (jnp.where(finite, a, 0.0) for a in (x, top, difference, u))
+    back = x - difference
+    slip = (x - (difference + back)) + (back - top)
+    if scaling.temperature is not None:
+        scale = jnp.abs(scaling.temperature)
+        u_high, scale_high = _high_half(u), _high_half(scale)
+        u_low, scale_low = u - u_high, scale - scale_high
+        of_quotient = difference - u_high * scale_high
+        of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
+        slip = (slip + of_quotient) / scale
+    return jnp.where(jnp.abs(slip) < 1, slip, 0.0)
+
+
+def _high_half(a: Array) -> Array:
+    """The leading half of the significand: products of two such halves are exact (Dekker)."""
+    product = a * (2.0**12 + 1 if a.dtype == jnp.float32 else 2.0**27 + 1)
+    product = rules.rounded(product, product)  # or XLA fuses it with the difference, unrounded
+    return product - (product - a)
+
+
+def maximum(scaling: Scaling, top: Array) -> Array:
+    """The maximum of z, from that of x; 0 in an empty row."""
+    _, z = ordered(top, scaling._replace(where=None), top)
+    z = jnp.where(top == -jnp.inf, 0, z)
+    return z if scaling.temperature is None else z / jnp.abs(scaling.temperature)
+
+
+def masked(values: Array, where: Array | None) -> Array:
+    """`values` where live, 0 under the mask."""
+    return values if where is None else jnp.where(where, values, 0.0)
+
+
+def pull(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+    """The cotangents of x and of its scaling, from that of z, which sums to 0 over a row."""
+    dx, of_classes = pull_apart(x, u, dz, scaling)
+    return dx, summed(of_classes, scaling)
+
+
+def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+    """As `pull`, the cotangent of the scaling yet to be summed."""
+    dz = masked(dz, scaling.where)
+    dt = dcap = None
+    if scaling.temperature is not None:
+        dz, dt = rules.temperature_vjp(u, dz, scaling.temperature)
+    if scaling.soft_cap is not None:
+        dz, dcap = rules.soft_cap_vjp(masked(x, scaling.where).astype(dz.dtype), scaling.soft_cap, dz)
+    return dz.astype(x.dtype), Scaling(None, dt, dcap)
+
+
+def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
+    """The cotangent of a scaling, from what every class adds to it."""
+    return jax.tree.map(spread_sum, of_classes, scaling._replace(where=None))
+
+
+def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:
+    """The tangent of z, up to a shift of the row, from those of x and of its scaling."""
+    dz = jnp.zeros_like(u) if dx is None else masked(dx, scaling.where).astype(u.dtype)
+    if scaling.soft_cap is not None:
+        dcap = 0 if tangents.soft_cap is None else tangents.soft_cap
+        dz = rules.soft_cap_jvp(masked(x, scaling.where).astype(u.dtype), scaling.soft_cap, dz, dcap)
+    if scaling.temperature is not None:
+        dt = 0 if tangents.temperature is None else tangents.temperature
+        dz = rules.temperature_jvp(u, dz, dt, scaling.temperature)
+    return masked(dz, scaling.where)
+
+
+def spread_sum(values: Array, like: Array) -> Array:
+    """The cotangent of an array of the rank of `values`, that was broadcast to their shape."""
+    return jnp.sum(values, tuple(i for i, n in enumerate(like.shape) if n == 1), keepdims=True)

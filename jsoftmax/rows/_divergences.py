@@ -1,0 +1,209 @@
+"""The divergence of two rows of logits and its derivative rule: Kullback-Leibler's and Jensen-Shannon's.
+
+Both rest on d = log q − log p, which is a difference of logits less the logarithm of a ratio of sums: no
+normalizer is rounded on the way. The sums differ by the sum of the differences of their terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import online, rules
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling, Shifted
+from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._platforms import recomputed
+from jsoftmax.transforms._sharding import varies, varying
+
+Axes = tuple[int | str, ...]
+Numbers = tuple[Array, ...]
+
+
+class _Pair(NamedTuple):
+    """Two rows beside each other, class by class; d = log q − log p."""
+
+    u_p: Array
+    u_q: Array
+    p: Array
+    q: Array
+    d: Array
+    p_leads: Array
+    q_leads: Array
+
+
+class _Saved(NamedTuple):
+    """The arguments, the states of both rows, log(Σ exp u_q / Σ exp u_p), and the divergences."""
+
+    p_logits: Array
+    q_logits: Array
+    scaling: Scaling
+    p_state: online.State
+    q_state: online.State
+    log_ratio: Array
+    divergences: Numbers
+
+    def again(self, *after: Any) -> _Saved:
+        """The same once these sums are known, so that XLA on GPU computes the pair anew.
+
+        Else it would store what several sums share, in float32 and in the shape of the logits.
+        """
+        of_rows = self.p_state, self.q_state, self.log_ratio
+        of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
+        # Sums of this shard alone would make all that follows differ from shard to shard.
+        known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
+        p_state, q_state, log_ratio = recomputed(of_rows, known)
+        return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
+
+    def pair(self) -> _Pair:
+        logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
+        z_p, z_q = _shifted(*logits, self.scaling, *states)
+        empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
+        d = jnp.where(empty, 0, _apart(z_p, z_q)) - self.log_ratio
+        p, q = (_probabilities.of_shifted(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
+        leads = (
+            _probabilities.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True)
+        )
+        return _Pair(z_p.u, z_q.u, p, q, d, *leads)
+
+
+def _shifted(
+    p: Array, q: Array, scaling: Scaling, p_state: online.State, q_state: online.State
+) -> tuple[Shifted, Shifted]:
+    z_p, z_q = (
+        _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
+    )
+    return z_p, z_q
+
+
+def _apart(z_p: Shifted, z_q: Shifted) -> Array:
+    """``u_q − u_p``; ±inf where one is dead, 0 where both are."""
+    dead_p, dead_q = z_p.u == -jnp.inf, z_q.u == -jnp.inf
+    u_p, u_q = (jnp.where(dead_p | dead_q, 0, z.u) for z in (z_p, z_q))
+    apart = u_q - u_p
+    if z_p.slip is not None and z_q.slip is not None:
+        apart = apart + (z_q.slip - z_p.slip)
+    return jnp.where(dead_p == dead_q, apart, jnp.where(dead_p, jnp.inf, -jnp.inf))
+
+
+def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
+    """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
+    gaps = rules.difference(_scaling.exponentials(z_p), _scaling.exponentials(z_q), _apart(z_p, z_q))
+    (gap,) = rules.row_sums(axes, gaps)
+    more = gap > 0
+    total = 1 + jnp.where(more, rest_p, rest_q)
+    empty = (rest_p < 0) | (rest_q < 0)
+    log = rules.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
+    return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if one is
+
+
+def _with_rules(
+    compare: Callable[[Axes, _Saved], tuple[Array, Numbers]],
+    gradients: Callable[[Axes, _Saved], tuple[_Pair, Array, Array]],
+) -> Callable[..., Array]:
+    """The function of both logits, mask, and temperature, from that of the pair and its two gradients."""
+
+    def save(axes: Axes, p: Array, q: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+        (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
+        z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
+        log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
+        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
+        # Computed anew, or XLA on GPU sums a caller's sum over rows beside that of every row.
+        out, divergences = recomputed(compare(axes, saved))
+        return out, saved._replace(divergences=divergences)
+
+    def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Array, Scaling]:
+        pair, in_p, in_q = gradients(axes, saved.again())
+        dp, by_p = _scaling.pull_apart(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
+        dq, by_q = _scaling.pull_apart(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
+        return dp, dq, _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
+
+    def push(axes: Axes, saved: _Saved, tangents: tuple[Array | None, Array | None, Scaling]) -> Array:
+        pair, in_p, in_q = gradients(axes, saved.again())
+        dp, dq, by = tangents
+        dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
+        dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
+        return rules.row_sums(axes, in_p * dp + in_q * dq)[0]
+
+    return with_rules(save, pull, push)
+
+
+def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+    pair = saved.pair()
+    (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d))
+    return kl, (kl,)
+
+
+def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+    pair, (kl,) = saved.pair(), saved.divergences
+    sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads)
+    pair = saved.again(sums).pair()
+    others = _of_others(saved.p_state.rest, *sums)
+    in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, leads=pair.p_leads, others=others)
+    return pair._replace(u_p=_of_some_share(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+
+
+kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
+
+
+def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Numbers:
+    """The u of the leading class, which is 0 but has a derivative, and Σ p·d over the others."""
+    return rules.row_sums(axes, jnp.where(leads, u, 0.0), rules.kl_terms_of_others(p, d, leads))
+
+
+def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
+    """``Σ p`` and ``Σ p·d`` over all but the leading class."""
+    return _probabilities.share_of_others(rest, u_lead), terms
+
+
+def _of_some_share(u: Array) -> Array:
+    """A u that is multiplied by p: −inf, as for a dead class, where p is 0 in any dtype.
+
+    It may be as large as any number there, and a product of two is none.
+    """
+    return jnp.where(u < -1024, -jnp.inf, u)
+
+
+def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:
+    """Of each distribution u, p, the logarithm of the mean over p, and where it leads."""
+    d_p, d_q = rules.log_to_mean(pair.d)
+    return (pair.u_p, pair.p, d_p, pair.p_leads), (pair.u_q, pair.q, d_q, pair.q_leads)
+
+
+def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+    own, _ = rules.split_axes(axes)
+    parts: Numbers = ()
+    for i in range(2):
+        pair = saved.pair()
+        _, p, d, _ = _to_mean(pair)[i]
+        parts += rules.row_sums(own, rules.divergence_terms(p, (pair.p + pair.q) / 2, d))
+        saved = saved.again(parts)
+    divergences = rules.across(axes, *parts)
+    mean, largest = sum(divergences) / 2, math.log(2)
+    # XLA's minimum on CPU may take a NaN for the other number.
+    return jnp.where(mean > largest, largest, mean), divergences
+
+
+def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+    own, _ = rules.split_axes(axes)
+    parts: Numbers = ()
+    for i in range(2):
+        parts += _lead_sums(own, *_to_mean(saved.pair())[i])
+        saved = saved.again(parts)
+    parts, pair = rules.across(axes, *parts), saved.pair()
+    others = _of_others(saved.p_state.rest, *parts[:2]), _of_others(saved.q_state.rest, *parts[2:])
+    of_each = zip(_to_mean(pair), saved.divergences, others, strict=True)
+    in_p, in_q = (
+        rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others) / 2
+        for (_, p, d, leads), kl, of_others in of_each
+    )
+    return pair._replace(u_p=_of_some_share(pair.u_p), u_q=_of_some_share(pair.u_q)), in_p, in_q
+
+
+jensen_shannon = _with_rules(_sum_js, _js_gradients)

@@ -1,0 +1,180 @@
+"""What the numbers of a row come to as a loss: label weights, smoothing, z-loss; and the sum over rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from jsoftmax import rules
+from jsoftmax.border._call import Call, Logits
+from jsoftmax.border._label_checks import is_other
+from jsoftmax.logits import _moments
+from jsoftmax.rows import _reductions
+from jsoftmax.rows._statistics import Numbers
+from jsoftmax.transforms._platforms import hidden
+from jsoftmax.transforms._sharding import ids_of_shard, laid_like, laid_out, shard_count, spec, varies
+
+Reduction = Literal["none", "mean", "sum"]
+Axes = tuple[int, ...]
+
+
+class LossTerms(NamedTuple):
+    """The options of a loss that act on the numbers of a row: each one number, one a row, or None.
+
+    loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
+
+    The order of these products avoids an overflow where the loss itself has none.
+    """
+
+    label_weights: Array | None = None  # 0 in a row that does not count
+    label_smoothing: Array | None = None
+    z_loss: Array | None = None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The numbers that the loss is made of."""
+        options = (("spread", self.label_smoothing), ("log_normalizer", self.z_loss))
+        return frozenset({"nll", *(name for name, option in options if option is not None)})
+
+    def losses(self, found: Numbers) -> Array:
+        """The loss of every row."""
+        losses = found["nll"]
+        if self.label_weights is not None:
+            losses = _scaled(self.label_weights, losses)
+        if self.label_smoothing is not None:
+            alpha = self.label_smoothing
+            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _moments.DOWN
+            losses = _scaled(1 - alpha, losses) + smooth
+        if self.z_loss is not None:
+            normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
+            losses = losses + self.z_loss * normalizer * normalizer
+        return losses
+
+
+def _scaled(weight: Array, loss: Array) -> Array:
+    """``weight·loss``, where 0 times the +inf of a dead label is 0."""
+    nothing = (weight == 0) & (loss == jnp.inf)
+    return weight * jnp.where(nothing, 0, loss)
+
+
+class Loss(NamedTuple):
+    """A loss as a call asks for it: the numbers it takes, in which rows, and their reduction."""
+
+    labels: Array
+    class_weights: Array | None
+    counted: Array | None  # of `counted_rows`
+    terms: LossTerms  # without the class axes
+    reduction: Reduction
+    row_names: tuple[str, ...]  # the mesh axes of the shards of the rows that are reduced
+
+    def reduced(self, losses: Array, axes: Axes) -> Array:
+        """The losses of all rows, their sum, or their mean."""
+        if self.reduction == "none":
+            return losses
+        return self.of_sum(jnp.sum(losses), losses.shape, axes)
+
+    def of_sum(self, total: Array, rows: tuple[int, ...], axes: Axes) -> Array:
+        """The sum, or the mean: over the rows counted, or over the sum of their labels' weights."""
+        if self.reduction == "sum":
+            return rules.across(self.row_names, total)[0]
+        if self.terms.label_weights is not None:
+            count = jnp.sum(self.terms.label_weights)
+        elif self.counted is not None:
+            counted = jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows)
+            count = jnp.sum(counted, dtype=total.dtype)
+        else:
+            (total,) = rules.across(self.row_names, total)
+            return total / max(math.prod(rows) * shard_count(self.row_names), 1)
+        total, count = rules.across(self.row_names, total, count)
+        return total / jnp.where(count == 0, 1, count)
+
+
+def counted_rows(
+    labels: Array, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
+) -> Array | None:
+    """Which rows count, with length 1 along the row; None if all do.
+
+    A row does not count if its class id is the ignored one, or if `where` masks every class of it, on all
+    shards of the classes.
+    """
+    counted = None if ignored is None else is_other(labels, ignored)
+    if where is None:
+        return counted
+    # If the mask is a constant of the program, XLA would evaluate this as it compiles, for minutes.
+    live = jnp.any(hidden(where), axes, keepdims=True)
+    if names := tuple(name for name in names if name in varies(live)):
+        live = lax.pmax(live.astype(jnp.int32), names) > 0
+    return live if counted is None else counted & live
+
+
+def of_call(
+    call: Call,
+    logits: Logits,
+    axes: Axes,
+    names: tuple[str, ...],
+    row_names: tuple[str, ...],
+    where: Array | None = None,
+) -> Loss:
+    """The loss that the arguments of a public function ask for.
+
+    The classes are sharded over mesh axes of some names, the rows over others.
+    """
+    labels = call.labels(logits.shape, axes)
+    dtype = rules.computing_dtype(logits.dtype)
+    weights = call.class_weights(logits.shape, axes, dtype)
+    if weights is not None and len(axes) == 1:
+        weights = laid_like(weights, logits, *axes)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = laid_like(labels, logits)
+    ignored = call.ignore_index(labels)
+    reduction = call.arguments["reduction"]
+    if reduction not in get_args(Reduction):
+        choices = ", ".join(map(repr, get_args(Reduction)))
+        raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
+    counted = counted_rows(labels, ignored, where, axes, names)
+    smoothing, z_loss = (
+        None if given is None else jnp.squeeze(laid_like(given, logits), axes)
+        for given in (
+            call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
+        )
+    )
+    label_weights = None
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if counted is not None:
+            labels = jnp.where(counted, labels, 0)
+        if weights is not None:
+            label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
+            if counted is not None:
+                label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0)
+    terms = LossTerms(label_weights, smoothing, z_loss)
+    return Loss(labels, weights, counted, terms, reduction, row_names)
+
+
+def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
+    """The weight of each label, wherever its class lies."""
+    if not names:
+        return _taken(weights, labels)
+    last = weights.size * shard_count(names) - 1
+    labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
+    labels = ids_of_shard(labels, weights.size, names)
+    here = (labels >= 0) & (labels < weights.size)
+    return rules.across(names, jnp.where(here, _taken(weights, labels), 0))[0]
+
+
+def _taken(values: Array, index: Array) -> Array:
+    """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
+    index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
+    if layout is None or not any((*spec(values), *spec(index))):
+        return values[index]
+    if set(spec(values)) & set(spec(index)):
+        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot lay out both
+    if spec(values) == (None,):
+        return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
+    # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
+    hit = _reductions.hits(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
+    return jnp.sum(jnp.where(hit, values, 0.0), -1)

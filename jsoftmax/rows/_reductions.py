@@ -1,0 +1,242 @@
+"""The state of every row, and further sums over it: every function of the family begins here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import online, rules
+from jsoftmax.backends import _accelerators, _cpu
+from jsoftmax.backends._by_class import Label
+from jsoftmax.backends._row_sums import sums
+from jsoftmax.logits import _reading
+from jsoftmax.logits._moments import DOWN, Moment
+from jsoftmax.logits._scaling import (
+    Scaling,
+    Shifted,
+    exponentials,
+    is_dead,
+    live,
+    peak,
+    shift,
+    shifted,
+    slipped,
+)
+from jsoftmax.transforms._platforms import by_platform, recomputed
+from jsoftmax.transforms._sharding import is_whole
+
+Axes = tuple[int | str, ...]
+
+
+class Sums(NamedTuple):
+    """Further sums over a row: Σ exp(u)·u, those of every moment, and those over the shards of the row."""
+
+    entropy: Array | None
+    moments: tuple[tuple[Array, ...], ...]
+    shares: tuple[Array, ...]
+
+
+Shares = Callable[[Array, Any], tuple[Array, ...]]
+
+
+def _no_shares(top: Array, label_logit: Any) -> tuple[Array, ...]:
+    return ()
+
+
+def reduce(
+    x: Array,
+    scaling: Scaling,
+    axes: Axes,
+    moments: tuple[Moment, ...] = (),
+    *,
+    entropy: bool = False,
+    exact: bool = False,
+    labels: Array | None = None,
+    shares: Shares = _no_shares,
+    for_label: bool = False,
+    alone: bool = False,
+    bounded: bool = False,
+) -> tuple[online.State, Sums]:
+    """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
+
+    `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
+    over them. The rest may be good `for_label` alone, for its −log p; and `alone`, nothing is made of it for
+    every class. `bounded` as for `peak`: the rest of a row with +inf is +inf then.
+    """
+    kinds = tuple(moment._replace(factors=()) for moment in moments)
+    static = _Static(axes, kinds, entropy, exact, for_label, alone, bounded)
+    arrays = x, scaling, tuple(moment.factors for moment in moments), labels
+    own, names = rules.split_axes(axes)
+    two_passes = partial(_in_two_passes, static, shares)
+    if names or not _accelerators.takes_one_pass(x, own):
+        return two_passes(*arrays)
+
+    def on_accelerator(pieces: int, *arrays: Any) -> tuple[online.State, Sums]:
+        state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
+        return state, sums._replace(shares=shares(state.max, label_logit))
+
+    pieces = _accelerators.pieces_on_gpu(x.shape, own)
+    on_gpu, on_tpu = (
+        (partial(on_accelerator, count), "one pass over the logits: their 16 bits allow it")
+        for count in (pieces, 1)
+    )
+    return by_platform("the sums of every row", *arrays, plain=two_passes, gpu=on_gpu, tpu=on_tpu)
+
+
+class _Static(NamedTuple):
+    axes: Axes
+    kinds: tuple[Moment, ...]  # without their factors
+    entropy: bool
+    exact: bool
+    for_label: bool
+    alone: bool
+    bounded: bool
+    pieces: int = 1  # of a row, if it is read in one pass
+
+    def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
+        pairs = zip(self.kinds, factors, strict=True)
+        return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
+
+    def terms(
+        self, z: Shifted, half_u: Array, half: Array, dead: Array | None, factors: tuple[Any, ...]
+    ) -> tuple[Array, ...]:
+        """Those of Σ exp(u), unscaled and scaled, and of every further sum: of an entropy, scaled alone.
+
+        From u/2 and its exponential; moments also ask which classes are dead.
+        """
+        scaled = slipped(half * (half * rules.SCALE), z)
+        e = scaled / rules.SCALE if self.entropy else exponentials(z)
+        slip = 0 if z.slip is None else z.slip
+        of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
+        if dead is None:
+            return e, scaled, *of_entropy
+        u = half_u * (2 * DOWN) + slip * DOWN
+        of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
+        return e, scaled, *of_entropy, *of_moments
+
+    def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
+        """Told apart: that of the entropy, and those of every moment."""
+        each = iter(sums)
+        of_entropy = next(each) / rules.SCALE if self.entropy else None
+        return of_entropy, tuple(tuple(islice(each, 2 - kind.only_total)) for kind in self.kinds)
+
+
+def _in_two_passes(
+    static: _Static,
+    shares: Shares,
+    x: Array,
+    scaling: Scaling,
+    factors: tuple[Any, ...],
+    labels: Array | None,
+) -> tuple[online.State, Sums]:
+    """The maximum, then all sums. u and u/2 are two differences: XLA on CPU stores what two sums share."""
+    axes, kinds, entropy, exact, for_label, alone, bounded, _ = static
+    own, _ = rules.split_axes(axes)
+    top = peak(x, scaling, axes, bounded=bounded)
+    label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, alone)
+
+    def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
+        x, where, factors = part
+        here = scaling._replace(where=where)
+        z = shifted(x, here, top, exact)
+        half_u = shift(x, here, top, 0.5)
+        half = jnp.exp(half_u)
+        dead = is_dead(x, here) if kinds else None
+        total, scaled, *further = static.terms(z, half_u, half, dead, factors)
+        return total, scaled - rules.SCALE * jnp.floor(half), *further
+
+    if form is not None:
+
+        def plain(x: Array, top: Array) -> Array:
+            total, scaled_rest = rules.row_sums(axes, *all_terms((x, None, ())))
+            return online.from_sums(top, total, scaled_rest).rest
+
+        def on_cpu(x: Array, top: Array) -> Array:
+            return _cpu.rest(form, x, top, own[0], label)
+
+        label = None
+        if for_label and labels is not None and label_logit is not None:
+            label = Label(labels, label_logit)
+        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
+        return online.State(top, rest), Sums(None, (), shares(top, label_logit))
+    own_sums = sums(all_terms, (x, scaling.where, factors), own)
+    found = rules.across(axes, *own_sums, *shares(top, label_logit))
+    total, scaled_rest, *further = found[: len(own_sums)]
+    sums_found = Sums(*static.further(further), tuple(found[len(own_sums) :]))
+    return online.from_sums(top, total, scaled_rest), sums_found
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _in_one_pass(
+    static: _Static, x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None
+) -> tuple[online.State, Sums, Array | None]:
+    """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
+    own, _ = rules.split_axes(static.axes)
+    axis = own[0]
+    picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0)
+    moments = static.moments(factors)
+    parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
+    row = _accelerators.one_pass(parts, own, static.pieces)
+    state = online.State(row.top.astype(x.dtype), row.rest)
+    label_logit = None if row.label_logit is None else row.label_logit.astype(x.dtype)
+    return state, Sums(row.entropy, row.moments, ()), label_logit
+
+
+@_in_one_pass.defjvp
+def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """JAX differentiates no reduction of this kind: the derivative is that of the sums."""
+    state, sums, label_logit = _in_one_pass(static, *primals)
+    own, _ = rules.split_axes(static.axes)
+
+    def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
+        again = recomputed(
+            recomputed(scaling)
+        )  # a gradient's own is one barrier, and XLA takes two alike for one
+        z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
+        half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
+        terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
+        total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
+        its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+        return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
+
+    _, slope = jax.jvp(of_sums, primals, tangents)
+    return (state, sums, label_logit), slope
+
+
+def _form(x: Array, axes: Axes, alone: bool) -> _cpu.Form | None:
+    """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
+    own, names = rules.split_axes(axes)
+    if names or len(own) != 1 or not is_whole(x, *own):
+        return None
+    return _cpu.choose(x, own[0], alone)
+
+
+def hits(labels: Array, axis: int, classes: int) -> Array:
+    """Where a class is the label of its row: its index, compared. Nothing gathers or scatters."""
+    shape = [1] * labels.ndim
+    shape[axis] = classes
+    return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
+
+
+def of_label(x: Array, labels: Array, axis: int) -> Array:
+    """The logit of each row's label. A sum over the row's one hit, which any sharding of the row keeps.
+
+    On CPU, where XLA would store the summed array, it is read where it lies, if that is one device.
+    """
+
+    def compare(x: Array, labels: Array) -> Array:
+        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0), axis, keepdims=True)
+
+    def read(x: Array, labels: Array) -> Array:
+        return _reading.picked(x, labels, axis)
+
+    if not is_whole(x, axis):
+        return compare(x, labels)
+    return by_platform("the logit of the label", x, labels, plain=compare, cpu=(read, "read where it lies"))

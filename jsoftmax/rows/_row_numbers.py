@@ -1,0 +1,79 @@
+"""The row statistics: what a row of logits and its label come to, in a few numbers with one pull-back.
+
+Losses, entropies and metrics are ordinary arithmetic on these numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax.border._arrays import broadcasts
+from jsoftmax.border._label_checks import reported_ids, reported_targets
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
+from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._sharding import laid_like
+
+Axes = tuple[int, ...]
+
+
+def numbers(
+    axes: Axes,
+    wanted: frozenset[str],
+    x: Array,
+    labels: Any,
+    scaling: Scaling,
+    weights: Array | None = None,
+    counted: Array | None = None,
+    names: tuple[str, ...] = (),
+    beside: Any = None,
+) -> Numbers:
+    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
+
+    `names` are the mesh axes of the shards of the classes, `beside` is for `with_rules`.
+    """
+    if len(axes) != 1:
+        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
+        arrays = (x, labels, scaling._replace(where=where), counted)
+        x, labels, scaling, counted = jax.tree.map(lambda a: one_axis(a, axes), arrays)
+        axes = (x.ndim - 1,)
+    if weights is not None:
+        weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
+    if labels is not None:
+        labels = laid_like(labels, x)
+    if are_ids(labels):
+        labels = reported_ids(labels, x.shape[axes[0]], names)
+    if counted is not None:
+        # Options of a row that does not count may be what they cannot be elsewhere.
+        options = (
+            option
+            if option is None or not broadcasts(counted.shape, option.shape)
+            else of_counted(option, counted, 1)
+            for option in scaling[1:]
+        )
+        scaling = Scaling(scaling.where, *options)
+    found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted), beside=beside)
+    if labels is not None and not are_ids(labels):
+        targets = labels if counted is None else jnp.where(counted, labels, 0.0)
+        found["nll"] = reported_targets(found["nll"], targets, axes[0], names)
+    return {name: jnp.squeeze(number, axes) for name, number in found.items()}
+
+
+def one_axis(array: Array, axes: Axes) -> Array:
+    """The class axes made one, the last."""
+    rows = tuple(i for i in range(array.ndim) if i not in axes)
+    size = math.prod(array.shape[i] for i in axes)
+    return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
+
+
+def _value(static: Static, problem: Problem) -> Numbers:
+    """The numbers alone."""
+    return save(static, problem, alone=True)[0]
+
+
+_of_rows = with_rules(save, pull, push, value=_value)

@@ -1,0 +1,231 @@
+"""The rules of the row statistics: what a row of logits and its label come to, in a few numbers.
+
+With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy H and the weighted sum of every
+−log p, the gradient in the logits is
+
+    dz = a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩) + d·((Σw)·p − w),   u = z − max z
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import online, rules
+from jsoftmax.logits import _moments, _scaling
+from jsoftmax.logits._moments import Moment
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
+from jsoftmax.transforms._sharding import of_first_shard
+
+Axes = tuple[int, ...]
+# The class axis, any mesh axes of the shards of the classes, and the numbers asked for.
+Static = tuple[int, tuple[str, ...], frozenset[str]]
+
+# Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
+# "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the constant "live",
+# how many there are.
+Numbers = dict[str, Array]
+
+
+class Problem(NamedTuple):
+    """The arguments; also their tangents and cotangents. The class axis is `axis`, alone."""
+
+    x: Array
+    labels: Any  # class ids [B, 1], of this shard those from 0 up; targets [B, V]; or None
+    weights: Array | None  # [1, V]
+    scaling: Scaling
+    counted: Array | None  # [B, 1]: False in a row whose every number is 0
+
+
+class Saved(NamedTuple):
+    problem: Any  # a Problem, but while it is left out because its logits are made again
+    state: online.State
+    numbers: Numbers
+    sum_weights: Any  # [B, 1], or None
+    mean_u: Any  # ⟨p, u⟩, [B, 1], or None
+
+
+def are_ids(labels: Any) -> bool:
+    return labels is not None and bool(jnp.issubdtype(labels.dtype, jnp.integer))
+
+
+def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
+    return labels.astype(dtype) if weights is None else _moments.times(labels.astype(dtype), weights)
+
+
+def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
+    """The class weights, which may be infinite, 0 for a dead class without a target."""
+    return jnp.where(dead & (labels == 0), 0, weights)
+
+
+def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
+    """The numbers, and what their derivative needs; or them `alone`."""
+    axis, names, wanted = static
+    x, labels, weights, scaling, counted = problem
+    targets = None if are_ids(labels) or "nll" not in wanted else labels
+    if asks_for_id := "nll" in wanted and targets is None:
+        here = (labels >= 0) & (labels < x.shape[axis])
+        labels = jnp.where(here, labels, -1).astype(jnp.int32)
+        problem = problem._replace(labels=labels)
+
+    moments = []
+    if "spread" in wanted:
+        moments += [Moment(() if weights is None else (weights,)), Moment((), only_total=True)]
+    if targets is not None:
+        moments += [Moment((targets,) if weights is None else (targets, weights), dead_counts=True)]
+
+    def of_id(top: Array, logit: Array | None) -> tuple[Array, ...]:
+        """The u of a row's label, and whether there is one: of one shard they are those of the row."""
+        if logit is None:
+            return ()
+        u = _scaling.shifted(logit, scaling._replace(where=None), top, at_top=True).u
+        return jnp.where(here, u, 0.0), here.astype(u.dtype)
+
+    asks_for_entropy = "entropy" in wanted
+    state, sums = _reductions.reduce(
+        x,
+        scaling,
+        (axis, *names),
+        tuple(moments),
+        entropy=asks_for_entropy,
+        exact=asks_for_entropy,
+        labels=labels if asks_for_id else None,
+        shares=of_id,
+        for_label=wanted == {"nll"},
+        alone=alone,
+    )
+    empty, log_total = state.rest < 0, online.log_total(state.rest)
+    found: Numbers = {}
+    sum_weights = None
+    if "log_normalizer" in wanted:
+        found["log_normalizer"] = jnp.where(empty, -jnp.inf, _scaling.maximum(scaling, state.max) + log_total)
+    mean_u = None
+    if sums.entropy is not None:
+        mean_u = sums.entropy / jnp.where(empty, 1, 1 + state.rest)
+        found["entropy"] = log_total - mean_u
+    if "spread" in wanted:
+        (moment, sum_weights), (live,), *_ = sums.moments
+        found["spread"] = (sum_weights * _moments.DOWN) * log_total - moment
+        found["live"] = lax.stop_gradient(live)
+    if targets is not None:
+        moment, sum_targets = sums.moments[-1]
+        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.DOWN)
+    elif asks_for_id:
+        u, valid = sums.shares
+        found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
+    # What is kept of a row that does not count is 0: a NaN there would stop `jax_debug_nans` outside jit.
+    found, state, mean_u = jax.tree.map(lambda a: of_counted(a, counted), (found, state, mean_u))
+    return found, Saved(problem, state, found, sum_weights, mean_u)
+
+
+class _Row(NamedTuple):
+    """What a derivative needs again of the logits."""
+
+    u: Array
+    cost: Array  # −log p, but 0 for a dead class without a target and in an empty row
+    dead: Array
+    residuals: Numbers  # the gradient in z of every number asked for
+
+
+def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
+    axis, names, _ = static
+    if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
+        saved = reconverted_on_cpu(saved)  # else it would store x in 32 bits, for the sums and for this
+    (x, labels, weights, scaling, _), state, found, sum_weights, mean_u = saved
+    # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
+    again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
+    z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
+    p, dead = _probabilities.of_shifted(z, state.rest), _scaling.is_dead(x, scaling)
+    soft = "nll" in asked and not are_ids(labels)
+    nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
+    cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
+    residuals: Numbers = {}
+    if "log_normalizer" in asked:
+        residuals["log_normalizer"] = p
+    if soft:
+        t = _weighted_targets(labels, weights, p.dtype)
+        t = jnp.where(dead, lax.stop_gradient(t), t)
+        sums = _probabilities.lead_sums(x, again, state, t, (axis, *names))
+        in_z = rules.cross_entropy_residual(p, t, axis, sums=sums)
+        residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
+    elif "nll" in asked:
+        in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
+        residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), found["nll"], in_z)
+    if "entropy" in asked:
+        residuals["entropy"] = rules.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
+    if "spread" in asked:
+        w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
+        residuals["spread"] = rules.weighted_residual(p, w, sum_weights)
+    return _Row(z.u, cost, dead, residuals)
+
+
+def pull(
+    static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
+) -> tuple[Problem]:
+    """`of_maximum`: of the parts of a row, one takes along what belongs to its maximum."""
+    x, labels, weights, scaling, counted = saved.problem
+    given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
+    if "spread" in given:
+        given["spread"] *= _moments.DOWN
+    u, cost, dead, residuals = _restore(static, saved, given)
+    dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
+    for name, g in given.items():
+        dz = dz + g * residuals[name]
+    if "spread" in given:
+        dweights = given["spread"] * jnp.where(dead, 0, cost)
+    if "nll" in given and not are_ids(labels):
+        dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
+        dweights = dweights + dt * labels.astype(u.dtype)
+        dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
+    if counted is not None:
+        where = counted if scaling.where is None else scaling.where & counted
+        scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
+    dx, dscaling = _scaling.pull(x, u, dz, scaling)
+    if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
+        # z is u + max, and the row of dz sums to this cotangent.
+        dt = of_counted(given["log_normalizer"] * _max_slope(saved), counted)
+        dt = of_first_shard(dt, static[1])
+        dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
+        dscaling = dscaling._replace(temperature=dt)
+    of_weights = None if weights is None else _scaling.spread_sum(of_counted(dweights, counted), weights)
+    return (Problem(dx, dlabels, of_weights, dscaling, None),)
+
+
+def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
+    """As `pull`."""
+    axis, names, wanted = static
+    x, labels, weights, scaling, counted = saved.problem
+    dx, dlabels, dweights, dscaling, _ = tangents[0]
+    u, cost, dead, residuals = _restore(static, saved, wanted)
+    dz = _scaling.push(x, u, dx, dscaling, scaling)
+    terms = {name: residual * dz for name, residual in residuals.items()}
+    if "nll" in wanted and not are_ids(labels):
+        dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
+        dt = dt if weights is None else dt * _live_weights(weights, labels, dead)
+        dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
+        terms["nll"] += _scaling.masked(dt, scaling.where) * cost
+    if "spread" in wanted and dweights is not None:
+        terms["spread"] += dweights * jnp.where(dead, 0, cost)
+    out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
+    if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
+        out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
+    if "spread" in wanted:
+        out["spread"] *= _moments.DOWN
+        out["live"] = jnp.zeros_like(out["spread"])
+    return {name: of_counted(number, counted) for name, number in out.items()}
+
+
+def _max_slope(saved: Saved) -> Array:
+    """The derivative in the temperature of the maximum of z = x/T."""
+    scaling = saved.problem.scaling
+    return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
+
+
+def of_counted(values: Any, counted: Array | None, otherwise: float = 0) -> Any:
+    return values if counted is None or values is None else jnp.where(counted, values, otherwise)

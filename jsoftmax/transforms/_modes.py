@@ -1,0 +1,141 @@
+"""Modes in which programs are traced: for a block, for a function, or for the whole process.
+
+A mode is part of the cache key of `jax.jit`: a function traced in two modes has two programs.
+"""
+
+from __future__ import annotations
+
+from contextlib import ContextDecorator
+from typing import Any
+
+import jax
+
+_forward_mode: Any = jax.make_user_context(default_value=False)
+# The form of every program: None (each platform's own), "plain", "portable" (plain, and without checks of
+# labels), or that of one platform on all of them.
+_form: Any = jax.make_user_context(default_value=None)
+# Takes down which forms a trace chooses, and for which platform: a `_platforms.Record`.
+_record: Any = jax.make_user_context(default_value=None)
+
+
+class Mode(ContextDecorator):
+    """A mode, for ``with mode:`` or as a decorator, any number of times."""
+
+    def __init__(self, context: Any, value: Any):
+        self._context, self._value = context, value
+        self._entered: list[Any] = []  # the innermost last: a mode may be entered again within itself
+
+    def _recreate_cm(self) -> Mode:
+        return Mode(self._context, self._value)
+
+    def __enter__(self) -> None:
+        self._entered.append(self._context(self._value))
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.pop().__exit__(*error)
+
+
+def forward_mode() -> Mode:
+    """Trace the functions of this package with forward-mode rules.
+
+    Inside, ``jax.jvp``, ``jacfwd``, ``linearize`` and ``hessian`` work as well as reverse mode does, which
+    keeps the same residuals. Outside, each function carries a ``jax.custom_vjp`` rule, which JAX refuses to
+    push forward. The mode is part of ``jax.jit``'s cache key: one function traced inside and outside gives
+    both programs. ``@jsoftmax.forward_mode()`` decorates a function, and
+    ``jsoftmax.config.update("forward_mode", True)`` sets the mode for the process.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> with jsoftmax.forward_mode():
+    ...     p, dp = jax.jvp(jsoftmax.softmax, (jnp.zeros(2),), (jnp.array([1.0, 0.0]),))
+    >>> print(dp)
+    [ 0.25 -0.25]
+    """
+    return Mode(_forward_mode, True)
+
+
+def portable() -> Mode:
+    """Trace the functions of this package as plain programs, which converters take.
+
+    Such a program holds array operations alone: no choice by platform, no loop or branch (but for a linear
+    head with several blocks), no barrier, no primitive of this package, no second float type. Values keep
+    their accuracy. It may be slower, or store more, than what is traced outside, and
+    `jax.experimental.checkify` finds no bad label in it. Up to 8192 logits every program is like that, but
+    for the check of labels. ``@jsoftmax.portable()`` decorates a function, and
+    ``jsoftmax.config.update("portable", True)`` sets the mode for the process.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> with jsoftmax.portable():
+    ...     exported = jax.export.export(jax.jit(jsoftmax.softmax))(jnp.zeros((512, 1000)))
+    >>> "while" in exported.mlir_module() or "barrier" in exported.mlir_module()
+    False
+    """
+    return Mode(_form, "portable")
+
+
+def in_mode(*, forward: bool) -> Mode:
+    """Trace with forward-mode rules, or with reverse-mode rules."""
+    return Mode(_forward_mode, forward)
+
+
+def in_forward_mode() -> bool:
+    """Whether functions are traced with forward-mode rules."""
+    return bool(_forward_mode.value)
+
+
+def in_form(form: str | None) -> Mode:
+    """Trace in one form for all platforms: "plain", "cpu", "gpu" or "tpu"; None for each its own."""
+    return Mode(_form, form)
+
+
+def form() -> str | None:
+    """The form in which programs are traced."""
+    value: str | None = _form.value
+    return value
+
+
+def recording(record: Any) -> Mode:
+    """Trace anew, and have the record take down which forms are chosen."""
+    return Mode(_record, record)
+
+
+def record() -> Any:
+    """What takes down the forms that are chosen, or None."""
+    return _record.value
+
+
+class Config:
+    """The modes of the process, as `jax.config` has JAX's.
+
+    >>> import jsoftmax
+    >>> jsoftmax.config.update("portable", True)
+    >>> jsoftmax.config.portable
+    True
+    >>> jsoftmax.config.update("portable", False)
+    """
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether functions are traced with forward-mode rules: see `jsoftmax.forward_mode`."""
+        return bool(_forward_mode.get_global())
+
+    @property
+    def portable(self) -> bool:
+        """Whether functions are traced as plain programs: see `jsoftmax.portable`."""
+        return _form.get_global() == "portable"
+
+    def update(self, name: str, value: bool) -> None:
+        """Set a mode, "forward_mode" or "portable", for all that is traced from now on."""
+        call = f"config.update({name!r}, {value!r})"
+        if name not in ("forward_mode", "portable"):
+            raise AttributeError(f"{call}: there is no {name!r}; write 'forward_mode' or 'portable'")
+        if not isinstance(value, bool):
+            raise TypeError(f"{call}: a mode is True or False")
+        if name == "forward_mode":
+            _forward_mode.set_global(value)
+        else:
+            _form.set_global("portable" if value else None)
+
+
+config: Config = Config()
+"""The modes of the process: `config.update("portable", True)`, `config.update("forward_mode", True)`."""

@@ -1,0 +1,185 @@
+"""Functions of rows and of what all rows share, for which an axis that `jax.vmap` maps has more rows.
+
+`jax.vmap` itself would map every block of a loop over the rows, and hold as many blocks as it maps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad, batching, mlir
+
+from jsoftmax.transforms import _modes, _platforms
+
+Function = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def row_wise(function: Function, *, outputs: Any = None, mapped: Function | None = None) -> Function:
+    """The function ``(of_rows, others) = function(static, rows, shared)``, of trees of arrays.
+
+    `rows` and `of_rows` are as long as the rows, and what is found of a row depends on no other; `others` are
+    sums over the rows. Under `jax.vmap`:
+
+    - Where the first of `shared`, a weight, is mapped, so is the function.
+    - Else the function is `mapped`, if given: the same value, found by functions that are row-wise.
+    - Where nothing shared is mapped, and nothing is summed, there are more rows. Columns are repeated.
+    - Else one element is computed after the other.
+
+    A tree like that of the outputs, if given, saves a trace of the function.
+    """
+    compiled = jax.jit(function, static_argnums=0)
+
+    def call(static: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+        leaves, tree = jax.tree.flatten((rows, shared))
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if _platforms.is_plain() or static.names or not is_traced:
+            return function(static, rows, shared)
+        found = outputs or compiled.eval_shape(static, rows, shared)
+        counts = _Counts(*(len(jax.tree.leaves(part)) for part in (rows, *found)))
+        of_leaves = _Call(function, static, tree, counts, mapped, _modes.in_forward_mode(), _modes.form())
+        of_rows, others = jax.tree.unflatten(
+            jax.tree.structure(found), _row_wise().bind(*leaves, call=of_leaves)
+        )
+        return of_rows, others
+
+    return call
+
+
+class _Counts(NamedTuple):
+    """How many of the leaves, and of the outputs, are as long as the rows; and how many outputs are not."""
+
+    rows: int
+    of_rows: int
+    others: int
+
+
+class _Call(NamedTuple):
+    """A call of a function of rows, as one of leaves, in the modes of the caller whenever it is traced."""
+
+    function: Function
+    static: Hashable
+    tree: Any  # of the rows, and of what they share
+    counts: _Counts
+    mapped: Function | None
+    forward_mode: bool
+    form: str | None
+
+    def __call__(self, *leaves: Any) -> list[Any]:
+        with _modes.in_mode(forward=self.forward_mode), _modes.in_form(self.form):
+            return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.tree, leaves)))
+
+
+_run = jax.jit(lambda call, *leaves: call(*leaves), static_argnums=0)
+
+
+def _compute(*leaves: Any, call: _Call) -> list[Any]:
+    return _run(call, *leaves)
+
+
+def _types(*leaves: Any, call: _Call) -> list[Any]:
+    return [jax.typeof(a) for a in _run.eval_shape(call, *leaves)]
+
+
+def _map(leaves: Sequence[Any], axes: Sequence[int | None], *, call: _Call) -> tuple[list[Any], list[int]]:
+    leaves = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(leaves, axes, strict=True)]
+    is_mapped = [axis is not None for axis in axes]
+    size = leaves[is_mapped.index(True)].shape[0]
+    repeated = [
+        a for a, is_mapped in zip(leaves[: call.counts.rows], is_mapped, strict=False) if not is_mapped
+    ]
+
+    def as_rows(a: Any, is_mapped: bool) -> Any:
+        a = a if is_mapped else jnp.broadcast_to(a, (size, *a.shape))
+        return a.reshape(size * a.shape[1], *a.shape[2:])
+
+    def of_element(mapped: Sequence[Any]) -> list[Any]:
+        left = [a for a, is_mapped in zip(leaves, is_mapped, strict=True) if not is_mapped]
+        return _row_wise().bind(*_merged(is_mapped, mapped, left), call=call)
+
+    mapped_by_jax = call.function if is_mapped[call.counts.rows] else call.mapped
+    if mapped_by_jax is not None:
+        of_one = call._replace(function=mapped_by_jax)
+        places = tuple(0 if is_mapped else None for is_mapped in is_mapped)
+        found = jax.vmap(lambda *leaves: of_one(*leaves), places)(*leaves)
+    elif (
+        not any(is_mapped[call.counts.rows :])
+        and not call.counts.others
+        and all(a.shape[1:] == (1,) for a in repeated)
+    ):
+        rows = map(as_rows, leaves[: call.counts.rows], is_mapped)
+        found = _row_wise().bind(*rows, *leaves[call.counts.rows :], call=call)
+        found = [a.reshape(size, leaves[0].shape[1], *a.shape[1:]) for a in found]
+    else:
+        found = lax.map(of_element, [a for a, is_mapped in zip(leaves, is_mapped, strict=True) if is_mapped])
+    return found, [0] * len(found)
+
+
+def _push(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call) -> tuple[list[Any], list[Any]]:
+    moves = [not isinstance(t, ad.Zero) for t in tangents]
+    at_rest = [a for a, moves in zip(primals, moves, strict=True) if not moves]
+    moving, along = ([a for a, moves in zip(of, moves, strict=True) if moves] for of in (primals, tangents))
+    out, dout = jax.jvp(lambda *moving: call(*_merged(moves, moving, at_rest)), moving, along)
+
+    def tangent(da: Any, a: Any) -> Any:
+        return ad.Zero(jax.typeof(a).to_tangent_aval()) if da.dtype == jax.dtypes.float0 else da
+
+    return out, list(map(tangent, dout, out))
+
+
+def _pull(cotangents: Sequence[Any], *leaves: Any, call: _Call) -> list[Any]:
+    """The transpose of a function that is linear in some of its leaves: a function of rows as well."""
+    is_linear = [ad.is_undefined_primal(a) for a in leaves]
+    types = [a.aval for a in leaves if ad.is_undefined_primal(a)]
+    of_rows = sum(is_linear[: call.counts.rows])
+
+    def transposed(_: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+        known, cotangents = ([*a, *b] for a, b in zip(rows, shared, strict=True))
+
+        def type_of(i: int, aval: Any) -> Any:
+            length = len(rows[0][0])
+            if i >= of_rows or length == aval.shape[0]:
+                return aval
+            return jax.ShapeDtypeStruct((length, *aval.shape[1:]), aval.dtype)
+
+        pull = jax.linear_transpose(
+            lambda *linear: call(*_merged(is_linear, linear, known)), *map(type_of, range(len(types)), types)
+        )
+        found = pull(cotangents)
+        return found[:of_rows], found[of_rows:]
+
+    known = [a for a, is_linear in zip(leaves, is_linear, strict=True) if not is_linear]
+    ours = call.counts.rows - of_rows
+    cotangents = list(map(ad.instantiate_zeros, cotangents))
+    found = row_wise(transposed)(
+        call.static,
+        (known[:ours], cotangents[: call.counts.of_rows]),
+        (known[ours:], cotangents[call.counts.of_rows :]),
+    )
+    return _merged(is_linear, [*found[0], *found[1]], [None] * len(known))
+
+
+def _merged(which: Iterable[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """One list of two: the `chosen` stand where it says so."""
+    chosen, others = iter(chosen), iter(others)
+    return [next(chosen if is_chosen else others) for is_chosen in which]
+
+
+@functools.cache
+def _row_wise() -> Any:
+    """The primitive. Its import would take half the time of importing this package."""
+    from jax.extend.core import Primitive
+
+    row_wise: Any = Primitive("row_wise")
+    row_wise.multiple_results = True
+    row_wise.def_impl(_compute)
+    row_wise.def_abstract_eval(_types)
+    mlir.register_lowering(row_wise, mlir.lower_fun(_compute, multiple_results=True))
+    batching.primitive_batchers[row_wise] = _map
+    ad.primitive_jvps[row_wise] = _push
+    ad.primitive_transposes[row_wise] = _pull
+    return row_wise

@@ -1,0 +1,248 @@
+"""The modes of tracing: plain programs, and how a mode is set."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jsoftmax
+
+# What some converter stops at.
+NOT_PLAIN = {
+    "bitcast_convert_type",
+    "cond",
+    "custom_vmap_call",
+    "optimization_barrier",
+    "platform_index",
+    "reduce",
+    "row_wise",
+    "scan",
+    "top_k",
+    "while",
+}
+
+
+def primitives(jaxpr):
+    """Those of a program, with those of the programs in it; a `reported` holds a check that vanishes."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name == "reported":
+            continue
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def shapes(rows, classes):
+    x = jax.ShapeDtypeStruct((rows, classes), jnp.float32)
+    ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    hidden, weight = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((rows, 16), (16, classes)))
+    mask = jax.ShapeDtypeStruct((rows, classes), bool)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    return {"x": x, "ids": ids, "hidden": hidden, "weight": weight, "mask": mask, "number": number}
+
+
+# A function and the names of its arguments.
+FUNCTIONS = {
+    "softmax": (jsoftmax.softmax, "x"),
+    "softmax, mask and T": (lambda x, m, t: jsoftmax.softmax(x, where=m, temperature=t), "x mask number"),
+    "log_softmax": (jsoftmax.log_softmax, "x"),
+    "logsumexp": (functools.partial(jsoftmax.logsumexp, axis=-1), "x"),
+    "logsumexp, weighted": (lambda x, b: jsoftmax.logsumexp(x, -1, b), "x x"),
+    "cross_entropy": (jsoftmax.cross_entropy, "x ids"),
+    "cross_entropy, targets": (jsoftmax.cross_entropy, "x x"),
+    "cross_entropy, options": (
+        lambda x, y, m, t: jsoftmax.cross_entropy(
+            x, y, where=m, label_smoothing=0.1, z_loss=t, soft_cap=30.0, temperature=t, ignore_index=0
+        ),
+        "x ids mask number",
+    ),
+    "softmax_cross_entropy": (jsoftmax.softmax_cross_entropy, "x x"),
+    "with integer labels": (jsoftmax.softmax_cross_entropy_with_integer_labels, "x ids"),
+    "entropy": (jsoftmax.entropy, "x"),
+    "log_prob": (jsoftmax.log_prob, "x ids"),
+    "kl_divergence": (jsoftmax.kl_divergence, "x x"),
+    "js_divergence": (jsoftmax.js_divergence, "x x"),
+    "row_statistics": (jsoftmax.row_statistics, "x ids"),
+    "linear_cross_entropy": (jsoftmax.linear_cross_entropy, "hidden weight ids"),
+    "linear_cross_entropy, mean": (
+        functools.partial(jsoftmax.linear_cross_entropy, reduction="mean"),
+        "hidden weight ids",
+    ),
+    "linear_row_statistics": (jsoftmax.linear_row_statistics, "hidden weight ids"),
+}
+
+
+def total(function):
+    """The sum of all that the function gives, for its gradient."""
+    return lambda *arguments: sum(jnp.sum(a.astype(float)) for a in jax.tree.leaves(function(*arguments)))
+
+
+def programs(name, rows, classes):
+    function, names = FUNCTIONS[name]
+    given = shapes(rows, classes)
+    arguments = [given[n] for n in names.split()]
+    for f in (function, jax.grad(total(function))):
+        yield jax.make_jaxpr(f)(*arguments), jax.jit(f).lower(*arguments).as_text()
+
+
+def not_plain(name, rows, classes):
+    found = set()
+    for jaxpr, text in programs(name, rows, classes):
+        found |= set(primitives(jaxpr.jaxpr)) & (NOT_PLAIN | {"reported"})
+        found |= {"float64"} if "f64" in text else set()
+    return found
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_small_program_is_plain(name):
+    assert not_plain(name, 16, 10) <= {"reported"}
+
+
+@pytest.mark.parametrize("size", [(512, 1000), (64, 50257)], ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_portable_program_is_plain_at_every_size(name, size):
+    with jsoftmax.portable():
+        assert not not_plain(name, *size)
+
+
+def test_a_large_program_is_not():
+    """Or the tests above would hold whatever the mode does."""
+    assert not_plain("cross_entropy", 512, 1000) >= {"platform_index", "reported"}
+    assert not_plain("linear_cross_entropy, mean", 4096, 50257) >= {"reported", "row_wise"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_portable_values_and_gradients(name):
+    """Those of the platform's own programs, up to a few roundings."""
+    rng = np.random.default_rng(0)
+    made = {
+        "x": rng.gamma(0.5, size=(40, 700)),
+        "ids": rng.integers(1, 700, 40),
+        "hidden": rng.normal(size=(40, 16)),
+        "weight": rng.normal(size=(16, 700)),
+        "mask": np.arange(700) % 3 > 0,
+        "number": 0.7,
+    }
+    function, names = FUNCTIONS[name]
+    arguments = [jnp.asarray(made[n], shapes(40, 700)[n].dtype) for n in names.split()]
+    if names == "x x":
+        arguments = [arguments[0], arguments[0][:, ::-1] / 400]
+    both = jax.jit(lambda *a: (function(*a), jax.grad(total(function))(*a)))
+    want = both(*arguments)
+    with jsoftmax.portable():
+        got = both(*arguments)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+
+
+def test_a_rule_keeps_the_mode_of_its_call():
+    """Though JAX traces it later, where the mode is another."""
+    x = jax.ShapeDtypeStruct((512, 1000), jnp.float32)
+
+    @jsoftmax.portable()
+    def loss(x):
+        return jnp.sum(jsoftmax.log_softmax(x) ** 2)
+
+    for derivative in (jax.grad(loss), jax.grad(jax.jit(loss)), jax.vmap(jax.grad(lambda r: loss(r[None])))):
+        assert not set(primitives(jax.make_jaxpr(derivative)(x).jaxpr)) & NOT_PLAIN
+
+
+def test_a_mode_within_itself():
+    x = jnp.arange(3.0)
+    mode = jsoftmax.forward_mode()
+    with mode, mode:
+        jax.jvp(jsoftmax.softmax, (x,), (x,))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(jsoftmax.softmax, (x,), (x,))
+
+
+def test_a_mode_is_a_decorator():
+    @jsoftmax.forward_mode()
+    def tangent(x):
+        return jax.jvp(jsoftmax.softmax, (x,), (jnp.ones_like(x),))[1]
+
+    for _ in range(2):
+        np.testing.assert_allclose(tangent(jnp.arange(3.0)), np.zeros(3), atol=1e-7)
+    assert not jsoftmax.config.forward_mode
+
+
+@pytest.fixture
+def as_it_was():
+    yield
+    for name in ("forward_mode", "portable"):
+        jsoftmax.config.update(name, False)
+
+
+@pytest.mark.usefixtures("as_it_was")
+def test_a_mode_of_the_process():
+    x = jnp.zeros((512, 1000))
+    loss = jax.jit(lambda x: jsoftmax.logsumexp(x, -1))
+    before = loss.lower(x).as_text()
+    jsoftmax.config.update("portable", True)
+    assert jsoftmax.config.portable
+    assert loss.lower(x).as_text() != before
+    jsoftmax.config.update("forward_mode", True)
+    jax.jvp(jsoftmax.softmax, (x,), (x,))
+    jsoftmax.config.update("portable", False)
+    jsoftmax.config.update("forward_mode", False)
+    assert loss.lower(x).as_text() == before
+
+
+def test_a_mode_that_is_none():
+    with pytest.raises(AttributeError, match=r"config.update.'portabel', True.: there is no 'portabel'"):
+        jsoftmax.config.update("portabel", True)
+    with pytest.raises(TypeError, match="True or False"):
+        jsoftmax.config.update("portable", 1)
+
+
+def mean_of(function):
+    return lambda *arguments: jnp.mean(function(*arguments))
+
+
+def peer_loss(x, ids):
+    return optax.softmax_cross_entropy_with_integer_labels(x, ids)
+
+
+# Ours, a peer's, the arguments; the most operations of a plain program, value alone and with its gradient.
+SIZES = {
+    "softmax": (jsoftmax.softmax, jax.nn.softmax, "x", 82, 118),
+    "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", 98, 162),
+    "logsumexp": (
+        functools.partial(jsoftmax.logsumexp, axis=-1),
+        functools.partial(jax.nn.logsumexp, axis=-1),
+        "x",
+        98,
+        128,
+    ),
+    "cross_entropy": (jsoftmax.cross_entropy, peer_loss, "x ids", 140, 250),
+    "linear_cross_entropy": (
+        jsoftmax.linear_cross_entropy,
+        lambda h, w, ids: peer_loss(h @ w, ids),
+        "hidden weight ids",
+        152,
+        290,
+    ),
+}
+
+
+def operations(function, names):
+    given = shapes(16, 10)
+    text = jax.jit(function).lower(*(given[n] for n in names.split())).as_text()
+    return len(re.findall(r"= \"?stablehlo\.", text))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_how_many_operations_a_plain_program_has(name):
+    """What is traced, and what the compiler begins with."""
+    ours, peer, names, *most = SIZES[name]
+    both = [(ours, peer), tuple(jax.value_and_grad(mean_of(f)) for f in (ours, peer))]
+    for (a, b), bound in zip(both, most, strict=True):
+        count, of_peer = operations(a, names), operations(b, names)
+        print(f"{name:22}{count:5}{of_peer:5}{count / of_peer:6.1f}")
+        assert count <= bound
