@@ -1,0 +1,174 @@
+"""Whether converters take this package's programs, and what the programs give then.
+
+    python -m tests.converters [--only NAME] [CONVERTER ...]
+
+Makes virtual environments of pinned versions. There it converts every public function, of 16 x 10 logits
+as it is and, within jsoftmax.portable(), of all sizes; it runs what comes out, and compares the values
+with those of the definition in float64. So it does with what JAX and optax have in its place. It prints
+the error that stops a converter, or the largest relative error and the corners of the contract that are
+lost, and runs the examples of .docs/pages/deployment.md. The status is 1 where ours stops, or is wrong,
+and theirs is not, and where an example does not print what it says.
+
+Core ML has no runtime for Linux: its programs are converted only.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jsoftmax
+from tests.converters.in_turn import WITHIN
+from tests.converters.programs import PROGRAMS, SIZES
+from tests.converters.routes import JAX, ROUTES, SHARED
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 600  # for one program
+
+
+def install(environments, route, jax):
+    """The interpreter of an environment with the pinned versions."""
+    environment = environments / ("-".join(ROUTES[route].versions) or "jax")
+    python = environment / "bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    versions = {"jax": jax, "jaxlib": jax} | SHARED | ROUTES[route].versions
+    pins = [f"{name}=={version}" for name, version in versions.items()]
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    subprocess.run([*pip, *pins], check=True)
+    return python
+
+
+def run(python, *arguments, **options):
+    """Run something of this repository in a converter's environment."""
+    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return subprocess.run([python, *arguments], cwd=ROOT, env=os.environ | settings, text=True, **options)
+
+
+def outcomes(python, route, asked, folder):
+    """What became of each program; of one that ends the process, too."""
+    file, log = folder / "outcomes", folder / "log"
+    run(python, "-c", "import tests.converters.in_turn", check=True)
+    found = []
+    while len(found) < len(asked):
+        rest = asked[len(found) :]
+        file.write_text("")
+        command = ("-m", "tests.converters.in_turn", route, file, str(SECONDS))
+        with log.open("w") as output:
+            told = {"input": json.dumps(rest), "stdout": output, "stderr": subprocess.STDOUT}
+            status = run(python, *command, **told).returncode
+        lines = file.read_text().splitlines()
+        found += [json.loads(line) for line in lines]
+        if len(lines) < len(rest):
+            end = f"signal {-status}" if status < 0 else f"status {status}, perhaps after {SECONDS} s"
+            found.append({"stops": f"the process ends with {end}"})
+    return found
+
+
+def example(python, route):
+    """What is wrong with the page's example, or None."""
+    page = (ROOT / ".docs/pages/deployment.md").read_text()
+    section = page.split(f"\n## {ROUTES[route].heading}\n")[1].split("\n## ")[0]
+    first, code = (re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in (page, section))
+    ran = run(python, "-c", first + code, capture_output=True)
+    if ran.returncode:
+        return ran.stderr.strip().splitlines()[-1]
+    told = "\n".join(re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE))
+    return None if ran.stdout.strip() == told else f"prints {ran.stdout.strip()!r}, not {told!r}"
+
+
+def fails(outcome):
+    return "stops" in outcome or (outcome["error"] or 0) > WITHIN
+
+
+def cell(outcome):
+    if outcome is None:
+        return "-"
+    if "stops" in outcome:
+        return f"STOPS: {outcome['stops'][:150]}"
+    if outcome["error"] is None:
+        return "converts"
+    lost = f", loses {', '.join(outcome['lost'])}" if outcome["lost"] else ""
+    return f"{'WRONG' if fails(outcome) else 'ok'} {outcome['error']:.0e}{lost}"
+
+
+def rows_of(route, modes, names, found):
+    """A row for each size and function: ours and theirs, and whether ours alone fails."""
+    for size, portable in modes:
+        for name in names:
+            ours, theirs = found["ours", name, size, portable], found.get(("twin", name, size, False))
+            alone = fails(ours) and theirs is not None and not fails(theirs)
+            yield route, f"{size}{', portable' * portable}", name, ours, theirs, alone
+
+
+def options():
+    """What is asked for: the arguments, the names of programs, and their sizes and modes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.converters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listed = f"of {', '.join(ROUTES)}; all by default"
+    parser.add_argument("converters", nargs="*", metavar="CONVERTER", help=listed)
+    parser.add_argument("--only", action="append", metavar="NAME", help="a function; may be given again")
+    parser.add_argument("--size", action="append", choices=SIZES, help="may be given again; all by default")
+    parser.add_argument("--jax", default=JAX, metavar="VERSION", help=f"by default {JAX}")
+    kept = "make the virtual environments there, or use those there are"
+    parser.add_argument("--environments", type=Path, metavar="DIR", help=kept)
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.converters) - set(ROUTES)):
+        parser.error(f"no converter {', '.join(unknown)}; there are {', '.join(ROUTES)}")
+    functions = dict.fromkeys(name.split(",")[0] for name in PROGRAMS)
+    if unknown := sorted(set(arguments.only or ()) - set(functions)):
+        parser.error(f"no function {', '.join(unknown)}; there are {', '.join(functions)}")
+    names = [name for name in PROGRAMS if name.split(",")[0] in (arguments.only or functions)]
+
+    sizes = arguments.size or list(SIZES)
+    modes = [(size, False) for size in sizes if size == next(iter(SIZES))]
+    if hasattr(jsoftmax, "portable"):
+        modes += [(size, True) for size in sizes]
+    else:
+        print("there is no jsoftmax.portable: its programs and the examples are left out")
+    return arguments, names, modes
+
+
+def main():
+    arguments, names, modes = options()
+    ours = [("ours", name, size, portable) for size, portable in modes for name in names]
+    twins = [("twin", n, size, False) for size in dict(modes) for n in names if PROGRAMS[n].twin]
+    asked = ours + twins
+
+    rows, examples = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        environments = (arguments.environments or folder).absolute()
+        for route in arguments.converters or ROUTES:
+            begun = time.perf_counter()
+            python = install(environments, route, arguments.jax)
+            found = dict(zip(asked, outcomes(python, route, asked, folder), strict=True))
+            rows += rows_of(route, modes, names, found)
+            if hasattr(jsoftmax, "portable"):
+                examples[route] = example(python, route)
+            print(f"{route}: {len(asked)} programs, {time.perf_counter() - begun:.0f} s", flush=True)
+
+    versions = {name: version for route in ROUTES.values() for name, version in route.versions.items()}
+    print(f"\nPython {sys.version.split()[0]}, jax {arguments.jax}, {versions}\n")
+    print(f"  {'converter':12}{'size':22}{'function':43}{'theirs':56}ours")
+    for route, size, name, mine, theirs, alone in rows:
+        mark = "!" if alone else " "
+        print(f"{mark} {route:12}{size:22}{name:43}{cell(theirs):55} {cell(mine)}")
+    wrong = {route: problem for route, problem in examples.items() if problem}
+    for route, problem in wrong.items():
+        print(f"! {route:12}the example of the page: {problem}")
+    count = sum(alone for *_, alone in rows)
+    print(f"\nours alone fails {count} times in {len(rows)}; {len(wrong)} of {len(examples)} examples fail")
+    sys.exit(count + len(wrong) > 0)
+
+
+if __name__ == "__main__":
+    main()
