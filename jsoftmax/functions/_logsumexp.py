@@ -129,7 +129,7 @@ def _weighted_save(
     empty = (peak == -jnp.inf) & (total == 0)  # of a row of NaNs, XLA may find that maximum too
     total = jnp.where(empty, 1, total)
     near_one = jnp.abs(rest) < 0.5
-    log = jnp.where(near_one, rules.log1p(jnp.where(near_one, rest, 0)), jnp.log(jnp.abs(total)))
+    log = jnp.where(near_one, rules.log1p(jnp.where(near_one, rest, 0.0)), jnp.log(jnp.abs(total)))
     out = jnp.where(empty, -jnp.inf, peak.astype(log.dtype) + log)
     sign = jnp.where(empty, 0, jnp.sign(total))
     return (out.astype(a.dtype), sign.astype(a.dtype)), (a, b, where, peak, total)

@@ -51,7 +51,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
         normalizer = _scaling.maximum(scaling, top) + online.log_total(state.rest)
         numbers["log_normalizer"] = jnp.where(state.rest < 0, -jnp.inf, normalizer)
     if "nll" in a.numbers:
-        numbers["nll"] = total(lambda p, cost: p.numbers["nll"] + jnp.where(p.has_label, cost, 0))
+        numbers["nll"] = total(lambda p, cost: p.numbers["nll"] + jnp.where(p.has_label, cost, 0.0))
     if "entropy" in a.numbers:
         numbers["entropy"] = total(lambda p, cost: _weighted(jnp.exp(-cost), p.numbers["entropy"] + cost))
         of_a, of_b = (
@@ -77,7 +77,7 @@ def _rest(parts: tuple[Part, Part], shifts: list[Array], top: Array) -> Array:
     def share(part: Part, u: Array) -> tuple[Array, Array]:
         leads = (part.state.max == top) & (top > -jnp.inf)
         rest = jnp.exp(u) * jnp.where(leads, part.state.rest, 1 + part.state.rest)
-        return rest, jnp.where(leads, jnp.exp(u), 0)
+        return rest, jnp.where(leads, jnp.exp(u), 0.0)
 
     (rest_a, one_a), (rest_b, one_b) = map(share, parts, shifts)
     return rest_a + rest_b + (one_a + one_b - 1)
@@ -98,7 +98,7 @@ def _costs(parts: tuple[Part, Part], shifts: list[Array]) -> list[Array]:
 
 def _softplus(d: Array) -> Array:
     """``log(1 + exp(d))``."""
-    return jnp.maximum(d, 0) + rules.log1p(jnp.exp(-jnp.abs(d)))
+    return jnp.maximum(d, 0.0) + rules.log1p(jnp.exp(-jnp.abs(d)))
 
 
 def _weighted(weight: Array, cost: Array) -> Array:

@@ -121,7 +121,7 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
     if scaling.soft_cap is not None:
         # Compiled twice, tanh may round in two ways: 0 at the maximum, and nowhere above, is restored.
         is_top = is_peak(x, scaling, top) & (u > -jnp.inf)
-        excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0)))
+        excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0.0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
         u = 2 * divided(u, scaling.temperature)

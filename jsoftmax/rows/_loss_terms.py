@@ -150,7 +150,7 @@ def of_call(
         if weights is not None:
             label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
             if counted is not None:
-                label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0)
+                label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0.0)
     terms = LossTerms(label_weights, smoothing, z_loss)
     return Loss(labels, weights, counted, terms, reduction, row_names)
 
@@ -163,7 +163,7 @@ def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
     labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
     labels = ids_of_shard(labels, weights.size, names)
     here = (labels >= 0) & (labels < weights.size)
-    return rules.across(names, jnp.where(here, _taken(weights, labels), 0))[0]
+    return rules.across(names, jnp.where(here, _taken(weights, labels), 0.0))[0]
 
 
 def _taken(values: Array, index: Array) -> Array:

@@ -180,7 +180,7 @@ def _in_one_pass(
     """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
     own, _ = rules.split_axes(static.axes)
     axis = own[0]
-    picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0)
+    picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
     moments = static.moments(factors)
     parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
     row = _accelerators.one_pass(parts, own, static.pieces)
@@ -232,7 +232,7 @@ def of_label(x: Array, labels: Array, axis: int) -> Array:
     """
 
     def compare(x: Array, labels: Array) -> Array:
-        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0), axis, keepdims=True)
+        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0.0), axis, keepdims=True)
 
     def read(x: Array, labels: Array) -> Array:
         return _reading.picked(x, labels, axis)

@@ -35,7 +35,7 @@ def compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
     """A term added to a total, and what the addition lost, which the next one gets (Kahan)."""
     term = term - lost
     longer = total + term
-    return longer, jnp.where(jnp.isfinite(longer), (longer - total) - term, 0)
+    return longer, jnp.where(jnp.isfinite(longer), (longer - total) - term, 0.0)
 
 
 def scaled(half: Array) -> Array:

@@ -43,7 +43,7 @@ def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
     decay = jnp.exp(-2 * jnp.abs(a))
     in_x = 4 * decay / jnp.square(1 + decay)
     small = jnp.abs(a) < 0.5
-    square, series = jnp.square(jnp.where(small, 2 * a, 0)), jnp.ones_like(a)
+    square, series = jnp.square(jnp.where(small, 2 * a, 0.0)), jnp.ones_like(a)
     for n in range(18, 2, -2):  # sinh b − b = b³/6·(1 + b²/(4·5)·(1 + b²/(6·7)·(…)))
         series = 1 + square / (n * (n + 1)) * series
     at_small = jnp.where(small, a, 0.0) * square / 3 * series * in_x / 2
