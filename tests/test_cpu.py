@@ -135,7 +135,7 @@ def test_every_form_is_chosen():
     assert (chosen[32768].size, chosen[50257].size) == (256, 1733)
     assert chosen[8].followed
     assert choose((32, 10)) is None
-    assert choose((2**17, 8), alone=True) == _cpu.Form("by class")
+    assert choose((2**17, 8), feeds="nothing") == _cpu.Form("by class")
     assert choose((2, 100, 2**8, 2**8)).name == choose((100, 2**16), 0).name == "by class"
     assert choose((100, 2**15), 0) == _cpu.Form("whole")
 

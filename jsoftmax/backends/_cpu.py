@@ -8,7 +8,7 @@ a smaller second pass. Where a gradient follows, XLA stores the exponentials in 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -28,12 +28,15 @@ LEAST_REST = 2.0**-80  # above it, what its terms lose below the normal numbers 
 _LED = 0.99  # below the maximum's term, which is 1 up to the rounding of a product fused with the shift
 
 
+Feeds = Literal["nothing", "differences", "exponentials"]
+
+
 class Form(NamedTuple):
     """How the rest of a row is found: "by class", "whole", or in "blocks" of `size` classes."""
 
     name: str
     size: int = 0
-    followed: bool = False  # whether something of every class is computed from it, such as a gradient
+    followed: bool = False  # whether XLA has a second use for what is computed of every class
 
     @property
     def reason(self) -> str:
@@ -45,18 +48,19 @@ class Form(NamedTuple):
         }[self.name]
 
 
-def choose(x: Array, axis: int, alone: bool = False) -> Form | None:
+def choose(x: Array, axis: int, feeds: Feeds = "exponentials") -> Form | None:
     """The form for these logits; None where the plain sums are as good.
 
-    `alone` says that nothing of every class, such as a gradient, is computed from the sum.
+    The sum `feeds` what is computed for every class: nothing, differences as in a log-softmax, or, as in a
+    gradient, the exponentials again.
     """
     classes = x.shape[axis]
     if x.size < LEAST_SIZE:
         return None
     if classes <= _by_class.MOST_COLUMNS or _strided.crosses(x, axis):
-        return Form("by class", followed=not alone)
+        return Form("by class", followed=feeds != "nothing")
     if size := size_of_blocks(classes):
-        return Form("blocks", size, followed=not alone)
+        return Form("blocks", size, followed=feeds == "exponentials")
     # One pass, and a second one where a class leads by a probability above 1/2.
     return Form("whole") if classes <= LONGEST_WHOLE_ROW else None
 

@@ -18,17 +18,18 @@ from jsoftmax.transforms._sharding import is_known, is_whole
 Axes = tuple[int, ...]
 Map = Callable[[Array, Array], Array]  # of the logits and of the maximum of every row
 
-LONGEST_CHAIN = 8192  # classes: in longer rows XLA stores the steps of the chain
+LONGEST_CHAIN = 1024  # classes: in longer rows XLA stores what the two sums of the chain share
+LONGEST_16_BIT_CHAIN = 8192  # which has one sum
 
 
 def for_softmax(x: Array, axes: Axes) -> Map | None:
     """The form for the probabilities of such rows; None where computing them from the state is as fast."""
-    classes = _classes(x, axes)
-    if 0 < classes <= LONGEST_CHAIN:
-        return partial(_softmax, axes)
     # XLA stores the exponentials in the memory of the probabilities, if both have one dtype.
     stored = x.dtype == rules.computing_dtype(x.dtype)
-    size = _size_of_blocks(x, axes, LONGEST_CHAIN + 1) if stored else None
+    longest = LONGEST_CHAIN if stored else LONGEST_16_BIT_CHAIN
+    if 0 < _classes(x, axes) <= longest:
+        return partial(_softmax, axes)
+    size = _size_of_blocks(x, axes, longest + 1) if stored else None
     return None if size is None else partial(_softmax_in_blocks, size, axes[0])
 
 

@@ -90,7 +90,9 @@ def logsumexp(
 
 
 def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling, alone: bool = False) -> tuple[Array, _Saved]:
-    state, _ = _reductions.reduce(a, scaling, axes, alone=alone, bounded=True)
+    state, _ = _reductions.reduce(
+        a, scaling, axes, feeds="nothing" if alone else "exponentials", bounded=True
+    )
     return online.finish(state).astype(a.dtype), (a, scaling, state)
 
 

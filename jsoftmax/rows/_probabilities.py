@@ -63,8 +63,8 @@ def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[
         return forms.fused_on_gpu(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        # Exponentials with one use are not stored.
-        state, _ = _reductions.reduce(x, scaling, axes, alone=not forms.of_exponentials)
+        feeds: _cpu.Feeds = "exponentials" if forms.of_exponentials else "differences"
+        state, _ = _reductions.reduce(x, scaling, axes, feeds=feeds)
         if form is not None:
             return form(x, state.max), state
         arrays = x, scaling, state

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu
 from jsoftmax.backends._by_class import Label
+from jsoftmax.backends._cpu import Feeds
 from jsoftmax.backends._row_sums import sums
 from jsoftmax.logits import _reading
 from jsoftmax.logits._moments import DOWN, Moment
@@ -60,17 +61,17 @@ def reduce(
     labels: Array | None = None,
     shares: Shares = _no_shares,
     for_label: bool = False,
-    alone: bool = False,
+    feeds: Feeds = "exponentials",
     bounded: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
 
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
-    over them. The rest may be good `for_label` alone, for its −log p; and `alone`, nothing is made of it for
-    every class. `bounded` as for `peak`: the rest of a row with +inf is +inf then.
+    over them. The rest may be accurate `for_label` alone, for its −log p. `feeds` as for `_cpu.choose`.
+    `bounded` as for `peak`: the rest of a row with +inf is +inf then.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
-    static = _Static(axes, kinds, entropy, exact, for_label, alone, bounded)
+    static = _Static(axes, kinds, entropy, exact, for_label, feeds, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     two_passes = partial(_in_two_passes, static, shares)
@@ -95,7 +96,7 @@ class _Static(NamedTuple):
     entropy: bool
     exact: bool
     for_label: bool
-    alone: bool
+    feeds: Feeds
     bounded: bool
     pieces: int = 1  # of a row, if it is read in one pass
 
@@ -136,11 +137,11 @@ def _in_two_passes(
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u and u/2 are two differences: XLA on CPU stores what two sums share."""
-    axes, kinds, entropy, exact, for_label, alone, bounded, _ = static
+    axes, kinds, entropy, exact, for_label, feeds, bounded, _ = static
     own, _ = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
-    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, alone)
+    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, feeds)
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -210,12 +211,12 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     return (state, sums, label_logit), slope
 
 
-def _form(x: Array, axes: Axes, alone: bool) -> _cpu.Form | None:
+def _form(x: Array, axes: Axes, feeds: Feeds) -> _cpu.Form | None:
     """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
     own, names = rules.split_axes(axes)
     if names or len(own) != 1 or not is_whole(x, *own):
         return None
-    return _cpu.choose(x, own[0], alone)
+    return _cpu.choose(x, own[0], feeds)
 
 
 def hits(labels: Array, axis: int, classes: int) -> Array:

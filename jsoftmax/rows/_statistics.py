@@ -98,7 +98,7 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
         labels=labels if asks_for_id else None,
         shares=of_id,
         for_label=wanted == {"nll"},
-        alone=alone,
+        feeds="nothing" if alone else "exponentials",
     )
     empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}
