@@ -268,12 +268,11 @@ def test_rows_of_16_bits(classes):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("read", ["picked", "at", "part"])
+@pytest.mark.parametrize("read", ["picked", "part"])
 def test_what_is_read_has_its_derivative(read, dtype):
     x, index = jnp.arange(12.0, dtype=dtype).reshape(3, 4), jnp.array([[1], [0], [3]])
     function, want = {
         "picked": (lambda x: _reading.picked(x, index, 1), np.arange(4) == np.asarray(index)),
-        "at": (lambda x: _reading.at(x, (jnp.arange(3)[:, None], index)), np.arange(4) == np.asarray(index)),
         "part": (lambda x: _reading.part(x, 1, 3, 1), np.tile([False, True, True, False], (3, 1))),
     }[read]
     np.testing.assert_array_equal(function(x).ravel(), x[want])

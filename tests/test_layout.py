@@ -25,7 +25,7 @@ MODULES = {
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
     "logits": ("_reading", "_strided", "_moments", "_scaling"),
-    "backends": ("_row_blocks", "_by_class", "_cpu", "_cpu_maps", "_row_sums", "_accelerators"),
+    "backends": ("_by_class", "_row_blocks", "_cpu", "_cpu_maps", "_row_sums", "_accelerators"),
     "rows": ("_reductions", "_probabilities", "_statistics", "_divergences", "_row_numbers", "_loss_terms"),
     "linear": ("_plan", "_products", "_merging", "_block", "_numbers", "_arguments"),
     "functions": (

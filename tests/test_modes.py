@@ -205,10 +205,6 @@ def mean_of(function):
     return lambda *arguments: jnp.mean(function(*arguments))
 
 
-def peer_loss(x, ids):
-    return optax.softmax_cross_entropy_with_integer_labels(x, ids)
-
-
 # Ours, a peer's, the arguments; the most operations of a plain program, value alone and with its gradient.
 SIZES = {
     "softmax": (jsoftmax.softmax, jax.nn.softmax, "x", 82, 118),
@@ -220,10 +216,16 @@ SIZES = {
         98,
         128,
     ),
-    "cross_entropy": (jsoftmax.cross_entropy, peer_loss, "x ids", 140, 250),
+    "cross_entropy": (
+        jsoftmax.cross_entropy,
+        optax.softmax_cross_entropy_with_integer_labels,
+        "x ids",
+        140,
+        250,
+    ),
     "linear_cross_entropy": (
         jsoftmax.linear_cross_entropy,
-        lambda h, w, ids: peer_loss(h @ w, ids),
+        lambda h, w, ids: optax.softmax_cross_entropy_with_integer_labels(h @ w, ids),
         "hidden weight ids",
         152,
         290,

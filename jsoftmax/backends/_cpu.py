@@ -152,7 +152,7 @@ def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool =
     If two blocks hold a 1, the total is at least 2, and nothing has to be left out.
     """
     count = x.shape[axis] // size
-    sums = _row_blocks.sums(exponentials, size, x, top, axis, stored)
+    sums = _row_blocks.sums(size, x, top, axis, stored)
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)

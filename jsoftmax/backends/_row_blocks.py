@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax.backends._by_class import exponentials
 from jsoftmax.logits._reading import picked
 from jsoftmax.transforms._platforms import hidden
 
@@ -19,23 +18,16 @@ def size_for(classes: int) -> int | None:
     return min(sizes, key=lambda n: (n % 16 > 0, abs(n - SIZE)), default=None)
 
 
-def sums(
-    terms: Callable[[Array, Array], Array],
-    size: int,
-    x: Array,
-    center: Array,
-    axis: int,
-    stored: bool = False,
-) -> Array:
-    """The sums of ``terms(x, center)`` over blocks of a row, in the dtype of the center.
+def sums(size: int, x: Array, center: Array, axis: int, stored: bool = False) -> Array:
+    """The sums of ``exp(x − center)`` over blocks of a row, in the dtype of the center.
 
     If `stored`, XLA may store the terms for a second use, unless their dtype is wider than that of x.
     """
     if stored and x.dtype == center.dtype:
-        return jnp.sum(_in_blocks(size, terms(x, center), axis), axis + 1)
+        return jnp.sum(_in_blocks(size, exponentials(x, center), axis), axis + 1)
     # With the barrier XLA converts block by block; without it, it converts the whole row and stores that.
-    blocks = hidden(_in_blocks(size, x, axis)).astype(center.dtype)
-    return jnp.sum(terms(blocks, jnp.expand_dims(center, axis)), axis + 1)
+    blocks = hidden(_in_blocks(size, x, axis))
+    return jnp.sum(exponentials(blocks, jnp.expand_dims(center, axis)), axis + 1)
 
 
 def block(size: int, x: Array, index: Array, axis: int) -> Array:
@@ -44,4 +36,4 @@ def block(size: int, x: Array, index: Array, axis: int) -> Array:
 
 
 def _in_blocks(size: int, x: Array, axis: int) -> Array:
-    return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])

@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
+from jsoftmax.backends._cpu import Feeds
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
@@ -89,15 +90,15 @@ def logsumexp(
     return (out, sign) if return_sign else out
 
 
-def _logsumexp_save(axes: Axes, a: Array, scaling: Scaling, alone: bool = False) -> tuple[Array, _Saved]:
-    state, _ = _reductions.reduce(
-        a, scaling, axes, feeds="nothing" if alone else "exponentials", bounded=True
-    )
+def _logsumexp_save(
+    axes: Axes, a: Array, scaling: Scaling, feeds: Feeds = "exponentials"
+) -> tuple[Array, _Saved]:
+    state, _ = _reductions.reduce(a, scaling, axes, feeds=feeds, bounded=True)
     return online.finish(state).astype(a.dtype), (a, scaling, state)
 
 
 def _logsumexp_value(axes: Axes, a: Array, scaling: Scaling) -> Array:
-    return _logsumexp_save(axes, a, scaling, alone=True)[0]
+    return _logsumexp_save(axes, a, scaling, feeds="nothing")[0]
 
 
 def _shares(saved: _Saved) -> Array:

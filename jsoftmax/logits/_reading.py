@@ -22,15 +22,6 @@ def picked(x: Array, index: Array, axis: int) -> Array:
     return _read(take, x, index)
 
 
-def at(x: Array, index: tuple[Array, ...]) -> Array:
-    """The entries at these indices, all of which are in bounds."""
-
-    def take(x: Array, *index: Array) -> Array:
-        return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-    return _read(take, x, *index)
-
-
 def part(x: Array, start: int, end: int, axis: int) -> Array:
     """Those from one index to another along an axis."""
     if end - start == x.shape[axis]:

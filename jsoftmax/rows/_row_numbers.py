@@ -73,7 +73,7 @@ def one_axis(array: Array, axes: Axes) -> Array:
 
 def _value(static: Static, problem: Problem) -> Numbers:
     """The numbers alone."""
-    return save(static, problem, alone=True)[0]
+    return save(static, problem, feeds="nothing")[0]
 
 
 _of_rows = with_rules(save, pull, push, value=_value)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
+from jsoftmax.backends._cpu import Feeds
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
@@ -64,8 +65,8 @@ def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
     return jnp.where(dead & (labels == 0), 0, weights)
 
 
-def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers, Saved]:
-    """The numbers, and what their derivative needs; or them `alone`."""
+def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tuple[Numbers, Saved]:
+    """The numbers, and what their derivative needs. `feeds` as for `_cpu.choose`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
     targets = None if are_ids(labels) or "nll" not in wanted else labels
@@ -98,7 +99,7 @@ def save(static: Static, problem: Problem, alone: bool = False) -> tuple[Numbers
         labels=labels if asks_for_id else None,
         shares=of_id,
         for_label=wanted == {"nll"},
-        feeds="nothing" if alone else "exponentials",
+        feeds=feeds,
     )
     empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}

@@ -65,9 +65,8 @@ def with_rules(
     derivative in one of these goes by the rule too: otherwise JAX would refuse to push it forward in the
     arguments, as ``jacfwd(grad(loss, argnums=z_loss))`` does in the logits.
     """
-    saved_alone = save
-    alone = _in_its_form(value or (lambda static, *arguments: saved_alone(static, *arguments)[0]))
-    save, push = with_arguments_kept(_in_its_form(save)), _in_its_form(push)
+    alone = _in_its_form(value or (lambda static, *arguments: save(static, *arguments)[0]))
+    kept, push = with_arguments_kept(_in_its_form(save)), _in_its_form(push)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
@@ -78,7 +77,7 @@ def with_rules(
 
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = values_and_asked(primals)
-        output, residuals = save(static, *values)
+        output, residuals = kept(static, *values)
         sweeps = jax.tree.map(lambda _: 0, asked) if selective else _sweeps(values, asked)
         return output, (residuals, Static((asked, sweeps, jax.tree.map(place, values))))
 
@@ -117,7 +116,7 @@ def with_rules(
         return alone(static, *arguments)
 
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
-        output, residuals = save(static, *primals)
+        output, residuals = kept(static, *primals)
         # Without the checkpoint, reversing `push` would store its intermediate arrays; with it, `residuals`.
         return output, jax.checkpoint(partial(push, static))(residuals, without_zeros(tangents))
 

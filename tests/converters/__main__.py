@@ -22,7 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import jsoftmax
 from tests.converters.in_turn import WITHIN
 from tests.converters.programs import PROGRAMS, SIZES
 from tests.converters.routes import JAX, ROUTES, SHARED
@@ -130,10 +129,7 @@ def options():
 
     sizes = arguments.size or list(SIZES)
     modes = [(size, False) for size in sizes if size == next(iter(SIZES))]
-    if hasattr(jsoftmax, "portable"):
-        modes += [(size, True) for size in sizes]
-    else:
-        print("there is no jsoftmax.portable: its programs and the examples are left out")
+    modes += [(size, True) for size in sizes]
     return arguments, names, modes
 
 
@@ -152,8 +148,7 @@ def main():
             python = install(environments, route, arguments.jax)
             found = dict(zip(asked, outcomes(python, route, asked, folder), strict=True))
             rows += rows_of(route, modes, names, found)
-            if hasattr(jsoftmax, "portable"):
-                examples[route] = example(python, route)
+            examples[route] = example(python, route)
             print(f"{route}: {len(asked)} programs, {time.perf_counter() - begun:.0f} s", flush=True)
 
     versions = {name: version for route in ROUTES.values() for name, version in route.versions.items()}
