@@ -14,8 +14,9 @@ from jsoftmax.functions._losses import (
 )
 from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._placement import Placement, linear_placement
-from jsoftmax.functions._row_statistics import RowStatistics, row_statistics
+from jsoftmax.functions._row_statistics import row_statistics
 from jsoftmax.linear._plan import BlockPlan
+from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms._modes import config, forward_mode, portable
 
 __all__ = [

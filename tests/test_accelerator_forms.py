@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax.backends import _accelerators
+from jsoftmax.backends._choice import Request, choose
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms import _modes
 
@@ -176,7 +177,7 @@ def test_long_rows_are_cut_into_pieces(classes):
     x = jnp.asarray(x, jnp.bfloat16)
     options = {"label_smoothing": 0.1, "z_loss": 0.01, "soft_cap": 30.0, "temperature": 0.7}
     labels = jnp.array([classes - 1, 3, 5, 7])
-    pieces = _accelerators.pieces_on_gpu(x.shape, (1,))
+    pieces = choose(Request("state", x, (1,))).gpu.size
     assert pieces == {20000: 5, 13 * 1291: 13, 16411: 1}[classes]
 
     def found():

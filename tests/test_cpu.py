@@ -10,15 +10,16 @@ from compiling import jit_in_full
 
 import jsoftmax
 from jsoftmax import online
-from jsoftmax.backends import _by_class, _cpu
-from jsoftmax.logits import _reading, _strided
+from jsoftmax.backends import _by_class, _choice, _cpu, _reading
+from jsoftmax.backends._choice import Form, Request
+from jsoftmax.transforms._platforms import MOST_PLAIN
 
 FORMS = {
-    "few classes": ((1025, 8), _cpu.Form("by class")),
-    "few classes, in parts": ((1030, 8), _cpu.Form("by class", followed=True)),
-    "class by class": ((16, 100), _cpu.Form("by class")),
-    "whole": ((16, 1000), _cpu.Form("whole")),
-    "blocks": ((2, 40000), _cpu.Form("blocks", 1000)),
+    "few classes": ((1025, 8), Form("by class")),
+    "few classes, in parts": ((1030, 8), Form("by class", followed=True)),
+    "class by class": ((16, 100), Form("by class")),
+    "whole": ((16, 1000), Form("whole")),
+    "blocks": ((2, 40000), Form("blocks", 1000)),
 }
 
 
@@ -78,7 +79,8 @@ def test_a_rest_that_is_good_for_a_label(classes, axis):
         np.put_along_axis(away, ids, -np.inf, 1)
         want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
     x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _by_class.Label(ids, logits)))
-    form = _cpu.Form("by class" if classes <= _by_class.MOST_COLUMNS or axis == 0 else "whole")
+    beside = "beside the label" if classes <= _choice.LONGEST_BESIDE_LABEL else "whole"
+    form = Form("by class" if classes <= _choice.MOST_UNROLLED or axis == 0 else beside)
     rest = jit_in_full(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
     got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
     for kind, ours, loss, of_label in zip(
@@ -119,7 +121,8 @@ def test_derivatives_are_those_of_the_sum(name):
 
 def test_every_form_is_chosen():
     def choose(shape, axis=1, **options):
-        return _cpu.choose(jnp.broadcast_to(jnp.float32(0), shape), axis, **options)
+        x = jnp.broadcast_to(jnp.float32(0), shape)
+        return _choice.choose(Request("rest", x, (axis,), **{"feeds": "exponentials", **options})).cpu
 
     chosen = {n: choose((2**20 // n, n)) for n in (8, 1000, 9001, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
@@ -135,9 +138,12 @@ def test_every_form_is_chosen():
     assert (chosen[32768].size, chosen[50257].size) == (256, 1733)
     assert chosen[8].followed
     assert choose((32, 10)) is None
-    assert choose((2**17, 8), feeds="nothing") == _cpu.Form("by class")
+    assert choose((2**17, 8), feeds="nothing") == Form("by class")
     assert choose((2, 100, 2**8, 2**8)).name == choose((100, 2**16), 0).name == "by class"
-    assert choose((100, 2**15), 0) == _cpu.Form("whole")
+    assert choose((100, 2**15), 0) == Form("whole")
+    assert choose((2**13, 100), for_label=True).name == "beside the label"
+    assert choose((2**13, 1000), for_label=True).name == "blocks"
+    assert choose((2**13, 1000), sharded=True) is choose((2**13, 1000), bare=False) is None
 
 
 STORES = {
@@ -158,7 +164,7 @@ def share_stored(name, classes, dtype):
 
 def of_block(name, classes):
     """The share of the block that is read again, in float32."""
-    return 0 if name == "softmax" else (_cpu.size_of_blocks(classes) or 0) / classes
+    return 0 if name == "softmax" else (_choice.block_size(classes) or 0) / classes
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 9001, 32768, 50257, 131072])
@@ -214,13 +220,13 @@ ACROSS = {
 def test_rows_that_lie_across_memory(name, dtype):
     """Values and gradients as of the same rows along memory; what is wrong in a row stays there."""
     rng = np.random.default_rng(0)
-    x = 3 * rng.normal(size=(2, 40, 2, _strided.LEAST_STRIDE // 2)).astype(np.float32)
+    x = 3 * rng.normal(size=(2, 40, 2, _choice.LEAST_STRIDE // 2)).astype(np.float32)
     x[:, 7, 0] += 30
     x[0, :, 0, 0], x[0, :, 0, 1], x[0, 3, 0, 2], x[0, 3, 0, 3] = np.nan, -np.inf, np.inf, -np.inf
     x = jnp.asarray(x, dtype)
     ids = jnp.asarray(rng.integers(0, 40, np.delete(x.shape, 1)))
     t = jnp.asarray(rng.gamma(0.5, size=x.shape), jnp.float32).at[0, 3, 0, 3].set(0)
-    assert _strided.crosses(x, 1)
+    assert Request("rest", x, (1,)).is_strided
 
     @functools.partial(jit_in_full, static_argnums=3)
     def values_and_gradients(x, ids, t, axis):
@@ -254,7 +260,7 @@ def test_bfloat16_rows_in_blocks():
 def test_rows_of_16_bits(classes):
     """In many rows, what float32 makes of the same logits, rounded."""
     _, x = rows(np.random.default_rng(0), (1, classes))
-    x = np.tile(x, (_cpu.LEAST_SIZE // x.size + 1, 1))
+    x = np.tile(x, (MOST_PLAIN // x.size + 1, 1))
     ids = jnp.arange(len(x)) % classes
     for dtype in (jnp.bfloat16, jnp.float16):
         logits = jnp.asarray(np.where(abs(x) < 6e4, x, -np.inf), dtype)
@@ -283,7 +289,7 @@ def test_what_is_read_has_its_derivative(read, dtype):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_second_derivatives_of_many_rows(name, classes):
     """Along one direction, of the sum of the cubes of the probabilities; some rows are led by one class."""
-    rng, shape = np.random.default_rng(0), (_cpu.LEAST_SIZE // classes + 2, classes)
+    rng, shape = np.random.default_rng(0), (MOST_PLAIN // classes + 2, classes)
     x, v = rng.normal(size=(2, *shape)).astype(np.float32)
     x[::2, 3] += 14
 
@@ -382,7 +388,7 @@ def test_logits_that_are_a_product(classes):
 def test_classes_that_are_alike_round_alike(classes):
     """As label smoothing leaves them: beside the leading one's 1, each would lose the same in a plain sum."""
     rng = np.random.default_rng(0)
-    count = max(_cpu.LEAST_SIZE // classes + 1, min(2000, 2**21 // classes))
+    count = max(MOST_PLAIN // classes + 1, min(2000, 2**21 // classes))
     x = np.repeat(rng.uniform(-20, 0, (count, 1)), classes, 1).astype(np.float32)
     leads = np.arange(classes) == rng.integers(classes, size=(count, 1))
     x[leads] = 0

@@ -15,8 +15,7 @@ FLOORS = (
     ("backends",),
     ("rows",),
     ("linear",),
-    ("functions",),
-    ("evaluation",),
+    ("functions", "evaluation"),
     ("__init__",),
 )
 # A module imports those of its package that stand before it.
@@ -24,9 +23,17 @@ MODULES = {
     "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
-    "logits": ("_reading", "_strided", "_moments", "_scaling"),
-    "backends": ("_by_class", "_row_blocks", "_cpu", "_cpu_maps", "_row_sums", "_accelerators"),
-    "rows": ("_reductions", "_probabilities", "_statistics", "_divergences", "_row_numbers", "_loss_terms"),
+    "logits": ("_moments", "_scaling"),
+    "backends": ("_choice", "_reading", "_by_class", "_cpu", "_cpu_maps", "_cpu_loops", "_accelerators"),
+    "rows": (
+        "_peaks",
+        "_reductions",
+        "_probabilities",
+        "_statistics",
+        "_divergences",
+        "_row_numbers",
+        "_loss_terms",
+    ),
     "linear": ("_plan", "_products", "_merging", "_block", "_numbers", "_arguments"),
     "functions": (
         "_maps",

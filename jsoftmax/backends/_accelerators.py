@@ -25,24 +25,6 @@ from jsoftmax import online, rules
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.transforms._sharding import spec
-
-# XLA on GPU makes one kernel of a whole softmax over the last axis, up to this. XLA on TPU reads logits in
-# the same form once more than in that for longer rows.
-LONGEST_FUSED_ROW = 16384
-
-
-def takes_one_pass(x: Array, axes: tuple[int, ...]) -> bool:
-    """Merging parts rounds, up to 3 ulp over a row: 16-bit logits allow it, float32 ones get two passes.
-
-    So do classes that are known to be sharded: XLA gathers the parts of a row, and reduces plain sums.
-    """
-    return x.dtype.itemsize == 2 and all(spec(x)[axis] is None for axis in axes)
-
-
-def fuses(x: Array, axes: tuple[int, ...]) -> bool:
-    """Whether XLA on GPU makes one kernel of a map, written as what it looks for: it reads a row once."""
-    return takes_one_pass(x, axes) and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED_ROW
 
 
 class FusedRow(NamedTuple):
@@ -113,7 +95,7 @@ def classes(
 ) -> Part:
     """Every class as a part of its row; `of_label` holds the label's logit, and 0 for the others.
 
-    `bounded` as for `_scaling.peak`.
+    If `bounded`, +inf counts as the largest finite number.
     """
     z, _ = _scaling.ordered(x, scaling, jnp.zeros((), x.dtype))
     logit = _scaling.ordered_live(x, scaling)
@@ -177,18 +159,6 @@ def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tu
     (*of_high, q_high), (*of_low, q_low) = high, low
     moved = jnp.where(q_low == 0, 0, delta * q_low)
     return *(a + (b + moved) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
-
-
-def pieces_on_gpu(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many pieces a row is cut into, where XLA on GPU would cut it finer, and store the part of each.
-
-    They are equal, of 1024 to 4096 classes; 1 where a row has no such pieces, or needs none.
-    """
-    classes = shape[axes[0]] if len(axes) == 1 else 0
-    if classes <= LONGEST_FUSED_ROW:
-        return 1
-    counts = range(-(-classes // 4096), classes // 1024 + 1)
-    return next((count for count in counts if classes % count == 0), 1)
 
 
 def one_pass(parts: Part, axes: tuple[int, ...], pieces: int = 1) -> Part:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.logits import _reading
+from jsoftmax.backends import _reading
+from jsoftmax.backends._choice import MOST_UNROLLED
 from jsoftmax.transforms._sharding import is_whole
-
-MOST_COLUMNS = 32  # at short rows XLA's library is slow, and in most of them a class leads
 
 
 class Label(NamedTuple):
@@ -33,7 +32,7 @@ def rest(x: Array, top: Array, label: Label | None, axis: int, followed: bool) -
     """
     rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
     count = x.shape[rows]
-    if rows == axis or not (followed or count % 2) or x.shape[axis] > MOST_COLUMNS:
+    if rows == axis or not (followed or count % 2) or x.shape[axis] > MOST_UNROLLED:
         return _of_classes(x, top, label, axis=axis)
     cut = (count - 1) // 2 * 2
 
@@ -59,7 +58,7 @@ def _of_classes(x: Array, top: Array, label: Label | None, *, axis: int) -> Arra
         return *rules.compensated(total, lost, of_class), led
 
     led = jnp.zeros(top.shape, bool)
-    if classes <= MOST_COLUMNS:
+    if classes <= MOST_UNROLLED:
         terms = []
         for i in range(classes):
             of_class, led = term(_reading.part(x, i, i + 1, axis), i, led)

@@ -8,66 +8,21 @@ a smaller second pass. Where a gradient follows, XLA stores the exponentials in 
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.backends import _by_class, _row_blocks
+from jsoftmax.backends import _by_class
 from jsoftmax.backends._by_class import Label, exponentials, half, tops
-from jsoftmax.logits import _strided
+from jsoftmax.backends._choice import Form
+from jsoftmax.backends._reading import picked
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._platforms import hidden
 
-SHORTEST_IN_BLOCKS = 513  # in shorter rows, reading one block again costs as much as a second pass
-LONGEST_WHOLE_ROW = 32768  # XLA sums longer rows several times slower, and stores what two sums share
-LEAST_SIZE = 2**13  # logits: fewer take a few microseconds in any form
-LONGEST_BESIDE_LABEL = 512  # longer rows are less often led by one class, and then a bare sum is enough
 LEAST_REST = 2.0**-80  # above it, what its terms lose below the normal numbers is less than an ulp
 _LED = 0.99  # below the maximum's term, which is 1 up to the rounding of a product fused with the shift
-
-
-Feeds = Literal["nothing", "differences", "exponentials"]
-
-
-class Form(NamedTuple):
-    """How the rest of a row is found: "by class", "whole", or in "blocks" of `size` classes."""
-
-    name: str
-    size: int = 0
-    followed: bool = False  # whether XLA has a second use for what is computed of every class
-
-    @property
-    def reason(self) -> str:
-        """Why this form was chosen."""
-        return {
-            "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
-            "whole": "one bare sum, and a second one where a class leads",
-            "blocks": f"blocks of {self.size} classes: only the block with the maximum is read again",
-        }[self.name]
-
-
-def choose(x: Array, axis: int, feeds: Feeds = "exponentials") -> Form | None:
-    """The form for these logits; None where the plain sums are as good.
-
-    The sum `feeds` what is computed for every class: nothing, differences as in a log-softmax, or, as in a
-    gradient, the exponentials again.
-    """
-    classes = x.shape[axis]
-    if x.size < LEAST_SIZE:
-        return None
-    if classes <= _by_class.MOST_COLUMNS or _strided.crosses(x, axis):
-        return Form("by class", followed=feeds != "nothing")
-    if size := size_of_blocks(classes):
-        return Form("blocks", size, followed=feeds == "exponentials")
-    # One pass, and a second one where a class leads by a probability above 1/2.
-    return Form("whole") if classes <= LONGEST_WHOLE_ROW else None
-
-
-def size_of_blocks(classes: int) -> int | None:
-    """The size of the blocks of a row, if it is long enough, and has equal ones."""
-    return _row_blocks.size_for(classes) if classes >= SHORTEST_IN_BLOCKS else None
 
 
 def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
@@ -83,7 +38,7 @@ def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) 
     if form.name == "by class":
         return _by_class.rest(x, top, label, axis, form.followed)
     _, finite_top = tops(x, top)
-    if label is not None and x.shape[axis] <= LONGEST_BESIDE_LABEL:
+    if form.name == "beside the label" and label is not None:
         return _beside_label(x, finite_top, label, axis)
     if form.name == "whole":
         return _of_whole_rows(x, finite_top, axis)
@@ -152,17 +107,38 @@ def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool =
     If two blocks hold a 1, the total is at least 2, and nothing has to be left out.
     """
     count = x.shape[axis] // size
-    sums = _row_blocks.sums(size, x, top, axis, stored)
+    sums = _block_sums(size, x, top, axis, stored)
     holds = sums >= _LED
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
-    holder = _row_blocks.block(size, x, index, axis).astype(top.dtype)
+    holder = _block(size, x, index, axis).astype(top.dtype)
     leads = holder == hidden(top)  # without the barrier XLA stores the repeated maximum
     of_holder = jnp.sum(exponentials(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True)
     plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
     return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
+
+
+def _block_sums(size: int, x: Array, center: Array, axis: int, stored: bool = False) -> Array:
+    """The sums of ``exp(x − center)`` over blocks of a row, in the dtype of the center.
+
+    If `stored`, XLA may store the terms for a second use, unless their dtype is wider than that of x.
+    """
+    if stored and x.dtype == center.dtype:
+        return jnp.sum(_in_blocks(size, exponentials(x, center), axis), axis + 1)
+    # With the barrier XLA converts block by block; without it, it converts the whole row and stores that.
+    blocks = hidden(_in_blocks(size, x, axis))
+    return jnp.sum(exponentials(blocks, jnp.expand_dims(center, axis)), axis + 1)
+
+
+def _block(size: int, x: Array, index: Array, axis: int) -> Array:
+    """The block with this index, of every row."""
+    return jnp.squeeze(picked(_in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
+
+
+def _in_blocks(size: int, x: Array, axis: int) -> Array:
+    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 
 def apart(sums: Array) -> Array:

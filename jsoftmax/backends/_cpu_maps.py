@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
-
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends import _by_class, _cpu
-from jsoftmax.logits import _strided
+from jsoftmax.backends._choice import Form
 from jsoftmax.transforms._autodiff import with_tangent
-from jsoftmax.transforms._sharding import is_known, is_whole
 
 Axes = tuple[int, ...]
-Map = Callable[[Array, Array], Array]  # of the logits and of the maximum of every row
-
-LONGEST_CHAIN = 1024  # classes: in longer rows XLA stores what the two sums of the chain share
-LONGEST_16_BIT_CHAIN = 8192  # which has one sum
 
 
-def for_softmax(x: Array, axes: Axes) -> Map | None:
-    """The form for the probabilities of such rows; None where computing them from the state is as fast."""
-    # XLA stores the exponentials in the memory of the probabilities, if both have one dtype.
-    stored = x.dtype == rules.computing_dtype(x.dtype)
-    longest = LONGEST_CHAIN if stored else LONGEST_16_BIT_CHAIN
-    if 0 < _classes(x, axes) <= longest:
-        return partial(_softmax, axes)
-    size = _size_of_blocks(x, axes, longest + 1) if stored else None
-    return None if size is None else partial(_softmax_in_blocks, size, axes[0])
-
-
-def _classes(x: Array, axes: Axes) -> int:
-    """The classes of rows that lie along memory, if there are enough rows for the library; else 0."""
-    takes = is_known(x) and x.size >= _cpu.LEAST_SIZE and x.ndim - 1 in axes
-    return math.prod(x.shape[axis] for axis in axes) if takes else 0
-
-
-def _size_of_blocks(x: Array, axes: Axes, shortest: int = 0) -> int | None:
-    """The size of the blocks of a row of one axis, at least as long as `shortest`."""
-    if len(axes) != 1 or not is_whole(x, *axes) or x.size < _cpu.LEAST_SIZE or _strided.crosses(x, *axes):
-        return None
-    classes = x.shape[axes[0]]
-    return _cpu.size_of_blocks(classes) if classes >= shortest else None
+def softmax(form: Form, axes: Axes, x: Array, top: Array) -> Array:
+    """The probabilities in a form of `choose`, from the logits and from the maximum of every row."""
+    if form.name == "chain":
+        return _softmax(axes, x, top)
+    return _stored((form.size, axes[0]), x)
 
 
 def _softmax(axes: Axes, x: Array, top: Array) -> Array:
@@ -59,14 +32,11 @@ def _softmax(axes: Axes, x: Array, top: Array) -> Array:
     return terms / (total + 2.0**-60)  # the sum is NaN where the maximum has lost a NaN
 
 
-def _softmax_in_blocks(size: int, axis: int, x: Array, top: Array) -> Array:
-    """``exp(u)/(1 + rest)``; 0 in an empty row."""
-    del top
-    return _stored((size, axis), x)
-
-
 def _stored_value(static: tuple[int, int], x: Array) -> Array:
-    """XLA finds the maximum, if it is finite in an empty row, and stores exp(u), in one pass."""
+    """``exp(u)/(1 + rest)``; 0 in an empty row.
+
+    XLA finds the maximum, if it is finite in an empty row, and stores exp(u), in one pass.
+    """
     size, axis = static
     top = lax.expand_dims(lax.reduce(x, jnp.finfo(x.dtype).min, lax.max, (axis,)), (axis,))
     rest = _cpu.rest_of_blocks(size, x, top, axis, stored=True)

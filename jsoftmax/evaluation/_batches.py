@@ -10,15 +10,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax import rules
-from jsoftmax.backends._row_sums import sums
+from jsoftmax.backends._cpu_loops import sums
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._state import Rows, State, absorb, check_states, check_type
-from jsoftmax.functions._row_statistics import RowStatistics
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
-from jsoftmax.rows._row_numbers import numbers
+from jsoftmax.rows._row_numbers import RowStatistics, numbers
 
 LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with what 16 bits may round up
 

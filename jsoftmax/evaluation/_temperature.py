@@ -18,7 +18,7 @@ from jsoftmax.evaluation import _labels, _sums
 from jsoftmax.evaluation._labels import Labels
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _reductions
+from jsoftmax.rows import _peaks, _reductions
 
 MOST_STEPS = 100
 FARTHEST = 1000.0  # exp(−1000) is 0 in float64 too
@@ -117,7 +117,7 @@ def _fit(
     if labels.counted is not None:
         x = jnp.where(labels.counted, x, 0)
     limits = jnp.finfo(rules.computing_dtype(x.dtype))
-    top = _scaling.peak(x, scaling, (axis,))
+    top = _peaks.peak(x, scaling, (axis,))
     mean = _mean_over(labels, top.shape, limits.dtype)
     # In these units no difference of logits overflows; none is lost, and T has room to be far larger.
     room = limits.maxexp * 3 // 4

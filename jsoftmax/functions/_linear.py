@@ -8,12 +8,12 @@ from jax.typing import ArrayLike
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
-from jsoftmax.functions._row_statistics import RowStatistics
 from jsoftmax.linear import _arguments, _numbers, _plan
 from jsoftmax.linear._arguments import Backend, BlockSize, Head
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
+from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._modes import in_forward_mode
 

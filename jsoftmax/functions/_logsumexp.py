@@ -7,14 +7,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
-from jsoftmax.backends._cpu import Feeds
+from jsoftmax.backends._choice import Feeds
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.rows import _peaks, _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 
 Axes = tuple[int | str, ...]
@@ -123,7 +123,7 @@ def _weighted_save(
     axes: Axes, a: Array, b: Array, where: Array | None
 ) -> tuple[tuple[Array, Array], _WeightedSaved]:
     counts = (b != 0) if where is None else where & (b != 0)
-    peak = _scaling.peak(a, Scaling(counts), axes, bounded=True)
+    peak = _peaks.peak(a, Scaling(counts), axes, bounded=True)
     exponentials, maximal = _exponentials(a, b, where, peak)
     terms = _scaling.masked(b, where).astype(exponentials.dtype) * exponentials
     maximal = (counts & maximal).astype(terms.dtype)

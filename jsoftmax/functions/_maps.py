@@ -10,7 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators
+from jsoftmax.backends import _accelerators, _choice
+from jsoftmax.backends._choice import Request, choose
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
@@ -200,10 +201,9 @@ def _applied(
         out = rule(row.p, in_z(saved, row.u, given), axes, leads=row.leads)
         return row.u, jnp.where(row.empty, 0, out) if marks_empty else out
 
-    if names or not _accelerators.fuses(saved.kept, own):
-        return in_two_sweeps(saved, given)
-    fused = in_one, "one kernel, which reads a row once"
-    return by_platform("the derivative of a map", saved, given, plain=in_two_sweeps, gpu=fused)
+    form = choose(Request("derivative of a map", saved.kept, own, bool(names))).gpu
+    gpu = _choice.own(form, in_one)
+    return by_platform("the derivative of a map", saved, given, plain=in_two_sweeps, gpu=gpu)
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax.border import _mesh_axes
@@ -13,22 +10,8 @@ from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
-from jsoftmax.rows import _probabilities
-from jsoftmax.rows._row_numbers import numbers, one_axis
-
-
-class RowStatistics(NamedTuple):
-    """What `row_statistics` finds, each in the shape of the logits without the class axis.
-
-    >>> import jax.numpy as jnp, jsoftmax
-    >>> print(jsoftmax.row_statistics(jnp.array([0.0, 3.0]), 1).prediction)
-    1
-    """
-
-    log_normalizer: Array
-    nll: Array
-    entropy: Array
-    prediction: Array
+from jsoftmax.rows import _peaks
+from jsoftmax.rows._row_numbers import RowStatistics, numbers, one_axis
 
 
 @compiled("axis", "axis_name")
@@ -101,5 +84,5 @@ def row_statistics(
     ordered = _scaling.ordered_live(x, scaling)
     if len(axes) != 1:
         ordered, axes = one_axis(ordered, axes), (-1,)
-    prediction = _probabilities.prediction(ordered, (*axes, *names))
+    prediction = _peaks.prediction(ordered, (*axes, *names))
     return RowStatistics(**found, prediction=jnp.squeeze(prediction, axes))

@@ -16,7 +16,7 @@ from jsoftmax.linear._merging import Part
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.linear._products import TILE, Rows, Shared, Static
 from jsoftmax.logits import _scaling
-from jsoftmax.rows import _probabilities, _statistics
+from jsoftmax.rows import _peaks, _statistics
 from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import is_whole, laid_out, spec, varying
@@ -79,7 +79,7 @@ def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | i
     if not whole:
         found["nll"] = jnp.where(has_label, found["nll"], 0)
     if "prediction" in static.wanted:
-        found["prediction"] = start + _probabilities.prediction(
+        found["prediction"] = start + _peaks.prediction(
             _scaling.ordered_live(x, problem.scaling), (1, *static.names)
         )
     return Part(saved.state, found, saved.sum_weights, saved.mean_u, has_label)

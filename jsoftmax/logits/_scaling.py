@@ -14,7 +14,6 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
-from jsoftmax.logits import _strided
 from jsoftmax.transforms._sharding import laid_like
 
 Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
@@ -72,29 +71,6 @@ def is_dead(x: Array, scaling: Scaling) -> Array:
 def live(x: Array, scaling: Scaling) -> Array:
     """The logits, −inf where masked."""
     return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
-
-
-def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Array:
-    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty.
-
-    If `bounded`, it is at most the largest finite number. Shifted by it, the exponentials of a row with +inf
-    add up to +inf, and to NaN where there is a NaN too.
-    """
-    own, names = rules.split_axes(axes)
-    ordered = lax.stop_gradient(ordered_live(x, scaling))
-    # A loop over the classes would store what is not x itself.
-    is_x = scaling.where is None and scaling.temperature is None
-    top = _strided.maximum(ordered, own) if is_x else jnp.max(ordered, own, keepdims=True)
-    top = rules.below_infinity(top) if bounded else top
-    if not names:
-        return top
-    top = highest(top, names)
-    return rules.nan_where(top == jnp.inf, top)
-
-
-def highest(top: Array, names: tuple[str, ...]) -> Array:
-    """The largest over shards; +inf stands for a NaN too, which a maximum over shards may lose."""
-    return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
 def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top: bool = False) -> Shifted:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu, _cpu_maps
-from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, highest, is_peak, shifted
+from jsoftmax.backends import _accelerators, _choice, _cpu_maps
+from jsoftmax.backends._choice import Feeds, Request, choose
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted
 from jsoftmax.rows import _reductions
 from jsoftmax.transforms._platforms import by_platform, hidden
-from jsoftmax.transforms._sharding import is_known
 
 Axes = tuple[int | str, ...]
 
@@ -29,7 +29,7 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, on
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return of_shifted(shifted(x, scaling, state.max), state.rest)
 
-    forms = _Forms(found, _accelerators.fused_softmax, _cpu_maps.for_softmax, of_exponentials=True)
+    forms = _Forms("softmax", found, _accelerators.fused_softmax)
     return _with_state(forms, x, scaling, axes)
 
 
@@ -39,17 +39,16 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
-    forms = _Forms(found, _accelerators.fused_log_softmax, None, of_exponentials=False)
+    forms = _Forms("log_softmax", found, _accelerators.fused_log_softmax)
     return _with_state(forms, x, scaling, axes)
 
 
 class _Forms(NamedTuple):
-    """The forms of a map: from the state of every row, in one kernel on GPU, and in one chain on CPU."""
+    """A map, from the state of every row, and in one kernel on GPU."""
 
+    name: Literal["softmax", "log_softmax"]
     found: Callable[[Array, Scaling, online.State], Array]
     fused_on_gpu: Callable[[Array, Scaling, tuple[int, ...]], Array]
-    for_cpu: Callable[[Array, tuple[int, ...]], _cpu_maps.Map | None] | None
-    of_exponentials: bool  # whether XLA may store the exponentials, and turn them into the map in place
 
 
 def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -63,32 +62,20 @@ def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[
         return forms.fused_on_gpu(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        feeds: _cpu.Feeds = "exponentials" if forms.of_exponentials else "differences"
+        feeds: Feeds = "exponentials" if of_exponentials else "differences"
         state, _ = _reductions.reduce(x, scaling, axes, feeds=feeds)
-        if form is not None:
-            return form(x, state.max), state
+        if plan.cpu is not None and plan.cpu.name != "from the sums":
+            return _cpu_maps.softmax(plan.cpu, own, x, state.max), state
         arrays = x, scaling, state
-        if not forms.of_exponentials or x.dtype != rules.computing_dtype(x.dtype):
+        if not of_exponentials or x.dtype != rules.computing_dtype(x.dtype):
             arrays = hidden(arrays)
         return forms.found(*arrays), state
 
     own, names = rules.split_axes(axes)
-    form = None
-    if forms.for_cpu is not None and not names and scaling == Scaling(None):
-        form = forms.for_cpu(x, own)
-    many = not names and is_known(x) and x.size >= _cpu.LEAST_SIZE
-    of_gpu = not names and _accelerators.fuses(x, own)
-    if not (many or of_gpu):
-        return from_state(x, scaling)
-    reason = "from the exponentials of the sums" if form is None else "one chain, which XLA's library fuses"
-    return by_platform(
-        "the map",
-        x,
-        scaling,
-        plain=from_state,
-        cpu=(of_many_rows, reason) if many else None,
-        gpu=(beside_state, "one kernel, which reads a row once") if of_gpu else None,
-    )
+    of_exponentials = forms.name == "softmax"  # XLA may store them, and turn them into the map in place
+    plan = choose(Request(forms.name, x, own, bool(names), scaling == Scaling(None)))
+    cpu, gpu = _choice.own(plan.cpu, of_many_rows), _choice.own(plan.gpu, beside_state)
+    return by_platform("the map", x, scaling, plain=from_state, cpu=cpu, gpu=gpu)
 
 
 def marked(z: Shifted, rest: Array) -> Array:
@@ -124,16 +111,3 @@ def share_of_others(rest: Array, u_lead: Array) -> Array:
     """The probability of all but the leading class, whose u is 0 but has a derivative."""
     rest = jnp.where(rest < 0, 0, rest)
     return (rest + (1 - jnp.exp(u_lead))) / (1 + rest)
-
-
-def prediction(ordered: Array, axes: Axes) -> Array:
-    """The first of the largest along one axis, and its shards, of logits in the order of z."""
-    (axis,), names = rules.split_axes(axes)
-    ordered = lax.stop_gradient(ordered)
-    index = jnp.argmax(ordered, axis, keepdims=True).astype(jnp.int32)
-    if not names:
-        return index
-    largest = jnp.max(ordered, axis, keepdims=True)
-    leads = jnp.isnan(largest) | (largest == highest(largest, names))
-    index = index + lax.axis_index(names) * ordered.shape[axis]
-    return lax.pmin(jnp.where(leads, index, jnp.iinfo(jnp.int32).max), names)

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu
+from jsoftmax.backends import _accelerators, _choice, _cpu, _reading
 from jsoftmax.backends._by_class import Label
-from jsoftmax.backends._cpu import Feeds
-from jsoftmax.backends._row_sums import sums
-from jsoftmax.logits import _reading
+from jsoftmax.backends._choice import Feeds, Request, choose
+from jsoftmax.backends._cpu_loops import sums
 from jsoftmax.logits._moments import DOWN, Moment
 from jsoftmax.logits._scaling import (
     Scaling,
@@ -24,13 +23,12 @@ from jsoftmax.logits._scaling import (
     exponentials,
     is_dead,
     live,
-    peak,
     shift,
     shifted,
     slipped,
 )
+from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, recomputed
-from jsoftmax.transforms._sharding import is_whole
 
 Axes = tuple[int | str, ...]
 
@@ -67,27 +65,24 @@ def reduce(
     """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
 
     `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
-    over them. The rest may be accurate `for_label` alone, for its −log p. `feeds` as for `_cpu.choose`.
-    `bounded` as for `peak`: the rest of a row with +inf is +inf then.
+    over them. The rest may be accurate `for_label` alone, for its −log p. `feeds` as for
+    `_choice.Request`. `bounded` as for `peak`: the rest of a row with +inf is +inf then.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
     static = _Static(axes, kinds, entropy, exact, for_label, feeds, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     two_passes = partial(_in_two_passes, static, shares)
-    if names or not _accelerators.takes_one_pass(x, own):
-        return two_passes(*arrays)
 
     def on_accelerator(pieces: int, *arrays: Any) -> tuple[online.State, Sums]:
         state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
         return state, sums._replace(shares=shares(state.max, label_logit))
 
-    pieces = _accelerators.pieces_on_gpu(x.shape, own)
-    on_gpu, on_tpu = (
-        (partial(on_accelerator, count), "one pass over the logits: their 16 bits allow it")
-        for count in (pieces, 1)
+    plan = choose(Request("state", x, own, bool(names)))
+    gpu, tpu = (
+        form and _choice.own(form, partial(on_accelerator, form.size)) for form in (plan.gpu, plan.tpu)
     )
-    return by_platform("the sums of every row", *arrays, plain=two_passes, gpu=on_gpu, tpu=on_tpu)
+    return by_platform("the sums of every row", *arrays, plain=two_passes, gpu=gpu, tpu=tpu)
 
 
 class _Static(NamedTuple):
@@ -138,10 +133,11 @@ def _in_two_passes(
 ) -> tuple[online.State, Sums]:
     """The maximum, then all sums. u and u/2 are two differences: XLA on CPU stores what two sums share."""
     axes, kinds, entropy, exact, for_label, feeds, bounded, _ = static
-    own, _ = rules.split_axes(axes)
+    own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
-    form = None if kinds or entropy or exact or scaling != Scaling(None) else _form(x, axes, feeds)
+    bare = not (kinds or entropy or exact) and scaling == Scaling(None)
+    form = choose(Request("rest", x, own, bool(names), bare, feeds, for_label)).cpu
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -165,7 +161,7 @@ def _in_two_passes(
         label = None
         if for_label and labels is not None and label_logit is not None:
             label = Label(labels, label_logit)
-        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
+        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=_choice.own(form, on_cpu))
         return online.State(top, rest), Sums(None, (), shares(top, label_logit))
     own_sums = sums(all_terms, (x, scaling.where, factors), own)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
@@ -211,14 +207,6 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     return (state, sums, label_logit), slope
 
 
-def _form(x: Array, axes: Axes, feeds: Feeds) -> _cpu.Form | None:
-    """The form for rows on CPU; None for more axes than one, or where they may lie on several devices."""
-    own, names = rules.split_axes(axes)
-    if names or len(own) != 1 or not is_whole(x, *own):
-        return None
-    return _cpu.choose(x, own[0], feeds)
-
-
 def hits(labels: Array, axis: int, classes: int) -> Array:
     """Where a class is the label of its row: its index, compared. Nothing gathers or scatters."""
     shape = [1] * labels.ndim
@@ -238,6 +226,5 @@ def of_label(x: Array, labels: Array, axis: int) -> Array:
     def read(x: Array, labels: Array) -> Array:
         return _reading.picked(x, labels, axis)
 
-    if not is_whole(x, axis):
-        return compare(x, labels)
-    return by_platform("the logit of the label", x, labels, plain=compare, cpu=(read, "read where it lies"))
+    form = choose(Request("label", x, (axis,))).cpu
+    return by_platform("the logit of the label", x, labels, plain=compare, cpu=_choice.own(form, read))

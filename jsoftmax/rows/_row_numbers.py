@@ -6,7 +6,7 @@ Losses, entropies and metrics are ordinary arithmetic on these numbers.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import laid_like
 
 Axes = tuple[int, ...]
+
+
+class RowStatistics(NamedTuple):
+    """What `row_statistics` finds, each in the shape of the logits without the class axis.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jsoftmax.row_statistics(jnp.array([0.0, 3.0]), 1).prediction)
+    1
+    """
+
+    log_normalizer: Array
+    nll: Array
+    entropy: Array
+    prediction: Array
 
 
 def numbers(

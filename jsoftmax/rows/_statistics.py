@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends._cpu import Feeds
+from jsoftmax.backends._choice import Feeds
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
@@ -66,7 +66,7 @@ def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
 
 
 def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tuple[Numbers, Saved]:
-    """The numbers, and what their derivative needs. `feeds` as for `_cpu.choose`."""
+    """The numbers, and what their derivative needs. `feeds` as for `_choice.Request`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
     targets = None if are_ids(labels) or "nll" not in wanted else labels

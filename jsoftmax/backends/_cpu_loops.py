@@ -1,0 +1,73 @@
+"""Sums and maxima over rows that, on CPU, a loop finds: over blocks of a long row, or class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax.backends import _choice
+from jsoftmax.backends._choice import Request, choose
+from jsoftmax.transforms._platforms import by_platform
+
+BLOCK_SIZE = 2**20  # elements, over all rows
+
+
+def maximum(x: Array, axes: tuple[int, ...], *, bare: bool = True) -> Array:
+    """The maximum of every row. Unless `bare`, x is computed: a loop would first store it."""
+
+    def plain(x: Array) -> Array:
+        return jnp.max(x, axes, keepdims=True)
+
+    def by_class(x: Array) -> Array:
+        axis = axes[0]
+
+        def higher(i: Array, top: Array) -> Array:
+            return jnp.maximum(top, lax.dynamic_index_in_dim(x, i, axis))
+
+        return lax.fori_loop(1, x.shape[axis], higher, lax.dynamic_index_in_dim(x, 0, axis))
+
+    form = choose(Request("maximum", x, axes, bare=bare)).cpu
+    return (
+        plain(x)
+        if form is None
+        else by_platform("the maximum of every row", x, plain=plain, cpu=_choice.own(form, by_class))
+    )
+
+
+def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
+    """The sums over a row of each of its terms; `row` is a tree of arrays, the logits first."""
+    x = row[0]
+    form = choose(Request("sums", x, axes)).cpu
+
+    def whole(row: Any) -> tuple[Array, ...]:
+        return tuple(jnp.sum(t, axes, keepdims=True) for t in terms(row))
+
+    if form is None:
+        return whole(row)
+    axis = max(axes, key=lambda i: x.shape[i])
+    classes = x.shape[axis]
+    size = 1 if form.name == "by class" else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
+
+    def in_loop(row: Any) -> tuple[Array, ...]:
+        steps, over = divmod(classes - 1, size)  # the first block has one more than what is left over
+
+        def block(start: Array | int, size: int) -> tuple[Array, ...]:
+            return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))
+
+        def step(i: Array, sums: tuple[tuple[Array, Array], ...]) -> tuple[tuple[Array, Array], ...]:
+            parts = block(1 + over + i * size, size)
+            return tuple(rules.compensated(*total, part) for total, part in zip(sums, parts, strict=True))
+
+        begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
+        return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
+
+    return by_platform("the sums of every row", row, plain=whole, cpu=_choice.own(form, in_loop))
+
+
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return a if a.shape[axis] == 1 else lax.dynamic_slice_in_dim(a, start, size, axis)
