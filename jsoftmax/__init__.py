@@ -1,8 +1,10 @@
 """The softmax family in closed form, for JAX."""
 
+import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
-from jsoftmax import evaluation, online, rules
+from jsoftmax import online, rules
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._information import entropy, js_divergence, kl_divergence, log_prob
 from jsoftmax.functions._linear import linear_cross_entropy, linear_plan, linear_row_statistics
@@ -18,6 +20,9 @@ from jsoftmax.functions._row_statistics import row_statistics
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms._modes import config, forward_mode, portable
+
+if TYPE_CHECKING:
+    from jsoftmax import evaluation
 
 __all__ = [
     "BlockPlan",
@@ -49,11 +54,20 @@ __all__ = [
 __version__: str
 
 
-def __getattr__(name: str) -> str:
-    """The version, looked up when asked for: sources that are not installed have none."""
+_LOADED_LATER = {"evaluation"}  # subpackages that a program may not need, loaded at their first use
+
+
+def __getattr__(name: str) -> Any:
+    """A subpackage that is loaded at its first use, or the version, which sources not installed lack."""
+    if name in _LOADED_LATER:
+        return importlib.import_module(f"jsoftmax.{name}")
     if name == "__version__":
         try:
             return importlib.metadata.version("jsoftmax")
         except importlib.metadata.PackageNotFoundError as error:
             raise AttributeError("jsoftmax is not installed, so it has no __version__") from error
     raise AttributeError(f"module 'jsoftmax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

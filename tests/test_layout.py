@@ -1,6 +1,8 @@
 """The architecture, read off the imports: arrows go down only, and only public JAX is used."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,15 @@ def test_elementary_functions_are_the_packages_own():
         if isinstance(node, ast.Attribute) and node.attr in own and ast.unparse(node.value) != "rules"
     }
     assert not used
+
+
+def test_an_import_loads_no_more_than_it_needs():
+    """A subpackage that few programs use is loaded at its first use, and is listed before that."""
+    code = (
+        "import sys, jax, jsoftmax\n"
+        "assert 'evaluation' in dir(jsoftmax) and set(jsoftmax.__all__) <= set(dir(jsoftmax))\n"
+        "late = ('jsoftmax.evaluation', 'jsoftmax._cli', 'jax.experimental.checkify', 'optax')\n"
+        "assert not [name for name in late if name in sys.modules]\n"
+        "assert jsoftmax.evaluation.update\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
