@@ -74,6 +74,7 @@ def assert_finite(tree):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
 def test_a_row_with_no_live_class(name, forward):
@@ -93,6 +94,7 @@ def test_a_row_with_no_live_class(name, forward):
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
 def test_a_dead_class_changes_nothing(name, temperature):
@@ -126,6 +128,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
                 np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
 @pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
 def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
@@ -161,6 +164,7 @@ def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
         assert gradient[0, 2] == 0
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("bad", [INF, NAN])
 def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):

@@ -187,6 +187,7 @@ def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
         np.testing.assert_allclose(got, want, atol=1e-6 * abs(want).max())
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
 @pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])
 def test_mixed_second_derivatives_pushed_forward(option, kind):

@@ -139,6 +139,7 @@ def worst(ours, exact, roundings, slack):
     return tuple(np.where(normal, abs(off) / scale, 0).max() for scale in (bound, ulp))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_accuracy(regime, dtype):

@@ -132,6 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("capped", [False, True], ids=["uncapped", "capped"])
@@ -198,6 +199,7 @@ def test_options_alone_and_in_pairs(names, soft):
 RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 def test_torch_means_the_same(case, columns):

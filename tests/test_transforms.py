@@ -238,6 +238,7 @@ def test_the_promotion_mode_does_not_change_the_program(function):
         assert program("strict", *arguments) == program("standard", *arguments)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("function", **named())
 def test_shapes_are_known_before_anything_is_computed(function, mode):
@@ -257,6 +258,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     assert gradient == arguments[0]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize(
     ("shape", "axis", "symbols"),
     [((4, 40), -1, "rows"), ((9, 4), 0, "rows"), ((4, 40), -1, "rows, classes")],
@@ -345,6 +347,7 @@ BARE = {
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dtype):
@@ -364,6 +367,7 @@ def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dt
             np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=rtol, atol=1e-6)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
