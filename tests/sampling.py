@@ -1,4 +1,4 @@
-"""Which items of a grid of parameters run by default. The others have the mark "full": ``pytest -m full`` runs them.
+"""Which items of a grid of parameters run by default: the others have the mark "full", of `pytest -m full`.
 
 A test with the mark "diagonal" runs on the diagonal of its grid; `sample` marks the values of one list.
 """
@@ -11,16 +11,16 @@ import pytest
 
 
 def sample(values, *kept):
-    """The values of a list, or the keys of a table, as parameters: those that are not kept have the mark "full"."""
+    """The values of a list, or the keys of a table, as parameters: all but those kept are "full"."""
     assert set(kept) <= set(values)
     return [pytest.param(value, marks=() if value in kept else pytest.mark.full) for value in values]
 
 
 def diagonal(sizes):
-    """Places in lists of these sizes, as many as the longest list has. Each place of every list is among them.
+    """Places in lists of these sizes, as many as the longest list has; all places of each list are there.
 
-    Step t takes place t in every list, modulo its length; what comes after a list is shifted by one each time the
-    list starts again, so that the values of short lists meet. Longer lists come first.
+    Step t takes place t in every list, modulo its length. Longer lists come first, and the places in those
+    that follow a list are shifted by one each time it starts again: so the values of short lists meet.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     for step in range(max(sizes)):
@@ -32,14 +32,16 @@ def diagonal(sizes):
 
 
 def mark(items):
-    """With "full" what lies off the diagonal of the tests that ask for it; not where single items were chosen."""
+    """With "full" what lies off the diagonal of a test that asks for it, unless items were chosen by name."""
     grids = defaultdict(list)
     for item in items:
         if item.get_closest_marker("diagonal"):
             grids[item.path, item.originalname].append(item)
     for grid in grids.values():
         marks = grid[0].iter_markers("parametrize")  # that which changes most seldom comes first
-        sizes = [len(mark.kwargs["argvalues"] if "argvalues" in mark.kwargs else mark.args[1]) for mark in marks]
+        sizes = [
+            len(mark.kwargs["argvalues"] if "argvalues" in mark.kwargs else mark.args[1]) for mark in marks
+        ]
         if math.prod(sizes) == len(grid):
             kept = set(diagonal(sizes))
             for item, places in zip(grid, itertools.product(*map(range, sizes)), strict=True):

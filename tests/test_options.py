@@ -180,6 +180,7 @@ STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "te
 SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
 def test_options_alone_and_in_pairs(names, soft):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from cases import REGIMES, SHAPES, logits, mask, named
 from compiling import jit_in_full
 
@@ -203,7 +204,11 @@ def test_masks_as_optax_takes_them():
 NARROW = [getattr(jnp, name) for name in dir(jnp) if name.startswith("float8") and "e8m0" not in name]
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
+# With an infinity, without, and without a negative zero.
+OF_EACH_KIND = jnp.float8_e5m2, jnp.float8_e4m3fn, jnp.float8_e4m3fnuz
+
+
+@pytest.mark.parametrize("dtype", sampling.sample(NARROW, *OF_EACH_KIND), ids=lambda d: d.__name__)
 def test_8_bits_are_computed_as_float32(dtype):
     """Rounded once; what is dead is NaN in such an output where the type has no −inf, and nothing live is."""
     x, w = jnp.asarray([1.0, 2.0, 3.0], dtype), jnp.asarray([1.0, 0.5, 2.0], dtype)
