@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from cases import REGIMES, logits, named
 
 import jsoftmax
@@ -98,7 +99,7 @@ def perceptron(softmax, cross_entropy, inputs, weights, labels):
     return jnp.mean(cross_entropy((hidden * gate) @ weights[3], labels))
 
 
-@pytest.mark.parametrize("model", [attention, perceptron])
+@pytest.mark.parametrize("model", sampling.sample([attention, perceptron], perceptron))
 def test_models_push_forward_in_float64(model, x64):
     """jvp, jacfwd, hessian, and linearize of whole models, nested jits included, in forward mode."""
     rng = np.random.default_rng(0)
