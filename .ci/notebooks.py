@@ -1,15 +1,21 @@
 """Run the notebooks, all or those named, and store what they print and draw, in few bytes.
 
-python .ci/notebooks.py [--check] [NOTEBOOK ...]
+python .ci/notebooks.py [--check | --check-changed] [NOTEBOOK ...]
 
-With --check nothing is stored. Each runs in an empty folder: it needs no file beside it. Needs the extra
-"notebooks".
+With --check nothing is stored. With --check-changed a notebook is left out where what it stores was made by
+the same cells, the same code of the package, and the same version of JAX. As many run at once as there are
+processors, each in an empty folder: it needs no file beside it. Needs the extra "notebooks".
 """
 
 import argparse
+import ast
 import base64
+import hashlib
+import importlib.metadata
 import io
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,9 +24,20 @@ import numpy as np
 from nbclient import NotebookClient
 from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
 LIMIT = 100_000  # bytes of a file
 TOLERANCE = 10  # of 255: no channel of a stored pixel is off by as much
+
+
+def made_by(notebook: nbformat.NotebookNode) -> str:
+    """A digest of what a notebook is made by: its cells, the package without its comments, JAX's version."""
+    found = hashlib.sha256(importlib.metadata.version("jax").encode())
+    for cell in notebook.cells:
+        found.update(f"\n{cell.cell_type}\n{cell.source}".encode())
+    for path in sorted((ROOT / "jsoftmax").rglob("*.py")):
+        found.update(f"\n{path.relative_to(ROOT)}\n{ast.dump(ast.parse(path.read_text()))}".encode())
+    return found.hexdigest()
 
 
 def run(path: Path) -> nbformat.NotebookNode:
@@ -37,6 +54,7 @@ def run(path: Path) -> nbformat.NotebookNode:
             elif "image/png" in output.get("data", ()):
                 output.data = {"image/png": smaller(output.data["image/png"])}
     del notebook.metadata["language_info"]  # the version of Python
+    notebook.metadata["made_by"] = made_by(notebook)
     return notebook
 
 
@@ -67,20 +85,35 @@ def covering(colours: np.ndarray) -> np.ndarray:
     return palette
 
 
+def text_of(path: Path) -> str:
+    """The file as it is to be stored, and a line on what it took."""
+    begun = time.perf_counter()
+    text = nbformat.writes(run(path)) + "\n"
+    size = len(text.encode())
+    assert size < LIMIT, f"{path.name} has {size} bytes"
+    print(f"{path.name}: {time.perf_counter() - begun:.0f} s, {size / 1000:.0f} kB", flush=True)
+    return text
+
+
 def main() -> None:
     """Stop at the first cell that fails."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--check", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--check", action="store_true")
+    which.add_argument("--check-changed", action="store_true")
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
     arguments = parser.parse_args()
-    for path in arguments.notebooks:
-        begun = time.perf_counter()
-        text = nbformat.writes(run(path)) + "\n"
-        size = len(text.encode())
-        assert size < LIMIT, f"{path.name} has {size} bytes"
-        print(f"{path.name}: {time.perf_counter() - begun:.0f} s, {size / 1000:.0f} kB", flush=True)
-        if not arguments.check:
-            path.write_text(text)
+    paths = arguments.notebooks
+    if arguments.check_changed:
+        stored = {path: nbformat.read(path, as_version=4) for path in paths}
+        paths = [path for path in paths if stored[path].metadata.get("made_by") != made_by(stored[path])]
+        print(
+            f"{len(stored) - len(paths)} of {len(stored)} notebooks are as this code makes them", flush=True
+        )
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+        for path, text in zip(paths, processes.map(text_of, paths), strict=True):
+            if not (arguments.check or arguments.check_changed):
+                path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where in the source an o
 
 import jax
 import pytest
+import sampling
 from compiling import QUICKLY, flags
 
 from jsoftmax.transforms import _sharding
@@ -25,8 +26,10 @@ def pytest_addoption(parser):
     parser.addoption("--one-of-each", action="store_true", help="run the first item of every test function")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
     """With --one-of-each, functions that are parametrized run with their first parameters alone."""
+    sampling.mark(items)
     if config.getoption("--one-of-each"):
         first = {}
         for item in items:

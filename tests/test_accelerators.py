@@ -1,7 +1,8 @@
 """What the compilers for a GPU and for TPUs make of this package: facts of compiled programs, nothing is run.
 
 No accelerator is needed, only its compiler: ``pip install -e ".[accelerators]"``, then
-``JAX_PLATFORMS=cpu pytest -n 0 -m accelerators``. The logits are bfloat16, in shapes alone.
+``JAX_PLATFORMS=cpu pytest -n 2 --dist=loadgroup -m accelerators``, or ``-m "accelerators and not full"`` for
+one kind of TPU. A group of items compiles a program once. The logits are bfloat16, in shapes alone.
 """
 
 import functools
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from compiling import IN_FULL
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -192,8 +194,15 @@ def program(platform, name, classes):
 
 def on(*platforms):
     def mark(test):
-        # A TPU's compiler takes its time; for it, the longer rows are enough.
-        rows = [(p, n) for p in platforms for n in CLASSES if p == "h200" or n == max(CLASSES)]
+        # A TPU's compiler takes its time; for it, the longer rows are enough, and by default one kind of TPU.
+        rows = [
+            pytest.param(
+                p, n, marks=[pytest.mark.xdist_group(p), *([pytest.mark.full] if p in ("v5e", "v7x") else [])]
+            )
+            for p in platforms
+            for n in CLASSES
+            if p == "h200" or n == max(CLASSES)
+        ]
         test = pytest.mark.parametrize(("platform", "classes"), rows)(test)
         return pytest.mark.accelerators(pytest.mark.parametrize("name", CASES)(test))
 
@@ -228,7 +237,15 @@ def test_how_often_the_logits_are_read(program, name, classes):
 
 
 @pytest.mark.accelerators
-@pytest.mark.parametrize("name", [name for name in CASES if "softmax" in name and "masks" not in name])
+@pytest.mark.xdist_group("v6e")
+@pytest.mark.parametrize(
+    "name",
+    sampling.sample(
+        [name for name in CASES if "softmax" in name and "masks" not in name],
+        "softmax",
+        "log_softmax, value and backward",
+    ),
+)
 def test_a_tpu_reads_short_rows_as_it_reads_long_ones(name):
     """Where a GPU has a kernel that keeps a row. Masks are moved to a nearer memory, another kind of pass."""
     program = of_case("v6e", name, min(CLASSES))
@@ -243,7 +260,12 @@ def test_how_many_kernels_are_launched(program, name, classes):
 @pytest.mark.accelerators
 @pytest.mark.parametrize(
     ("platform", "asked", "products", "megabytes"),
-    [("h200", (), 1, 300), ("h200", (0, 1), 3, 2800), ("v6e", (), 1, 300), ("v6e", (0, 1), 3, 3300)],
+    [
+        pytest.param("h200", (), 1, 300, marks=pytest.mark.full),
+        ("h200", (0, 1), 3, 2800),
+        pytest.param("v6e", (), 1, 300, marks=pytest.mark.full),
+        ("v6e", (0, 1), 3, 3300),
+    ],
     ids=str,
 )
 def test_a_head_of_128256_classes(platform, asked, products, megabytes):
@@ -352,6 +374,7 @@ if jax.__version_info__ >= (0, 11):  # whose compiler fuses it otherwise
 
 
 @pytest.mark.accelerators
+@pytest.mark.diagonal
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("name", ON_GPU)
 def test_sums_and_arrays_of_the_same_exponentials_share_none_on_a_gpu(name, classes):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -217,37 +218,57 @@ def sent(compiled, over):
     return kinds, sorted(sizes)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_answers_of_one_device(name):
-    function, needs, numbers = FUNCTIONS[name]
+def drawn(name):
+    """A function and its arguments; outputs in shapes; tangents and cotangents."""
+    function, needs, _ = FUNCTIONS[name]
     a = given(*needs.split())
     rng = np.random.default_rng(1)
     tangents = {n: jnp.asarray(rng.normal(size=f.shape), jnp.float32) for n, f in floats(a).items()}
     outputs = jax.eval_shape(lambda: function(a))
     cotangents = tuple(jnp.asarray(rng.normal(size=f.shape), jnp.float32) for f in values(outputs))
-    arguments = (a, tangents, cotangents)
-    want = jax.jit(lambda a, t, g: (value_and_gradients(function, a, g), derivatives(function, a, t, g)))(
-        *arguments
-    )
+    return function, outputs, a, tangents, cotangents
 
-    def on_shards(*arguments):
-        return derivatives(function, *arguments, axis_name="classes")
 
-    specs = jax.tree.map(layout, arguments)
-    within = jax.shard_map(on_shards, mesh=MESH, in_specs=specs, out_specs=jax.tree.map(layout, want[1]))
-    agree(jax.jit(within)(*arguments), want[1])
-
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_answers_of_one_device(name):
+    function, outputs, a, _, cotangents = drawn(name)
+    want = jax.jit(partial(value_and_gradients, function))(a, cotangents)
     sharded = jax.shard_map(
         lambda a: function(a, axis_name="classes"),
         mesh=MESH,
-        in_specs=specs[:1],
+        in_specs=(jax.tree.map(layout, a),),
         out_specs=jax.tree.map(layout, outputs),
     )
-    whole = jax.jit(lambda a, g: value_and_gradients(sharded, a, g)).lower(a, cotangents).compile()
-    agree(whole(a, cotangents), want[0])
+    whole = jax.jit(partial(value_and_gradients, sharded)).lower(a, cotangents).compile()
+    agree(whole(a, cotangents), want)
     kinds, sizes = sent(whole, over=4)
     assert kinds == {"all-reduce"}
-    assert [n / (ROWS // 2) for n in sizes] == numbers
+    assert [n / (ROWS // 2) for n in sizes] == FUNCTIONS[name][2]
+
+
+# Those whose rules the other functions share.
+RULES = (
+    "softmax",
+    "log_softmax, temperature",
+    "logsumexp",
+    "entropy",
+    "cross_entropy, ids",
+    "linear_cross_entropy",
+)
+
+
+@pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *RULES))
+def test_derivatives_are_those_of_one_device(name):
+    """The derivative of the gradients, tangents, and gradients in forward mode."""
+    function, _, *arguments = drawn(name)
+    want = jax.jit(partial(derivatives, function))(*arguments)
+    within = jax.shard_map(
+        lambda *arguments: derivatives(function, *arguments, axis_name="classes"),
+        mesh=MESH,
+        in_specs=jax.tree.map(layout, tuple(arguments)),
+        out_specs=jax.tree.map(layout, want),
+    )
+    agree(jax.jit(within)(*arguments), want)
 
 
 def run(function, specs, out, *arguments):

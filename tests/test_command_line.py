@@ -69,7 +69,9 @@ def refuse(capsys):
     return refuse
 
 
-@pytest.mark.parametrize(("model", "least"), [("linear", 0.95), ("mlp", 0.97)])
+@pytest.mark.parametrize(
+    ("model", "least"), [pytest.param("linear", 0.95, marks=pytest.mark.full), ("mlp", 0.97)]
+)
 def test_the_main_job_learns_the_digits(model, least, tmp_path):
     outcome = run("train", "--model", model, folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
@@ -164,6 +166,7 @@ def test_a_set_is_read_as_people_have_it(written, name, classes, tmp_path):
         np.testing.assert_array_equal(other.images, images.transpose(0, 2, 1), strict=True)
 
 
+@pytest.mark.full
 def test_letters_are_learnt_under_their_own_numbers(tmp_path):
     folder = write_set(tmp_path / "emnist", **SETS["emnist"][0])
     outcome = run("train", "--data", "mnist", "--path", folder, "--epochs", 1, folder=tmp_path)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from cases import FUNCTIONS, curvature, named
 from compiling import jit_in_full
 from jax.experimental import checkify
@@ -74,6 +75,7 @@ def assert_finite(tree):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
 def test_a_row_with_no_live_class(name, forward):
@@ -93,6 +95,7 @@ def test_a_row_with_no_live_class(name, forward):
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
 def test_a_dead_class_changes_nothing(name, temperature):
@@ -126,6 +129,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
                 np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
 @pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
 def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
@@ -161,6 +165,7 @@ def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
         assert gradient[0, 2] == 0
 
 
+@pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("bad", [INF, NAN])
 def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
@@ -256,22 +261,38 @@ def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
             assert_finite(jax.grad(lambda x: jnp.sum(of_head(x)))(x))
 
 
-def test_good_values_stop_nothing_without_jit():
+def evaluated(x):
+    labels = jnp.array([0, 1])
+    state = jsoftmax.evaluation.update(jsoftmax.evaluation.empty(2), x, labels, weights=jnp.ones(2))
+    ranks = {"rank": jnp.zeros(2), "confidence": jnp.ones(2), "brier": jnp.ones(2)}
+    found = jsoftmax.row_statistics(x, labels)
+    state = jsoftmax.evaluation.update_from_statistics(state, found, labels, **ranks)
+    return jsoftmax.evaluation.compute(state, num_bytes=3)
+
+
+WITHOUT_JIT = {
+    **{
+        name: lambda x, f=f: jax.value_and_grad(lambda x: finite_sum(f(x)))(x)
+        for name, f in (*LOGITS_ONLY.items(), ("weighted", partial(jsoftmax.logsumexp, b=jnp.ones(2))))
+    },
+    "linear_cross_entropy": lambda x: jsoftmax.linear_cross_entropy(x, jnp.eye(2), jnp.array([0, 1])),
+    "options": lambda x: jsoftmax.cross_entropy(
+        x,
+        jnp.array([0, 1]),
+        **dict.fromkeys(("temperature", "soft_cap", "z_loss", "label_smoothing"), jnp.full(2, 0.5)),
+    ),
+    "evaluation": evaluated,
+    "fit_temperature": lambda x: jsoftmax.evaluation.fit_temperature(x, jnp.array([0, 1])),
+}
+OF_EACH_KIND = ("softmax", "cross_entropy, ids", "weighted", "linear_cross_entropy", "options")
+
+
+@pytest.mark.parametrize("name", sampling.sample(WITHOUT_JIT, *OF_EACH_KIND))
+def test_good_values_stop_nothing_without_jit(name):
     """What is NaN elsewhere is made where it is found: as a constant it would stop `jax_debug_nans`."""
-    x, labels = jnp.array([[1.0, 2.0], [0.5, 0.0]]), jnp.array([0, 1])
-    state = jsoftmax.evaluation.empty(num_classes=2)
+    x = jnp.array([[1.0, 2.0], [0.5, 0.0]])
     with jax.debug_nans(True), jax.disable_jit():
-        for function in (*LOGITS_ONLY.values(), partial(jsoftmax.logsumexp, b=jnp.ones(2))):
-            assert_finite(jax.value_and_grad(lambda x, f=function: finite_sum(f(x)))(x))
-        assert_finite(jsoftmax.linear_cross_entropy(x, jnp.eye(2), labels))
-        options = dict.fromkeys(("temperature", "soft_cap", "z_loss", "label_smoothing"), jnp.full(2, 0.5))
-        assert_finite(jsoftmax.cross_entropy(x, labels, **options))
-        state = jsoftmax.evaluation.update(state, x, labels, weights=jnp.ones(2))
-        found = jsoftmax.row_statistics(x, labels)
-        ranks = {"rank": jnp.zeros(2), "confidence": jnp.ones(2), "brier": jnp.ones(2)}
-        state = jsoftmax.evaluation.update_from_statistics(state, found, labels, **ranks)
-        assert_finite(jsoftmax.evaluation.compute(state, num_bytes=3))
-        assert_finite(jsoftmax.evaluation.fit_temperature(x, labels))
+        assert_finite(WITHOUT_JIT[name](x))
 
 
 def test_differences_that_overflow():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from cases import REGIMES, logits, named
 
 import jsoftmax
@@ -98,7 +99,7 @@ def perceptron(softmax, cross_entropy, inputs, weights, labels):
     return jnp.mean(cross_entropy((hidden * gate) @ weights[3], labels))
 
 
-@pytest.mark.parametrize("model", [attention, perceptron])
+@pytest.mark.parametrize("model", sampling.sample([attention, perceptron], perceptron))
 def test_models_push_forward_in_float64(model, x64):
     """jvp, jacfwd, hessian, and linearize of whole models, nested jits included, in forward mode."""
     rng = np.random.default_rng(0)
@@ -187,6 +188,7 @@ def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
         np.testing.assert_allclose(got, want, atol=1e-6 * abs(want).max())
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
 @pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])
 def test_mixed_second_derivatives_pushed_forward(option, kind):

@@ -72,6 +72,7 @@ def assert_within(ulps, ours, want, largest=0):
     assert np.all(known | (off <= ulps * ulp)), off / ulp
 
 
+@pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [33, 100, 521, 1000, 4096, CLASSES, 50257])
 def test_values_in_every_regime(classes, axis):
@@ -94,6 +95,7 @@ def test_log_prob_is_minus_the_loss(axis):
         np.testing.assert_array_equal(log_prob(x, ids), -loss(x, ids), err_msg=name)
 
 
+@pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [10, 100, 1000, CLASSES])
 def test_a_value_beside_its_gradient(classes, axis):

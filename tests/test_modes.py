@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sampling
 
 import jsoftmax
 
@@ -104,6 +105,7 @@ def test_a_small_program_is_plain(name):
     assert not_plain(name, 16, 10) <= {"reported"}
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("size", [(512, 1000), (64, 50257)], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_portable_program_is_plain_at_every_size(name, size):
@@ -117,7 +119,18 @@ def test_a_large_program_is_not():
     assert not_plain("linear_cross_entropy, mean", 4096, 50257) >= {"reported", "row_wise"}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# Those that have forms of their own on CPU, and one of each other kind.
+OF_EACH_KIND = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "cross_entropy, options",
+    "entropy",
+    "linear_cross_entropy, mean",
+)
+
+
+@pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *OF_EACH_KIND))
 def test_portable_values_and_gradients(name):
     """Those of the platform's own programs, up to a few roundings."""
     rng = np.random.default_rng(0)

@@ -68,6 +68,12 @@ def test_merge_is_a_commutative_monoid(x, y, z):
     np.testing.assert_allclose(left.rest, right.rest, rtol=8 * EPS, atol=1e-37)
 
 
+@jax.jit
+def scanned(blocks):
+    start = online.empty((5,), blocks.dtype)
+    return jax.lax.scan(lambda s, block: (online.absorb(s, block), None), start, blocks)[0]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_scan_over_blocks_is_as_accurate_as_the_row(regime, dtype):
@@ -75,12 +81,7 @@ def test_a_scan_over_blocks_is_as_accurate_as_the_row(regime, dtype):
         x = logits(regime, (5, 60), dtype=dtype)
         blocks = jnp.asarray(x.reshape(5, 6, 10).swapaxes(0, 1))
 
-        @jax.jit
-        def scan(blocks):
-            start = online.empty((5,), dtype)
-            return jax.lax.scan(lambda s, block: (online.absorb(s, block), None), start, blocks)[0]
-
-        state = scan(blocks)
+        state = scanned(blocks)
         assert state.rest.dtype == dtype
     for row, top, rest in zip(x, *map(np.asarray, state), strict=True):
         total = sum(mp.exp(n - mp.mpf(float(row.max()))) for n in exactly(row)) - 1

@@ -132,6 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("capped", [False, True], ids=["uncapped", "capped"])
@@ -179,6 +180,7 @@ STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "te
 SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
 def test_options_alone_and_in_pairs(names, soft):
@@ -198,6 +200,7 @@ def test_options_alone_and_in_pairs(names, soft):
 RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 def test_torch_means_the_same(case, columns):
@@ -308,6 +311,7 @@ def test_what_is_ignored_may_hold_anything(reduction):
     def loss(x, y, o):
         return jsoftmax.cross_entropy(x, y, reduction=reduction, **o)
 
+    @jax.jit
     def gradient(x, y):
         floats = {k: v for k, v in options.items() if k != "ignore_index"}
         return jax.grad(lambda x, o: loss(x, y, {**o, "ignore_index": -100}).sum(), (0, 1))(x, floats)
@@ -435,6 +439,7 @@ def test_several_class_axes_are_one(axis):
         np.testing.assert_allclose(ours, same, rtol=4 * EPS)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_rows_too_long_for_one_sum(soft, axis):

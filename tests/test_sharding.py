@@ -1,12 +1,14 @@
 """On eight devices: the answers of one device, and nothing as long as the classes moves between them."""
 
 import functools
+import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -81,6 +83,7 @@ def prepared(name):
     return (h, h @ w, y) if name == "dense" else (h, w, y)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_under_jit(name, kind, several_devices):
@@ -170,7 +173,13 @@ def test_rows_within_shard_map(name):
 
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((2**15, 3), 1), ((2**13, 40), 1), ((16, 40_000), 1), ((4, 2**16), 0), ((40, 2**16), 0)],
+    [
+        ((2**15, 3), 1),
+        pytest.param((2**13, 40), 1, marks=pytest.mark.full),
+        ((16, 40_000), 1),
+        pytest.param((4, 2**16), 0, marks=pytest.mark.full),
+        ((40, 2**16), 0),
+    ],
 )
 def test_many_rows_within_shard_map(shape, axis):
     """In the forms that large arrays take on CPU, loops and branches among them."""
@@ -190,20 +199,33 @@ def test_many_rows_within_shard_map(shape, axis):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-6, atol=1e-6), got, want)
 
 
-def by_rows(x, h, y, w):
-    """Functions of every kind, of rows."""
-    one = {"label_smoothing": 0.1, "z_loss": 0.01, "ignore_index": 0, "class_weights": jnp.ones(CLASSES)}
+ONE = {
+    "label_smoothing": 0.1,
+    "z_loss": 0.01,
+    "ignore_index": 0,
+    "class_weights": np.ones(CLASSES, np.float32),
+}
+
+
+def a_few_by_rows(x, h, y, w):
     return {
         "softmax": jsoftmax.softmax(x, temperature=0.5),
+        "loss": jsoftmax.cross_entropy(x, y, **ONE),
+        "head": jsoftmax.linear_cross_entropy(h, w, y, **ONE, block_size=4),
+    }
+
+
+def by_rows(x, h, y, w):
+    """Functions of every kind, of rows."""
+    return {
+        **a_few_by_rows(x, h, y, w),
         "log_softmax": jsoftmax.log_softmax(x),
         "logsumexp": jsoftmax.logsumexp(x, -1),
         "weighted": jsoftmax.logsumexp(x, -1, jnp.ones(CLASSES)),
-        "loss": jsoftmax.cross_entropy(x, y, **one),
         "targets": jsoftmax.cross_entropy(x, jax.nn.softmax(-x)),
         "kl": jsoftmax.kl_divergence(x, 2 * x),
         "js": jsoftmax.js_divergence(x, 2 * x),
         "statistics": jsoftmax.row_statistics(x, y),
-        "head": jsoftmax.linear_cross_entropy(h, w, y, **one, block_size=4),
         "statistics of a head": jsoftmax.linear_row_statistics(h, w, y),
         "sums of a head": jsoftmax.linear_cross_entropy(h, w, y, reduction="sum")[None],
     }
@@ -219,12 +241,14 @@ def by_classes(x, h, y, w):
     }
 
 
-@pytest.mark.parametrize("functions", [by_rows, by_classes])
+@pytest.mark.parametrize(
+    "functions", sampling.sample([a_few_by_rows, by_rows, by_classes], a_few_by_rows, by_classes)
+)
 def test_within_shard_map_outside_jit(functions):
     """Where JAX calls a function as it is, on two devices: values and gradients as under jit."""
     h, w, y = arrays()
     given = h @ w, h, jnp.maximum(y, 0), w
-    rows = functions is by_rows
+    rows = functions is not by_classes
     two = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     of_rows, of_classes = P("rows"), P(None, "rows")
     specs = (of_rows, of_rows, of_rows, P()) if rows else (of_classes, P(), P(), of_classes)
@@ -248,7 +272,17 @@ def test_within_shard_map_outside_jit(functions):
             np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
-def test_options_beside_explicitly_sharded_logits(several_devices):
+OF_LOGITS = P("rows"), P(None, "classes"), P("rows", "classes")
+OF_WEIGHTS = P(), P("classes"), P("rows")
+PAIRS = [*zip(OF_LOGITS, OF_WEIGHTS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [PAIRS, pytest.param([*itertools.product(OF_LOGITS, OF_WEIGHTS)], marks=pytest.mark.full)],
+    ids=len,
+)
+def test_options_beside_explicitly_sharded_logits(layouts, several_devices):
     """However they are sharded themselves, value and gradient are those of one device, and lie as they do."""
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(ROWS, CLASSES)), rng.gamma(0.5, size=(ROWS, CLASSES))
@@ -271,14 +305,13 @@ def test_options_beside_explicitly_sharded_logits(several_devices):
     want = of(*floats, where, y, *head)
     on = mesh(AxisType.Explicit)
     with jax.set_mesh(on):
-        for of_x in (P("rows"), P(None, "classes"), P("rows", "classes")):
-            for of_weights in (P(), P("classes"), P("rows")):
-                by_row = P() if of_weights == P("classes") else P("rows")
-                specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), by_row
-                specs += P(*of_x[:1]), P(None, *of_x[1:])
-                pairs = zip((*floats, where, y, *head), specs, strict=True)
-                sharded = [jax.device_put(a, NamedSharding(on, spec)) for a, spec in pairs]
-                got = of(*sharded)
-                agree(got, want)
-                for d, a in zip(got[1], (sharded[0], *sharded[2:4]), strict=True):
-                    assert d.sharding.is_equivalent_to(a.sharding, a.ndim)
+        for of_x, of_weights in layouts:
+            by_row = P() if of_weights == P("classes") else P("rows")
+            specs = of_x, of_x, of_weights, by_row, P(None, *of_weights), by_row
+            specs += P(*of_x[:1]), P(None, *of_x[1:])
+            pairs = zip((*floats, where, y, *head), specs, strict=True)
+            sharded = [jax.device_put(a, NamedSharding(on, spec)) for a, spec in pairs]
+            got = of(*sharded)
+            agree(got, want)
+            for d, a in zip(got[1], (sharded[0], *sharded[2:4]), strict=True):
+                assert d.sharding.is_equivalent_to(a.sharding, a.ndim)

@@ -84,6 +84,15 @@ REVERSE = {**WRAPPINGS, "export": through_a_file}  # an exported program carries
 FORWARD = {**WRAPPINGS, "while_loop": in_a_while_loop}  # a loop of unknown length has forward mode only
 
 
+# A third of the transformations each; by default a function is tested with one of these parts.
+in_parts = pytest.mark.parametrize("part", range(3), ids=["part 1", "part 2", "part 3"])
+
+
+def part_of(table, part):
+    """Every third entry."""
+    return dict([*table.items()][part::3])
+
+
 class Flat:
     """A function of the table as one of a flat vector, and what it must give there."""
 
@@ -123,13 +132,15 @@ def flat(name):
         return Flat(next(function for function in FUNCTIONS if function.name == name))
 
 
+@pytest.mark.diagonal
+@in_parts
 @pytest.mark.parametrize("function", **named())
-def test_value_and_gradient_through_every_wrapping(function, x64):
+def test_value_and_gradient_through_every_wrapping(function, part, x64):
     case = flat(function.name)
 
     @jax.jit
     def everything(x):
-        pulled = {name: jax.vjp(case.ours(wrap), x) for name, wrap in REVERSE.items()}
+        pulled = {name: jax.vjp(case.ours(wrap), x) for name, wrap in part_of(REVERSE, part).items()}
         return {name: (value, *pull(case.g)) for name, (value, pull) in pulled.items()}
 
     for name, (value, gradient) in everything(case.x).items():
@@ -137,13 +148,17 @@ def test_value_and_gradient_through_every_wrapping(function, x64):
         agree(name, gradient, case.g @ case.jacobian)
 
 
+@pytest.mark.diagonal
+@in_parts
 @pytest.mark.parametrize("function", **named())
-def test_forward_mode_through_every_wrapping(function, x64):
+def test_forward_mode_through_every_wrapping(function, part, x64):
     case = flat(function.name)
 
     @jax.jit
     def everything(x):
-        return {name: jax.jvp(case.ours(wrap), (x,), (case.v,)) for name, wrap in FORWARD.items()}
+        return {
+            name: jax.jvp(case.ours(wrap), (x,), (case.v,)) for name, wrap in part_of(FORWARD, part).items()
+        }
 
     with jsoftmax.forward_mode():
         for name, (value, along) in everything(case.x).items():
@@ -151,8 +166,10 @@ def test_forward_mode_through_every_wrapping(function, x64):
             agree(name, along, case.jacobian @ case.v)
 
 
+@pytest.mark.diagonal
+@in_parts
 @pytest.mark.parametrize("function", **named())
-def test_transformations_of_derivatives(function, x64):
+def test_transformations_of_derivatives(function, part, x64):
     case = flat(function.name)
     f = case.ours()
     gradient = jax.grad(lambda x: f(x) @ case.g)
@@ -160,20 +177,27 @@ def test_transformations_of_derivatives(function, x64):
     def pushed(x):
         return jax.jvp(f, (x,), (case.v,))[1] @ case.g
 
+    def forward(derivative):
+        def of(x):
+            with jsoftmax.forward_mode():
+                return derivative(x)
+
+        return of
+
+    transformations = {
+        "jacrev": jax.jacrev(f),
+        "linear_transpose of jvp": forward(
+            lambda x: jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)[0]
+        ),
+        "hessian": forward(jax.hessian(lambda x: f(x) @ case.g)),
+        "jacfwd of jvp": forward(jax.jacfwd(pushed)),
+        "jvp of grad": lambda x: jax.jvp(gradient, (x,), (case.v,))[1],
+        "grad of grad": jax.grad(lambda x: gradient(x) @ case.v),
+    }
+
     @jax.jit
     def everything(x):
-        with jsoftmax.forward_mode():
-            (transposed,) = jax.linear_transpose(lambda v: jax.jvp(f, (x,), (v,))[1], x)(case.g)
-            hessian = jax.hessian(lambda x: f(x) @ case.g)(x)
-            jacfwd = jax.jacfwd(pushed)(x)
-        return {
-            "jacrev": jax.jacrev(f)(x),
-            "linear_transpose of jvp": transposed,
-            "hessian": hessian,
-            "jacfwd of jvp": jacfwd,
-            "jvp of grad": jax.jvp(gradient, (x,), (case.v,))[1],
-            "grad of grad": jax.grad(lambda x: gradient(x) @ case.v)(x),
-        }
+        return {name: derivative(x) for name, derivative in part_of(transformations, part).items()}
 
     for regime in ("unit", "tied", "peaked by 15"):
         x = case.at(regime)
@@ -238,6 +262,7 @@ def test_the_promotion_mode_does_not_change_the_program(function):
         assert program("strict", *arguments) == program("standard", *arguments)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("function", **named())
 def test_shapes_are_known_before_anything_is_computed(function, mode):
@@ -257,6 +282,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     assert gradient == arguments[0]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize(
     ("shape", "axis", "symbols"),
     [((4, 40), -1, "rows"), ((9, 4), 0, "rows"), ((4, 40), -1, "rows, classes")],
@@ -345,6 +371,7 @@ BARE = {
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dtype):
@@ -364,6 +391,7 @@ def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dt
             np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=rtol, atol=1e-6)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from cases import REGIMES, SHAPES, logits, mask, named
 from compiling import jit_in_full
 
@@ -22,6 +23,7 @@ def error(ours, exact):
     return difference.astype(np.float64), exact.astype(np.float64)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 @pytest.mark.parametrize("function", **named())
 def test_value_on_any_shape_and_axis(function, shape, axis):
@@ -33,6 +35,7 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
     assert np.all(off <= EPS * (16 * np.abs(exact) + 4))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("function", **named())
 def test_value_in_any_regime(function, dtype):
@@ -58,6 +61,7 @@ def test_softmax_in_round_numbers():
     np.testing.assert_allclose(jsoftmax.softmax(jnp.array([1, 2, 5])), [0.02, 0.05, 0.93], atol=0.01)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [None, (0, 2), (2, 0), (-1, -2), (1,), [0, 1], ()], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["bare", "masked"])
 def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
@@ -116,6 +120,7 @@ def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
     assert jsoftmax.logsumexp(jnp.arange(3), b=b).dtype == jnp.float32
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_low_precision_is_computed_in_float32(function, dtype):
@@ -199,7 +204,11 @@ def test_masks_as_optax_takes_them():
 NARROW = [getattr(jnp, name) for name in dir(jnp) if name.startswith("float8") and "e8m0" not in name]
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
+# With an infinity, without, and without a negative zero.
+OF_EACH_KIND = jnp.float8_e5m2, jnp.float8_e4m3fn, jnp.float8_e4m3fnuz
+
+
+@pytest.mark.parametrize("dtype", sampling.sample(NARROW, *OF_EACH_KIND), ids=lambda d: d.__name__)
 def test_8_bits_are_computed_as_float32(dtype):
     """Rounded once; what is dead is NaN in such an output where the type has no −inf, and nothing live is."""
     x, w = jnp.asarray([1.0, 2.0, 3.0], dtype), jnp.asarray([1.0, 0.5, 2.0], dtype)
