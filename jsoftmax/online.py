@@ -1,13 +1,13 @@
-"""The monoid of the log-sum-exp: a row, or a part of one, as its maximum and the rest of its sum.
+"""The log-sum-exp in blocks: a state holds the maximum of a row, or of some of its classes, and the rest.
 
     ``Σ exp(z) = exp(max)·(1 + rest)``
 
-`rest` leaves out the maximal element's 1. So a confident row, whose sum rounds to 1, keeps its digits in
-`rest`, and the pair never rounds to one number: ``exp(z − max)/(1 + rest)`` does not feel an offset of the
-row that ``exp(z − logsumexp)`` would.
+`rest` leaves out the 1 of the largest class. So it keeps its digits for a confident row, whose sum rounds to
+1. The pair is never rounded to one number: an offset of the row costs ``exp(z − max)/(1 + rest)`` no digits,
+but ``exp(z − logsumexp)`` many.
 
-States merge in any order and grouping, up to rounding, and `empty` changes none of them: the parts may be
-blocks of a scan, chunks of a file, or shards of a mesh.
+States form a monoid: they merge in any order and grouping, up to rounding, and `empty` is the neutral
+element. A state may hold a block of a scan, a chunk of a file, or a shard of a mesh.
 
 >>> import jax, jax.numpy as jnp
 >>> from jsoftmax import online
@@ -35,25 +35,25 @@ __all__ = ["State", "absorb", "empty", "finish", "merge", "merge_across"]
 
 
 class State(NamedTuple):
-    """``Σ exp(z) = exp(max)·(1 + rest)``. With no live class: max = −inf, rest = −1, a sum of 0."""
+    """``Σ exp(z) = exp(max)·(1 + rest)``; without a live class max = −inf and rest = −1, for a sum of 0."""
 
     max: Array
     rest: Array
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> State:
-    """The state of nothing, for rows of this shape: the neutral element of `merge`.
+    """The state of rows without classes, the neutral element of `merge`; `shape` is the shape of the rows.
 
-    `dtype` is that of the logits; a state is in at least float32.
+    `dtype` is the dtype of the logits; a state is in at least float32.
     """
     wide = rules.computing_dtype(Call("online.empty", shape=shape, dtype=dtype).float_dtype("dtype"))
     return State(jnp.full(shape, -jnp.inf, wide), jnp.full(shape, -1, wide))
 
 
 def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
-    """The state with a block of logits added to every row, of any length along `axis`.
+    """The state after a block of logits is added to every row; it may have any length along `axis`.
 
-    The state keeps its dtype; a block is computed in at least float32, whatever its own.
+    The state keeps its dtype; the block is computed in at least float32.
     """
     call = Call("online.absorb", state=state, block=block, axis=axis)
     _refuse_others(call, state=state)
@@ -61,13 +61,13 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
     axes = call.axes(x.shape, may_be_empty=True)
     rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if rows != state.max.shape:
-        problem = f"a block of shape {x.shape} has rows of shape {rows}, the state {state.max.shape}"
+        problem = f"a block of shape {x.shape} has rows of shape {rows}, but the state {state.max.shape}"
         raise call.error(ValueError, problem, f"begin with online.empty({rows})")
     if not x.size:
         return state
     x = x.astype(jnp.promote_types(state.rest.dtype, rules.computing_dtype(x.dtype)))
     top = lax.stop_gradient(jnp.max(x, axes, keepdims=True))
-    top = rules.below_infinity(top)  # shifted by it, +inf adds up to +inf
+    top = rules.below_infinity(top)  # with a finite shift, a logit of +inf gives a sum of +inf, not NaN
     finite_top = jnp.where(top == -jnp.inf, 0, top)
     u = rules.rounded(x, finite_top) - finite_top
     total, scaled_rest = (jnp.sum(a, axes) for a in (jnp.exp(u), rest_terms(jnp.exp(u / 2))))
@@ -76,25 +76,25 @@ def absorb(state: State, block: ArrayLike, axis: int = -1) -> State:
 
 
 def rest_terms(half: Array) -> Array:
-    """The terms of the rest, ``exp(u)`` but 0 at the maximum, from half = exp(u/2); scaled by `rules.SCALE`.
+    """The terms of the rest times `rules.SCALE`: ``exp(u)``, but 0 at the maximum, from half = exp(u/2).
 
-    The floor is 1 at the maximum and 0 elsewhere: a constant, it leaves the derivative alone, to every order.
-    With the scale none of the terms that matter underflows.
+    The floor is 1 at the maximum and 0 elsewhere. It is a constant, so it changes no derivative. With the
+    scale, no term that matters underflows.
     """
     return half * (half * rules.SCALE) - rules.SCALE * jnp.floor(half)
 
 
 def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules.SCALE) -> State:
-    """The state of a row from its maximum, ``Σ exp(u)`` and the sum of its `rest_terms`, scaled like them.
+    """The state of a row from its maximum, total = Σ exp(u), and the sum of `rest_terms`, scaled by `scale`.
 
-    Where the total is below 2, one class leads, and its 1 would swamp the rest in the total.
+    If the total is below 2, one class leads, and its 1 in the total would round away digits of the rest.
     """
     leads = (total > 0) & (total < 1.9) & (scaled_rest < scale / 2 * total)
     return State(top, jnp.where(leads, scaled_rest / scale, total - 1))
 
 
 def merge(a: State, b: State) -> State:
-    """The state of two parts of a row put together."""
+    """The state of all classes of both states, which belong to the same rows."""
     _refuse_others(Call("online.merge", a=a, b=b), a=a, b=b)
     return _merged(
         [a, b],
@@ -104,9 +104,9 @@ def merge(a: State, b: State) -> State:
 
 
 def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
-    """The states of all shards along a named axis put together, the same on every shard.
+    """The merged state of all shards along a named axis, the same on every shard.
 
-    One max-reduce, and one sum-reduce of a stacked pair, of the size of a row's numbers.
+    It takes one max-reduce of one number per row and one sum-reduce of two.
     """
     _refuse_others(Call("online.merge_across", state=state, axis_name=axis_name), state=state)
     return _merged(
@@ -126,7 +126,10 @@ def _refuse_others(call: Call, **states: Any) -> None:
 def _merged(
     parts: list[State], largest: Callable[[list[Array]], Array], total: Callable[[list[Array]], Array]
 ) -> State:
-    """``1 + rest = Σ exp(maxₖ − max)·(1 + restₖ)``; where maxₖ is the maximum, its 1 is counted apart."""
+    """The merged state, by ``1 + rest = Σₖ exp(maxₖ − max)·(1 + restₖ)``.
+
+    The 1 of every state k with maxₖ = max is summed separately, so that it rounds away no digits of the rest.
+    """
     top = largest([lax.stop_gradient(part.max) for part in parts])
 
     def shares(part: State) -> Array:
@@ -140,12 +143,12 @@ def _merged(
 
 
 def log_total(rest: Array) -> Array:
-    """``log Σ exp(u)``; 0 in an empty row, where u is −inf already."""
+    """``log Σ exp(u) = log1p(rest)``; 0 in an empty row, where every u is −inf already."""
     return rules.log1p(jnp.where(rest < 0, 0, rest))
 
 
 def finish(state: State) -> Array:
-    """The log-sum-exp, ``max + log1p(rest)``."""
+    """The log-sum-exp of a state, ``max + log1p(rest)``; −inf for a row without a live class."""
     _refuse_others(Call("online.finish", state=state), state=state)
     log = log_total(state.rest)
     return jnp.where(state.rest < 0, -jnp.inf, state.max.astype(log.dtype) + log)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from jsoftmax._cli import options
 from jsoftmax._cli.errors import UserError
 
-# What `jsoftmax[demo]` installs; only `train` imports them.
+# The packages that `jsoftmax[demo]` installs; only `train` imports them.
 DEMO_EXTRAS = {"matplotlib", "optax", "rich", "sklearn"}
-TRAIN = """Train a classifier of handwritten digits or, with --data text, a language model: a few words tell
-the next. Then verify the gradients against those of the textbook definitions. Of a text the last tenth is
-held out; a word that the rest does not hold twice is <unk>, one more word to tell, but none to write."""
+TRAIN = """Train a classifier of handwritten digits or, with --data text, a language model that predicts a
+word from the few before it. Then compare the gradients with those of the textbook definitions. The last tenth
+of a text is held out. A word that the rest does not contain twice becomes <unk>: the model predicts it, but
+never writes it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

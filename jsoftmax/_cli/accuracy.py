@@ -1,7 +1,7 @@
-"""The accuracy of jsoftmax beside its peers, function by function, in the regimes where they part.
+"""The accuracy of jsoftmax and of its peers, function by function, in regimes where they differ.
 
-The largest error of a row in float32 ulp of the exact value, which is NumPy's in float64. A loss or a
-gradient that is lost altogether is off by 2²³ ulp and more.
+The error is the largest in float32 ulp of the exact value, which NumPy computes in float64. A loss or a
+gradient without a correct digit has an error of at least 2²³ ulp.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ TINY = np.finfo(np.float32).tiny
 
 
 def peer_loss() -> tuple[str, Program]:
-    """Optax's integer-label loss where optax is installed, or the same of jax.nn."""
+    """Optax's loss with integer labels if optax is installed, else the same loss by jax.nn."""
     try:
         import optax
     except ModuleNotFoundError:
@@ -32,7 +32,7 @@ def peer_loss() -> tuple[str, Program]:
 
 
 def table() -> Iterator[str]:
-    """One line for each regime: for every function, the error of ours / of the peer."""
+    """One line for each regime: for every function, our error / the peer's error."""
     name, loss = peer_loss()
     programs = {function: tuple(map(jax.jit, pair)) for function, pair in _pairs(loss).items()}
     yield f"Largest error in ulp: jsoftmax / {name}"
@@ -48,7 +48,7 @@ def table() -> Iterator[str]:
 
 
 def _pairs(loss: Program) -> dict[str, tuple[Program, Program]]:
-    """Ours and the peer's of every function."""
+    """For every function, our program and the peer's."""
     return {
         "softmax": (lambda x, y: jsoftmax.softmax(x), lambda x, y: jax.nn.softmax(x)),
         "log_softmax": (lambda x, y: jsoftmax.log_softmax(x), lambda x, y: jax.nn.log_softmax(x)),
@@ -62,7 +62,7 @@ def _pairs(loss: Program) -> dict[str, tuple[Program, Program]]:
 
 
 def regimes() -> Iterator[tuple[str, Reals]]:
-    """Seeded rows, the label being the largest class."""
+    """Seeded rows of logits by regime; the label of a row is its largest class."""
     random = np.random.default_rng(0)
     for classes in (2, 100, 50257):
         yield f"N(0, 3^2), {classes} classes", _float32(3 * random.normal(size=(ROWS, classes)))
@@ -87,13 +87,13 @@ def _exact(x: Reals, labels: Any) -> dict[str, Reals]:
         "log_softmax": log_p,
         "logsumexp": definitions.logsumexp(np, x),
         "loss": -log_p[at_label],
-        # p - 1 at the label, the largest class, without the cancellation: minus the others.
+        # At the label, the largest class, p - 1 without cancellation: minus the sum of the other p.
         "its gradient": np.where(at_label, -np.where(at_label, 0, p).sum(axis=-1, keepdims=True), p),
     }
 
 
 def _largest_error(ours: Any, exact: Reals) -> float:
-    """In ulp of the exact value, over those that are normal numbers."""
+    """The largest error in ulp of the exact value, over the exact values that are normal numbers."""
     ulp = np.spacing(np.maximum(abs(exact), TINY).astype(np.float32)).astype(np.float64)
     off = abs(np.asarray(ours, np.float64) - exact) / ulp
     return float(np.where(abs(exact) >= TINY, off, 0).max())

@@ -1,14 +1,14 @@
-"""Check the installation: the maps, losses and divergences against float64 on the device JAX finds.
+"""Check the installation: compare maps, losses and divergences with float64 on the device JAX finds.
 
-The reference is NumPy's, so it needs neither jax_enable_x64 nor a CPU beside the device. Its
-gradients are complex steps, Im f(x + ih)/h, which subtract nothing: exact to float64's rounding.
+NumPy computes the reference, so neither jax_enable_x64 nor a CPU beside the device is needed. The
+reference gradients are complex steps, Im f(x + ih)/h: without a subtraction, exact to float64's rounding.
 
 Errors are in ulp, the spacing of float32 at the exact result. The bounds:
 
-- a value: 4 ulp, and for a probability |x - max| more, since exp passes the rounding error of
-  its argument on; for the logarithm of a probability near 1 likewise, by its lead;
-- a gradient: the same, by the distance from the rival. Where it is a difference of terms that
-  may cancel, the ulp is that of the sum of their magnitudes.
+- a value: 4 ulp; for a probability |x - max| ulp more, because exp amplifies the rounding error of its
+  argument; for the logarithm of a probability near 1, its lead over the next class more;
+- a gradient: 4 ulp, and the distance from the largest other logit more. If it is a difference of terms
+  that may cancel, the ulp is the one at the sum of their magnitudes.
 """
 
 import platform
@@ -28,10 +28,10 @@ from jsoftmax._cli.functions import FUNCTIONS, INFORMATION, Function, Rows
 Reals = NDArray[np.floating[Any]]
 
 ULPS = 4
-CANCELLING_ULPS = 8  # a difference of sums: some more roundings
-STEP = 1e-30  # of the complex step: its square vanishes beside any float64
+CANCELLING_ULPS = 8  # for a difference of sums, which has more roundings
+STEP = 1e-30  # of the complex step: its square is negligible in float64
 TINY = np.finfo(np.float32).tiny
-UNDERFLOW = 8 * float(TINY)  # a device may flush to zero: so much may get lost in a few terms
+UNDERFLOW = 8 * float(TINY)  # what a few terms lose on a device that flushes subnormals to zero
 
 
 class Regime(NamedTuple):
@@ -43,7 +43,7 @@ class Regime(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The outcome for one function: its error nearest to the bound, over regimes and modes."""
+    """The result for one function: over regimes and modes, the error that is nearest to its bound."""
 
     quantity: str
     ulp: float
@@ -78,7 +78,7 @@ def run() -> int:
 
 
 def regimes() -> tuple[Regime, ...]:
-    """Seeded logits of every kind."""
+    """Seeded logits, labels and targets of every kind."""
     random = np.random.default_rng(0)
 
     def rows(scale: float = 1, offset: float = 0, count: int = 32, classes: int = 100) -> Rows:
@@ -116,7 +116,7 @@ def lines() -> Iterator[Line]:
 
 
 def _modes(function: Function) -> dict[str, Callable[..., Any]]:
-    """Ways to compute the value at some rows, and the pullback of g."""
+    """Functions of rows and a cotangent g that return the value and the gradient, by mode."""
 
     def compute(rows: Rows, g: Any, **temperature: float) -> Any:
         def at(logits: Any) -> Any:
@@ -143,11 +143,11 @@ def _compare(
     """The value and the gradient of one function in one regime, a pair of lines for each mode."""
     rows, temperature, options, roundings = regime.rows, np.float64(1), {}, 1
     if regime.temperature is not None:
-        # The function is given the float32; and dividing by it rounds x - max a second time.
+        # The function gets the float32 temperature. The division by it rounds x - max a second time.
         temperature = np.float64(np.float32(regime.temperature))
         options, roundings = {"temperature": regime.temperature}, 2
 
-    # Of a divergence the targets are logits too: for it, NumPy must not take their exponentials in float32.
+    # A divergence takes the targets as logits too: NumPy must compute their exponentials in float64.
     fine = rows._replace(targets=rows.targets.astype(np.float64))
 
     def exact(logits: Any) -> Any:
@@ -186,7 +186,7 @@ def _complex_step(f: Callable[[Any], Any], x: Reals, g: Reals) -> Reals:
 
 
 def _gap_and_lead(rows: Rows, x: Reals) -> tuple[Reals, Reals]:
-    """max - x, and at the maximum its lead over the next; one of the two is 0 everywhere."""
+    """max - x, and the lead of the maximum over the next class; at each entry one of the two is 0."""
     live = np.where(rows.entries, x, -np.inf)
     second, first = np.split(np.sort(live, axis=-1)[:, -2:], 2, axis=-1)
     return np.where(rows.entries, first - x, 0), np.where(live == first, first - second, 0)
@@ -195,7 +195,7 @@ def _gap_and_lead(rows: Rows, x: Reals) -> tuple[Reals, Reals]:
 def _line(
     quantity: str, place: str, ours: Any, exact: Reals, scale: Reals, bound: Reals, underflow: float
 ) -> Line:
-    """The entry nearest its bound, by its error in ulp of `scale`."""
+    """The entry whose error, in ulp of `scale`, is nearest to its bound."""
     ours, bound = np.asarray(ours, np.float64), np.broadcast_to(bound, exact.shape)
     if ours.shape != exact.shape:
         raise ValueError(f"{quantity}: shape {ours.shape}, expected {exact.shape}")

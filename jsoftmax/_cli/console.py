@@ -1,4 +1,4 @@
-"""What a training run shows, whatever it learns: its console, its progress, and how it was verified."""
+"""The output of every training run: the console, the progress, and the table of comparisons."""
 
 import io
 import os
@@ -23,9 +23,9 @@ Report = Callable[[float, str | None], None]
 
 
 def screen() -> Console:
-    """Rich's console; a pipe or a file gets plain text, as wide as the tables need."""
+    """Rich's console; for a pipe or a file it writes plain text, wide enough for the tables."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a text may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="replace")  # a text may contain characters that a terminal cannot show
     plain = not sys.stdout.isatty()
     return Console(
         highlight=False,
@@ -39,7 +39,7 @@ def screen() -> Console:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder now: a minute of training should not end in a typing mistake."""
+    """Create the folder before the training, so that a wrong path is reported at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,7 +51,7 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Report what goes wrong with the pictures' files."""
+    """Report an error in writing the pictures as a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -60,9 +60,9 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(screen: Console, epochs: int) -> Iterator[Report]:
-    """Yield `report(epochs done, how it goes)`: a progress bar, or, on a pipe, a line now and then.
+    """Yield `report(epochs, text)`: it moves a progress bar or, on a pipe, prints about `PLAIN_LINES` lines.
 
-    With nothing to tell, None, a part of an epoch is done: the bar moves on.
+    The text is None within an epoch: then only the bar moves.
     """
     if screen.is_terminal:
         columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -81,7 +81,7 @@ def progress(screen: Console, epochs: int) -> Iterator[Report]:
 
 
 def show_comparisons(screen: Console, comparisons: Sequence[Comparison], bound: str) -> int:
-    """Print a table of them and what bounds them, and return how many failed."""
+    """Print a table of the comparisons and their bound, and return how many failed."""
     table = Table(
         title="largest difference from the textbook definitions and their jax.grad",
         title_justify="left",

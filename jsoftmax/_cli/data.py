@@ -1,8 +1,8 @@
 """The images: scikit-learn's 8x8 digits, or a set in MNIST's format, four IDX files in a folder.
 
-MNIST, Fashion-MNIST and KMNIST have the bare names, as `train-images-idx3-ubyte`; of EMNIST and QMNIST the
-name of the set comes first, as in `emnist-letters-test-images-idx3-ubyte`. Dots may stand for dashes, `.gz`
-may follow, and a folder of the name may hold the file, as some archives have it.
+The files of MNIST, Fashion-MNIST and KMNIST have bare names such as `train-images-idx3-ubyte`. In EMNIST and
+QMNIST the name of the set comes first, as in `emnist-letters-test-images-idx3-ubyte`. A name may have dots
+instead of dashes, `.gz` may follow, and the file may lie in a folder of its own name, as in some archives.
 """
 
 import gzip
@@ -22,18 +22,18 @@ from sklearn.model_selection import train_test_split
 
 from jsoftmax._cli.errors import UserError
 
-BARE = "mnist"  # the set of the files whose names have no set in them
+BARE = "mnist"  # the set of files with bare names
 NAME = re.compile(
     r"(?:(?P<set>\w.*?)[-._])?(?P<part>train|t10k|test)[-._](?P<kind>images|labels)[-._]"
     r"idx\d[-._](?:ubyte|int)(?:\.gz)?",
     re.IGNORECASE,
 )
-LISTED = 8  # names in a message, at most
-MOST_CLASSES = 1000  # the confusion matrix and the Jacobians hold a number for every two
+LISTED = 8  # the most names in a message
+MOST_CLASSES = 1000  # the confusion matrix and the Jacobians have one entry for every pair of classes
 
 IMAGES_MAGIC = (0x0803,)  # unsigned bytes in three dimensions
-LABELS_MAGIC = (0x0801, 0x0C01, 0x0C02)  # unsigned bytes in one; int32 in one, or in QMNIST's two
-QMNIST_COLUMNS = 8  # the class comes first, then the writer and the place in NIST's collection
+LABELS_MAGIC = (0x0801, 0x0C01, 0x0C02)  # unsigned bytes in one dimension; int32 in one, or two (QMNIST)
+QMNIST_COLUMNS = 8  # the class comes first, then the writer and the position in NIST's collection
 
 Files = dict[tuple[str, str, str], Path]  # by set, part (train, t10k or test) and kind (images or labels)
 
@@ -43,8 +43,8 @@ class Examples:
     """Labelled images: float32 [count, rows, columns] in [0, 1] and int32 [count]."""
 
     images: NDArray[np.float32]
-    labels: NDArray[np.int32]  # places in `classes`
-    classes: tuple[int, ...]  # the labels as the files have them
+    labels: NDArray[np.int32]  # indices into `classes`
+    classes: tuple[int, ...]  # the labels in the files
 
     @property
     def inputs(self) -> NDArray[np.float32]:
@@ -52,13 +52,13 @@ class Examples:
         return self.images.reshape(len(self.images), -1)
 
     def first(self, count: int) -> "Examples":
-        """The first of them, or all if they are fewer."""
+        """The first `count` examples, or all if there are fewer."""
         return Examples(self.images[:count], self.labels[:count], self.classes)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples to learn from and those kept back."""
+    """The examples for training and the examples held out for the test."""
 
     name: str
     train: Examples
@@ -66,7 +66,7 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """1797 digits, a fifth of each class kept back; the split is the same in every run."""
+    """1797 digits, with a fifth of each class held out; the split is the same in every run."""
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8)
     train_images, test_images, train_labels, test_labels = train_test_split(
@@ -79,10 +79,10 @@ def digits() -> Dataset:
 
 
 def mnist(folder: Path | None, chosen: str | None = None, transpose: bool = False) -> Dataset:
-    """Read the set in a folder; of several, the chosen one.
+    """Read the set in a folder, or the chosen one of several sets.
 
-    Its classes are the labels of its training images, in rising order: 0 to 9, or 1 to 26. `transpose`
-    exchanges the rows and columns of every image, which turns EMNIST's upright.
+    Its classes are the labels of its training images in increasing order, such as 0 to 9 or 1 to 26.
+    `transpose` exchanges the rows and columns of every image: EMNIST stores its images transposed.
     """
     if folder is None:
         raise UserError("--data mnist needs --path DIR, the folder of its four IDX files")
@@ -123,7 +123,7 @@ def mnist(folder: Path | None, chosen: str | None = None, transpose: bool = Fals
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Rising whole numbers in words: "0 to 9", or "0, 2, 5 to 9"."""
+    """Increasing integers as text: "0 to 9", or "0, 2, 5 to 9"."""
     ends = [place for place, (a, b) in enumerate(pairwise(numbers), 1) if b > a + 1]
     runs = [numbers[begin:end] for begin, end in pairwise((0, *ends, len(numbers)))]
     words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
@@ -135,7 +135,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _find(folder: Path) -> Files:
-    """The IDX files in a folder; where a file is there plain and packed, the plain one."""
+    """The IDX files in a folder; of a file and its packed copy, the file."""
     files: Files = {}
     for path in _entries(folder):
         if NAME.fullmatch(path.name):
@@ -169,7 +169,7 @@ def _choose(folder: Path, names: list[str], chosen: str | None) -> str:
 
 
 def _read_part(folder: Path, files: Files, name: str, part: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The images and labels to learn from, or those kept back."""
+    """The images and labels of one part of a set: for training or for the test."""
     for kind, ending in (("images", "idx3-ubyte"), ("labels", "idx1-ubyte")):
         if (name, part, kind) not in files:
             wanted = "-".join([*([] if name == BARE else [name]), part, kind, ending])
@@ -197,13 +197,13 @@ def _read_part(folder: Path, files: Files, name: str, part: str) -> tuple[NDArra
 
 
 def _read_idx(path: Path, magic: tuple[int, ...]) -> NDArray[Any]:
-    """Read big-endian 32-bit words, the magic number and the lengths, then the numbers."""
+    """Read an IDX file: big-endian 32-bit words for the magic number and the lengths, then the numbers."""
     content = _read_bytes(path)
-    # The magic number before the length: it tells a wrong file from a cut one.
+    # Check the magic number before the length, to distinguish a wrong file from a truncated one.
     found = int.from_bytes(content[:4], "big")
     if len(content) >= 4 and found not in magic:
         raise UserError(f"{path}: magic number {found}, expected {' or '.join(map(str, magic))}")
-    # Its last byte counts the dimensions, the one before it names the type.
+    # Its last byte is the number of dimensions, the byte before it the type.
     dimensions = found & 0xFF
     header = 4 * (1 + max(dimensions, 1))
     if len(content) < header:
@@ -220,7 +220,7 @@ def _read_idx(path: Path, magic: tuple[int, ...]) -> NDArray[Any]:
 def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-        # By its first bytes, not its name: browsers unpack a download and keep the `.gz`.
+        # The first bytes decide, not the name: browsers unpack a download but keep the suffix `.gz`.
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: broken gzip file, expected a whole one ({error})") from None

@@ -1,8 +1,8 @@
 """The textbook definitions, each written once for any array namespace `xp`.
 
 `check` evaluates them with NumPy, in float64 and (for gradients by a complex step) complex128;
-`train` differentiates them with jax.grad. No derivative rule appears here, on purpose.
-All reduce the last axis; `where` marks the entries that take part, True for all.
+`train` differentiates them with jax.grad. This module contains no derivative rule, on purpose.
+All functions reduce the last axis; `where` is True for the entries that count.
 """
 
 from types import ModuleType
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def _about_top(xp: ModuleType, x: Any, where: Any) -> tuple[Any, Any, Any]:
-    """Return x_top, x - x_top and the sum of exp(x_j - x_top) over every j but the top.
+    """Return x_top, x - x_top and the sum of exp(x_j - x_top) over all j except the top.
 
-    The top, the largest entry, contributes exp(0) = 1 exactly. Leaving that 1 out of the sum
-    keeps what a confident row has left beside it: with log1p, also far below 1e-16.
+    The top, the largest entry, contributes exactly exp(0) = 1. Without that 1, the sum of a confident
+    row keeps its digits, and with log1p so does its logarithm, also far below 1e-16.
     """
     top = xp.argmax(xp.where(where, xp.real(x), -xp.inf), axis=-1, keepdims=True)
     x_top = xp.take_along_axis(x, top, axis=-1)

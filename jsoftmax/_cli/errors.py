@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake that its user can mend: `main` prints the message as one line, status 2."""
+    """An error that the user can correct: `main` prints its message as one line and returns status 2."""

@@ -18,11 +18,11 @@ from jsoftmax._cli.training import Epoch
 
 NAMES = ("learning-curves.png", "confusion-matrix.png", "predictions.png", "jacobian.png")
 
-# Okabe and Ito's colours, told apart by every kind of eye.
+# The colours of Okabe and Ito, which people with colour blindness can distinguish.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#BBBBBB", "#333333"
-SHOWN = 5  # digits of each kind in the strip of predictions
-DIGITS_UNDER_BARS = 14  # there is room for so many, of the names of all classes or of some
-MOST_NUMBERED = 30  # classes of a matrix that are all named, and its numbers written in
+SHOWN = 5  # digits of each kind in the picture of predictions
+DIGITS_UNDER_BARS = 14  # the most digits, in all names together, that fit under the bars
+MOST_NUMBERED = 30  # the most classes for which a matrix shows all names and numbers
 STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
@@ -63,7 +63,7 @@ def draw(
 
 
 def learning_curves(history: list[Epoch]) -> Figure:
-    """Loss and error rate of training and test over the epochs."""
+    """Training and test loss, and training and test errors, over the epochs."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
@@ -90,12 +90,12 @@ def learning_curves(history: list[Epoch]) -> Figure:
 
 
 def confusion_matrix(confusion: NDArray[np.int_], classes: Sequence[int]) -> Figure:
-    """Counts, coloured by the share of the row."""
+    """The counts, coloured by their share of the row."""
     scale = _scale(len(classes))
     figure = Figure(figsize=(4.4 * scale, 4.2 * scale), layout="constrained")
     axes = figure.subplots()
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    # The square root of the share lets a few mistakes show beside many hits.
+    # The square root makes a few mistakes visible beside many correct predictions.
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
         if count and len(classes) <= MOST_NUMBERED:
@@ -108,7 +108,7 @@ def confusion_matrix(confusion: NDArray[np.int_], classes: Sequence[int]) -> Fig
 
 
 def predictions(examples: Examples, p: NDArray[np.float32]) -> Figure:
-    """Ten test digits over their predicted distributions: the first five, the five hardest."""
+    """Ten test digits above their predicted distributions: the first five and the five hardest."""
     p_true = np.take_along_axis(p, examples.labels[:, None], axis=1)[:, 0]
     hardest = np.argsort(p_true, kind="stable")[:SHOWN].tolist()
     first = [i for i in range(len(p)) if i not in hardest][:SHOWN]
@@ -134,8 +134,8 @@ def predictions(examples: Examples, p: NDArray[np.float32]) -> Figure:
 
 
 def jacobian(examples: Examples, p: NDArray[np.float32]) -> Figure:
-    """diag(p) - p p^T of the least certain prediction, beside its digit."""
-    # Entropy sum -p log p, with 0 log 0 = 0.
+    """The Jacobian diag(p) - p p^T of the least certain prediction, beside its digit."""
+    # The entropy sum -p log p, with 0 log 0 = 0.
     entropy = -np.sum(p * np.log(np.maximum(p, np.finfo(np.float32).tiny)), axis=-1)
     index = int(entropy.argmax())
     matrix = np.asarray(rules.softmax_jacobian(p[index]))
@@ -160,7 +160,7 @@ def jacobian(examples: Examples, p: NDArray[np.float32]) -> Figure:
 
 
 def _show_example(picture: Axes, bars: Axes, examples: Examples, index: int, p: NDArray[np.float32]) -> None:
-    """An image under its class and the predicted one; bars: the true class blue, likelier ones orange."""
+    """An image with its true and predicted class; bars with the true class blue, likelier classes orange."""
     classes, label, predicted = examples.classes, int(examples.labels[index]), int(p.argmax())
     picture.imshow(examples.images[index], cmap="gray_r", vmin=0, vmax=1)
     picture.set(xticks=[], yticks=[])
@@ -178,12 +178,12 @@ def _show_example(picture: Axes, bars: Axes, examples: Examples, index: int, p: 
 
 
 def _scale(classes: int) -> float:
-    """How much larger a matrix is drawn that holds numbers of so many classes."""
+    """The factor by which the picture of a matrix is larger for this number of classes."""
     return max(1, classes / 10) if classes <= MOST_NUMBERED else 1.5
 
 
 def _named(classes: Sequence[int], most: int) -> tuple[list[int], list[str]]:
-    """Places and names of the classes that an axis names: all, or some at equal distances."""
+    """The positions and names of the tick labels of a class axis: at most `most`, at equal distances."""
     places = list(range(0, len(classes), math.ceil(len(classes) / most)))
     return places, [str(classes[place]) for place in places]
 

@@ -1,4 +1,4 @@
-"""The maps, losses and divergences beside their definitions: the table of `check` and `train`."""
+"""The maps, losses and divergences with their definitions: the table that `check` and `train` compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jsoftmax._cli import definitions
 
 
 class Rows(NamedTuple):
-    """Arguments for any of the functions, one example a row."""
+    """Arguments for any of the functions; each row is an example."""
 
     logits: Any  # [N, classes]
     labels: Any  # [N], class ids
@@ -21,26 +21,26 @@ class Rows(NamedTuple):
 
     @property
     def entries(self) -> Any:
-        """`where` in the spelling of the definitions."""
+        """`where` as the definitions take it: True instead of None."""
         return True if self.where is None else self.where
 
 
 @dataclass(frozen=True)
 class Function:
-    """A public function, its definition, and what its rounding error is measured against."""
+    """A public function, its definition, and the quantities that bound its rounding error."""
 
     name: str
-    ours: Callable[..., Any]  # of rows, and of temperature=T where it has one
+    ours: Callable[..., Any]  # takes rows, and temperature=T if `has_temperature`
     definition: Callable[[ModuleType, Rows], Any]
-    # Of xp, rows, p and the cotangent g: the sum of the |terms| of each entry of the gradient.
+    # terms(xp, rows, p, g), g the cotangent: the sum of the |terms| of each entry of the gradient.
     terms: Callable[[ModuleType, Rows, Any, Any], Any]
     # Whether these terms can cancel, so that the gradient is only as exact as they are.
     cancels: bool
-    # The relative error of the value that the rounding of x - max may cause, in ulp: of `gap`,
-    # max - x_i, and `lead`, by which x_i exceeds every other entry (0 but at the maximum).
+    # amplified(rows, gap, lead): the relative error of the value, in ulp, from the rounding of x - max. `gap`
+    # is max - x_i, and `lead` the distance of the maximum to the next entry (0 at all other entries).
     amplified: Callable[[Rows, Any, Any], Any]
     has_temperature: bool = False
-    # How many times over a p that is flushed to zero is missed: a logarithm may multiply it.
+    # A p that is flushed to zero may be multiplied by a logarithm: its largest factor in the error.
     lost_logarithms: int = 1
 
 
@@ -49,46 +49,46 @@ def _sum(xp: ModuleType, values: Any) -> Any:
 
 
 def _softmax_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of p_i (g_i - sum_j p_j g_j)."""
+    """The sum of |terms| of p_i (g_i - sum_j p_j g_j)."""
     return p * (abs(g) + _sum(xp, p * abs(g)))
 
 
 def _log_softmax_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g_i - p_i sum_j g_j."""
+    """The sum of |terms| of g_i - p_i sum_j g_j."""
     g = xp.where(rows.entries, abs(g), 0)
     return g + p * _sum(xp, g)
 
 
 def _logsumexp_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g p_i."""
+    """The sum of |terms| of g p_i."""
     return p * abs(g)[..., None]
 
 
 def _label_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g (p_i - 1) at the label, and g p_i elsewhere."""
+    """The sum of |terms| of g (p_i - 1) at the label, and of g p_i elsewhere."""
     return (p + (xp.arange(p.shape[-1]) == rows.labels[..., None])) * abs(g)[..., None]
 
 
 def _target_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g (p_i sum_j t_j - t_i)."""
+    """The sum of |terms| of g (p_i sum_j t_j - t_i)."""
     return (p * _sum(xp, rows.targets) + rows.targets) * abs(g)[..., None]
 
 
 def _entropy_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g p_i (log p_i + H)."""
+    """The sum of |terms| of g p_i (log p_i + H)."""
     surprisal = -xp.log(xp.where(p > 0, p, 1))
     return p * (surprisal + _sum(xp, p * surprisal)) * abs(g)[..., None]
 
 
 def _divergence_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
-    """Of g p_i (log p_i - log q_i - KL), and of no less than g (p_i - m_i) log(p_i / m_i) for JS."""
+    """The sum of |terms| of g p_i (log p_i - log q_i - KL), which also bounds the gradient of JS."""
     log_q = definitions.log_softmax(xp, rows.targets, rows.entries)
     apart = abs(xp.log(xp.where(p > 0, p, 1)) - xp.where(p > 0, log_q, 0))
     return p * (1 + apart + _sum(xp, p * apart)) * abs(g)[..., None]
 
 
 def _of_label(rows: Rows, gap: Any, lead: Any) -> Any:
-    """The loss -log p_label is tiny where the label leads."""
+    """The lead of the label, where the loss -log p_label is tiny; 0 if another class leads."""
     return np.take_along_axis(lead, rows.labels[..., None], axis=-1)[..., 0]
 
 
@@ -172,8 +172,8 @@ FUNCTIONS = (
     ),
 )
 
-# In float32 the textbook's own gradients of these cancel: they are compared in float64 alone. A divergence is
-# that of the logits and, as the logits of a second distribution, the targets.
+# The textbook gradients of these cancel in float32, so only `check` compares them, in float64. A divergence
+# takes the targets as the logits of the second distribution.
 INFORMATION = (
     Function(
         "entropy",

@@ -1,8 +1,8 @@
 """Compare the linear head with jax.grad of the textbook loss of its logits, on a trained language model.
 
-The bound is that of `verification` with another s. A logit is a sum itself, Σ h w + b, which rounding moves
-by the sum of its |terms|; the difference of two, x - max, by twice the row's largest such sum at most. That
-is s, never less than the spread.
+The bound is that of `verification` with another s. A logit is itself a sum, Σ h w + b, whose rounding error
+is proportional to the sum of its |terms|. For the difference x - max, it is at most proportional to twice the
+largest such sum of the row. This is s; it is never less than the spread.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ OfHead = Callable[[Array, Array, Array], Array]  # of hidden, table and bias
 
 
 def compare_head(hidden: Array, table: Array, bias: Array, labels: ArrayLike) -> Iterator[Comparison]:
-    """The losses and the gradients of their mean, with the logits at once and cut into blocks."""
+    """Compare the losses, and the gradients of their mean, with one block of logits and with several."""
     rows, classes = len(hidden), len(table)
     some_rows, some_classes = -(-rows // 4), -(-classes // 3)
     cuts: dict[str, BlockSize] = {
@@ -74,7 +74,7 @@ def _losses_and_gradients(
 
 @jax.jit
 def _terms(head: tuple[Array, Array, Array], labels: Array) -> tuple[tuple[Array, ...], Array]:
-    """m of each gradient, and s of each row."""
+    """m for each gradient, and s for each row."""
     hidden, table, bias = head
     logits = hidden @ table.T + bias
     error = (jsoftmax.softmax(logits) + jax.nn.one_hot(labels, len(table))) / len(hidden)

@@ -1,9 +1,9 @@
-"""A small language model: of a few words, the distribution of the next, by one table of embeddings.
+"""A small language model: it predicts the next word from the last C words, with one table of embeddings E.
 
     h = W₂ relu(W₁ [√D E_1 … √D E_C] + b₁) + b₂,    p = softmax(E h + b),
 
-with E_1 … E_C the rows of the last C words. W₂ and b₂ begin at zero and b at the logarithms of how often the
-words occur: before it is trained, this is the unigram model.
+where E_1 … E_C are the rows of E for the last C words. W₂ and b₂ start at zero, and b at the logarithms of
+the word frequencies: before the training, this is the unigram model.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from jsoftmax._cli.text import PARAGRAPH_ID, UNKNOWN_ID, Corpus, Ids
 
 
 class Parameters(NamedTuple):
-    """What is learnt."""
+    """The trained parameters."""
 
-    table: jax.Array  # E, [V, D]: a word's embedding, and its weights at the output
+    table: jax.Array  # E, [V, D]: the embeddings of the words, also the weights of the output
     bias: jax.Array  # b, [V]
     mixing: Layer  # [C * D, hidden]
     output: Layer  # [hidden, D]
@@ -39,7 +39,7 @@ class Network:
     dropout: float = 0.0
 
     def initialise(self, key: jax.Array, corpus: Corpus) -> Parameters:
-        """Draw the table and the mixing weights; all else as said above."""
+        """Draw the table and the mixing weights at random; the others start as the module says."""
         of_table, of_mixing = jax.random.split(key)
         inputs, shape = self.context * self.features, (len(corpus.vocabulary), self.features)
         weights = jax.random.normal(of_mixing, (inputs, self.hidden)) / np.sqrt(np.float32(inputs))
@@ -53,7 +53,7 @@ class Network:
     def hidden_of(
         self, parameters: Parameters, contexts: ArrayLike, key: jax.Array | None = None
     ) -> jax.Array:
-        """h, [N, D], of contexts [N, C]; with a key, some units before each layer are dropped at random."""
+        """h, [N, D], for contexts [N, C]; with a key, with dropout before each layer."""
         keys = (None, None) if key is None else jax.random.split(key)
         x = parameters.table[jnp.asarray(contexts)] * np.sqrt(np.float32(self.features))
         x = self._drop(x.reshape(len(x), -1), keys[0])
@@ -67,13 +67,13 @@ class Network:
 
 
 def contexts(ids: Ids, count: int) -> Ids:
-    """The words before each word, [N, count]; before the first, paragraphs end. A view, no copy."""
+    """The `count` words before each word, [N, count], as a view; before the text, paragraph ends."""
     begun = np.concatenate([np.full(count, PARAGRAPH_ID, np.int32), ids])
     return sliding_window_view(begun, count)[:-1]
 
 
 def write(network: Network, parameters: Parameters, count: int, temperature: float, key: jax.Array) -> Ids:
-    """Words drawn one after the other from a new paragraph on, never the unknown one."""
+    """Words of a new paragraph, drawn one after the other from the model, without the unknown word."""
     known = jnp.arange(len(parameters.bias)) != UNKNOWN_ID
 
     def draw(context: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

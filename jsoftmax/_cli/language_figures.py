@@ -21,8 +21,8 @@ from jsoftmax._cli.text import PARAGRAPH_ID, UNKNOWN_ID, Corpus
 NAMES = ("perplexity.png", "next-words.png")
 
 TEMPERATURES = {0.5: INK, 1.0: BLUE, 2.0: "#9CC9E3"}
-QUANTILES = (0.2, 0.5, 0.8)  # of the entropy: a sure, a middling and an unsure prediction
-SHOWN = 8  # words of each
+QUANTILES = (0.2, 0.5, 0.8)  # of the entropy: a certain, a medium and an uncertain prediction
+SHOWN = 8  # words of each prediction
 GROUPS = 10  # of the held-out words, by entropy
 
 
@@ -36,16 +36,16 @@ def draw(
     corpus: Corpus,
 ) -> None:
     """Write the pictures of `NAMES` into the folder; `found` are the statistics of the held-out words."""
-    style = STYLE | {"text.parse_math": False}  # a dollar sign is a word like any other
+    style = STYLE | {"text.parse_math": False}  # a dollar sign is an ordinary word
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # whatever the alphabet
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a text may have any alphabet
         pictures = (learning(history, unigram_nll, found), next_words(found, network, parameters, corpus))
         for name, figure in zip(NAMES, pictures, strict=True):
             figure.savefig(folder / name)
 
 
 def learning(history: list[Epoch], unigram_nll: float, found: jsoftmax.RowStatistics) -> Figure:
-    """Perplexity over the epochs; beside it, the loss of words that the model was more or less sure of."""
+    """Perplexity over the epochs, and the loss of the held-out words by the entropy of their prediction."""
     figure = Figure(figsize=(7, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
@@ -81,7 +81,7 @@ def learning(history: list[Epoch], unigram_nll: float, found: jsoftmax.RowStatis
 def next_words(
     found: jsoftmax.RowStatistics, network: Network, parameters: Parameters, corpus: Corpus
 ) -> Figure:
-    """The likeliest next words of three held-out contexts, at several temperatures."""
+    """The most probable next words for three held-out contexts, at several temperatures."""
     contexts = language.contexts(corpus.held_out, network.context)
     chosen = examples(np.asarray(found.entropy), contexts, corpus)
     logits = network.hidden_of(parameters, contexts[chosen]) @ parameters.table.T + parameters.bias
@@ -99,7 +99,7 @@ def next_words(
 
 
 def examples(entropy: NDArray[np.float32], contexts: NDArray[np.int32], corpus: Corpus) -> list[int]:
-    """Places of the held-out text by how sure their prediction is, if possible amid words that are known."""
+    """Positions in the held-out text at quantiles of the entropy, if possible among known words."""
     letters = np.array([word.strip().isalpha() for word in corpus.vocabulary])
     within = (contexts > max(UNKNOWN_ID, PARAGRAPH_ID)).all(axis=1)
     clear = within & letters[contexts[:, -2:]].all(axis=1) & (corpus.held_out != UNKNOWN_ID)
@@ -109,7 +109,7 @@ def examples(entropy: NDArray[np.float32], contexts: NDArray[np.int32], corpus: 
 
 
 def _show_words(axes: Axes, p: dict[float, NDArray[np.float32]], label: int, corpus: Corpus) -> None:
-    """Bars for every temperature; the true next word is orange."""
+    """Bars of the probabilities for every temperature; the true next word is orange."""
     likeliest = np.argsort(-p[1.0], kind="stable")[:SHOWN].tolist()
     if label not in likeliest:
         likeliest[-1] = label

@@ -1,4 +1,4 @@
-"""Training the language model through the linear head, and what it makes of a text held out."""
+"""Trains the language model with the linear head, and evaluates it on held-out text."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ EVALUATION_BATCH = 1024
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that, with the text, decides the outcome."""
+    """All settings: with the text, they determine the result."""
 
     network: Network
     epochs: int
@@ -32,26 +32,26 @@ class Settings:
 
 
 class Epoch(NamedTuple):
-    """How one pass over the training words went, in nats a word."""
+    """The losses of one pass over the training words, in nats per word."""
 
     nll: float  # mean over the pass, with dropout
     held_out_nll: float
 
 
 class State(NamedTuple):
-    """What a step replaces."""
+    """The state that a training step updates."""
 
     parameters: Parameters
     optimizer: Any
 
 
 def perplexity(nll: float) -> float:
-    """The number of equally likely words that would be as hard to tell."""
+    """exp(nll): a uniform choice among this number of words has the same nll."""
     return math.exp(nll) if nll < 700 else math.inf
 
 
 def unigram_nll(corpus: Corpus) -> float:
-    """The mean nll of the held-out words if each is told by its frequency alone."""
+    """The mean nll of the held-out words under the unigram model, the word frequencies."""
     return -float(np.mean(np.log(corpus.frequencies[corpus.held_out]), dtype=np.float64))
 
 
@@ -61,7 +61,7 @@ def train(
     on_epoch: Callable[[int, Epoch], None],
     on_step: Callable[[float], None] = lambda epochs: None,
 ) -> tuple[Parameters, list[Epoch]]:
-    """Train, calling `on_epoch(number, epoch)` after every pass and `on_step(passes)` within."""
+    """Train; call `on_epoch(number, epoch)` after every pass, and `on_step(passes)` at every step."""
     labels = corpus.train
     inputs = language.contexts(labels, settings.network.context)
     batch_size = min(settings.batch_size, len(labels))
@@ -100,7 +100,7 @@ def train(
 def make_step(
     network: Network, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[State, jax.Array]]:
-    """Return one compiled step, into which the old state's memory is donated."""
+    """Return a compiled training step, which reuses the memory of the old state."""
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, contexts: Ids, labels: Ids, key: jax.Array) -> tuple[State, jax.Array]:
@@ -122,10 +122,10 @@ def make_step(
 
 
 def make_evaluator(network: Network, ids: Ids) -> Callable[[Parameters], jsoftmax.RowStatistics]:
-    """Return a function that finds the statistics of each of these words after those before it."""
+    """Return a function of parameters: the row statistics of each of these words, given the words before."""
     count = len(ids)
     size = min(EVALUATION_BATCH, count)
-    places = np.arange(-(-count // size) * size).reshape(-1, size) % count  # the last batch filled up
+    places = np.arange(-(-count // size) * size).reshape(-1, size) % count  # padded with the first
     batches = language.contexts(ids, network.context)[places], ids[places]
 
     @jax.jit

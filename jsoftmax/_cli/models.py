@@ -1,4 +1,4 @@
-"""The two classifiers: linear, z = x W + b, and the same with hidden layers before it."""
+"""The two classifiers: linear, z = x W + b, and a network with hidden layers before that."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ Parameters = tuple[Layer, ...]
 
 
 class Trace(NamedTuple):
-    """What the forward pass leaves for the backward pass."""
+    """The results of the forward pass that the backward pass needs."""
 
-    inputs: tuple[jax.Array, ...]  # what each layer was given, [N, inputs]
+    inputs: tuple[jax.Array, ...]  # the input of each layer, [N, inputs]
     slopes: tuple[jax.Array, ...]  # f'(a) of each hidden layer's activation, [N, hidden]
     logits: jax.Array  # [N, classes]
 
 
 class Activation(NamedTuple):
-    """A nonlinearity f, and its slope f'(a) written in terms of h = f(a)."""
+    """A nonlinearity f, and its slope f'(a) as a function of h = f(a)."""
 
     value: Callable[[jax.Array], jax.Array]
     slope: Callable[[jax.Array], jax.Array]
@@ -47,14 +47,14 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Network:
-    """Layers with an activation between; without hidden layers, logistic regression."""
+    """Layers with an activation between them; without hidden layers, logistic regression."""
 
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
     dropout: float = 0.0
 
     def initialise(self, key: jax.Array, inputs: int, classes: int) -> Parameters:
-        """Draw weights of variance 1 / inputs; biases start at zero."""
+        """Draw weights with variance 1 / inputs; biases start at zero."""
         sizes = (inputs, *self.hidden, classes)
         keys = jax.random.split(key, len(sizes) - 1)
         return tuple(
@@ -63,7 +63,7 @@ class Network:
         )
 
     def logits(self, parameters: Parameters, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Apply the network; with a key, drop hidden units at random (for training)."""
+        """Apply the network; with a key, with dropout of hidden units (for training)."""
         *hidden, output = parameters
         for index, layer in enumerate(hidden):
             x = ACTIVATIONS[self.activation].value(layer(x))
@@ -74,7 +74,7 @@ class Network:
         return output(x)
 
     def trace(self, parameters: Parameters, x: jax.Array) -> Trace:
-        """Apply the network without dropout, keeping what `backward` needs."""
+        """Apply the network without dropout, and keep the results that `backward` needs."""
         activation = ACTIVATIONS[self.activation]
         *hidden, output = parameters
         inputs, slopes = [x], []
@@ -85,7 +85,7 @@ class Network:
 
 
 def loss(logits: jax.Array, labels: jax.Array, parameters: Parameters, l2: float) -> jax.Array:
-    """Mean cross-entropy in nats, plus l2/2 sum W^2 over the weights (biases are free)."""
+    """Mean cross-entropy in nats, plus l2/2 sum W^2 over the weights, without the biases."""
     penalty = sum(jnp.sum(layer.weights**2) for layer in parameters)
     return jsoftmax.cross_entropy(logits, labels, reduction="mean") + l2 / 2 * penalty
 
@@ -100,7 +100,7 @@ def backward(
 ) -> tuple[Parameters, tuple[jax.Array, ...]]:
     """Propagate the output error by hand; return the gradients and the error of every layer.
 
-    With `error` the derivative in a layer's result x W + b:
+    The error of a layer is the derivative in its result x W + b:
         dW = x^T error + l2 W,    db = sum_n error_n,
         error of the layer below = (error W^T) * f'(a).
     """

@@ -1,4 +1,4 @@
-"""The options of `train`: to which data and models each applies, and its default there."""
+"""The options of `train`: the data and models to which each applies, and its defaults."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from jsoftmax._cli.errors import UserError
 
 DATA = ("digits", "mnist", "text")
 MODELS = ("linear", "mlp")  # of images
-PLACES = {  # where an option applies, in the user's words
+PLACES = {  # where an option applies, as messages say it
     "images": "--data digits or mnist",
     "mnist": "--data mnist",
     "mlp": "--model mlp",
@@ -19,7 +19,7 @@ PLACES = {  # where an option applies, in the user's words
 
 
 class Options:
-    """Adds options to a parser; once parsed, settles those that were not given."""
+    """Adds options to a parser; after parsing, `settle` sets the defaults of those not given."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._groups = {
@@ -43,12 +43,12 @@ class Options:
             shown = [f"{default} for {place}" for place, default in by_place.items()]
         if shown:
             help = f"{help} (default: {', '.join(dict.fromkeys(shown))})"
-        # None stands for "not given": the defaults follow when the data and the model are known.
+        # None means "not given": `settle` sets the defaults when the data and the model are known.
         option = group.add_argument(flag, help=help, default=None, **settings)
         self._defaults[option.dest] = by_place
 
     def settle(self, arguments: argparse.Namespace) -> None:
-        """Put in the defaults; refuse an option that the chosen data or model does not use."""
+        """Set the defaults; raise for an option that does not apply to the chosen data or model."""
         data, model = arguments.data, arguments.model or MODELS[0]
         places = {"text"} if data == "text" else {"images", data, model}
         for name, by_place in self._defaults.items():
@@ -64,7 +64,7 @@ class Options:
 
 
 def add_to(parser: argparse.ArgumentParser) -> Options:
-    """Give a parser every option of `train`."""
+    """Add every option of `train` to a parser."""
     parser.add_argument("--data", choices=DATA, default="digits", help="what to learn from (default: digits)")
     options = Options(parser)
     add = options.add
@@ -77,27 +77,27 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
         text=None,
     )
     add("--hidden", type=whole(1), metavar="N", help="hidden units", mlp=128, text=256)
-    add("--dropout", type=real(0, below=1), metavar="RATE", help="of hidden units", mlp=0.2, text=0.5)
+    add("--dropout", type=real(0, below=1), metavar="RATE", help="dropout of hidden units", mlp=0.2, text=0.5)
     add("--epochs", type=whole(1), metavar="N", help="passes over the data", images=60, text=10)
-    add("--batch-size", type=whole(1), metavar="N", help="of a minibatch", images=64, text=512)
+    add("--batch-size", type=whole(1), metavar="N", help="minibatch size", images=64, text=512)
     add("--learning-rate", type=real(above=0), metavar="RATE", help="for Adam", images=2e-2, text=3e-3)
-    add("--seed", type=whole(0, below=2**32), metavar="N", help="of every random draw", images=0, text=0)
+    add("--seed", type=whole(0, below=2**32), metavar="N", help="seed of all randomness", images=0, text=0)
     out = Path("jsoftmax-out")
-    add("--out", type=Path, metavar="DIR", help="for the pictures", images=out, text=out)
+    add("--out", type=Path, metavar="DIR", help="folder for the pictures", images=out, text=out)
     add("--model", choices=MODELS, help="classifier", images=MODELS[0])
     add("--activation", choices=("relu", "tanh"), help="nonlinearity of the mlp", mlp="relu")
     add("--l2", type=real(0), metavar="L2", help="adds L2/2 * sum W^2 to the loss", images=1e-4)
-    add("--set", metavar="NAME", help="which of several in the folder, as emnist-letters", mnist=None)
+    add("--set", metavar="NAME", help="one set of several, as emnist-letters", mnist=None)
     add("--transpose", action="store_true", help="exchange rows and columns, as EMNIST needs", mnist=None)
-    add("--vocabulary", type=whole(1), metavar="N", help="words told apart, at most", text=10000)
-    add("--context", type=whole(1), metavar="N", help="words that the next one is told from", text=5)
-    add("--features", type=whole(1), metavar="N", help="numbers that a word is embedded in", text=128)
-    add("--temperature", type=real(above=0), metavar="T", help="of the text written at the end", text=0.7)
+    add("--vocabulary", type=whole(1), metavar="N", help="limit of different words", text=10000)
+    add("--context", type=whole(1), metavar="N", help="words that predict the next one", text=5)
+    add("--features", type=whole(1), metavar="N", help="dimensions of a word's embedding", text=128)
+    add("--temperature", type=real(above=0), metavar="T", help="temperature of the written text", text=0.7)
     return options
 
 
 def whole(least: int, *, below: float = math.inf) -> Callable[[str], int]:
-    """The type of an option that is a whole number."""
+    """The type of an option that is an integer in a range."""
 
     def integer(text: str) -> int:
         number = int(text)
@@ -112,7 +112,7 @@ def whole(least: int, *, below: float = math.inf) -> Callable[[str], int]:
 def real(
     least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> Callable[[str], float]:
-    """The type of an option that is a finite number."""
+    """The type of an option that is a finite number in a range."""
 
     def number(text: str) -> float:
         value = float(text)

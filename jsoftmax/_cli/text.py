@@ -1,10 +1,10 @@
-"""The words of a text: of Python's own documentation, or of any UTF-8 file.
+"""Splits a text into words: Python's own documentation, or any UTF-8 file.
 
-A word is a run of letters, digits and underscores, or of one mark, of which three are kept. The space before
-it belongs to it: put together again, the words are the text. The end of a paragraph is the word ¶.
+A word is a run of letters, digits and underscores, or a run of one other mark, cut after three. The space
+before a word belongs to it, so that the joined words are the text. The end of a paragraph is the word ¶.
 
-The last tenth is held out. The vocabulary holds the words that the rest has at least twice, the most frequent
-if there is no room for all. Any other word, held out or not, is <unk>.
+The last tenth is held out. The vocabulary contains the words that occur at least twice in the rest, the most
+frequent first, up to its size. Any other word, held out or not, becomes <unk>.
 """
 
 import re
@@ -23,34 +23,34 @@ UNKNOWN_ID, PARAGRAPH_ID = 0, 1
 WORD = re.compile(r" ?(?:\w+(?:['’]\w+)*|([^\w\s])\1*)")
 UNDERLINE = re.compile(r"^[ ]*([^\w\s])\1{3,}[ ]*$", re.MULTILINE)
 FEWEST_WORDS = 100
-HELD_OUT = 10  # one word in so many
+HELD_OUT = 10  # one word in 10
 
 Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as numbers: the place of each of its words in the vocabulary."""
+    """A text as numbers: the index of each word in the vocabulary."""
 
     name: str
-    vocabulary: tuple[str, ...]  # UNKNOWN, PARAGRAPH, and the others by how often they occur
+    vocabulary: tuple[str, ...]  # UNKNOWN, PARAGRAPH, then the others by decreasing frequency
     train: Ids
     held_out: Ids
 
     @property
     def frequencies(self) -> NDArray[np.float32]:
-        """The unigram model: how often each word occurs in the training part, and once more."""
+        """The unigram model: the share of each word in the training words, with every count raised by 1."""
         counts = np.bincount(self.train, minlength=len(self.vocabulary)) + 1
         return (counts / counts.sum()).astype(np.float32)
 
     def written(self, ids: Ids) -> str:
-        """The text that these words are, its paragraphs apart by a blank line."""
+        """The text of these words, with a blank line between paragraphs."""
         text = "".join(self.vocabulary[i] for i in ids)
         return "\n\n".join(part.strip() for part in text.split(PARAGRAPH) if part.strip())
 
 
 def load(path: Path | None, vocabulary: int) -> Corpus:
-    """The words of a file, or of Python's documentation, of which so many at most are told apart."""
+    """The corpus of a file, or of Python's documentation, with at most `vocabulary` different known words."""
     name = "Python's documentation" if path is None else str(path)
     words = split(documentation() if path is None else _read(path))
     if not words:
@@ -74,10 +74,10 @@ def load(path: Path | None, vocabulary: int) -> Corpus:
 
 
 def split(text: str) -> list[str]:
-    """The words of a text, whose every paragraph ends in PARAGRAPH."""
+    """The words of a text, with PARAGRAPH after every paragraph."""
     words = []
     for paragraph in _paragraphs(text):
-        # As if a space came first: a word is the same at the beginning of a paragraph and within.
+        # The leading space makes a word at the start of a paragraph the same as within.
         for match in WORD.finditer(" " + " ".join(paragraph.split())):
             words.append(match[0][: match.start(1) - match.start() + 3] if match[1] else match[0])
         words.append(PARAGRAPH)
@@ -85,7 +85,7 @@ def split(text: str) -> list[str]:
 
 
 def documentation() -> str:
-    """The topics of Python's `help`, without tables; a paragraph that several topics have is taken once."""
+    """The topics of Python's `help`, without tables and without repeated paragraphs."""
     prose = (UNDERLINE.sub("", text) for text in topics.values())
     paragraphs = (" ".join(part.split()) for text in prose for part in _paragraphs(text))
     return "\n\n".join(dict.fromkeys(part for part in paragraphs if not part.startswith(("+-", "|"))))

@@ -1,4 +1,4 @@
-"""`python -m jsoftmax train`: learn, evaluate, verify, and draw."""
+"""`python -m jsoftmax train`: train a classifier, evaluate it, verify the gradients, draw the pictures."""
 
 import argparse
 import time
@@ -14,8 +14,8 @@ from jsoftmax._cli import console, data, figures, training, verification
 from jsoftmax._cli.models import Network
 from jsoftmax._cli.training import Epoch, Settings
 
-VERIFIED_ROWS = 1000  # enough to differ, few enough to differentiate op by op
-WIDEST_TABLE = 12  # classes of a confusion matrix as text
+VERIFIED_ROWS = 1000  # enough for differences to show, few enough to differentiate op by op
+WIDEST_TABLE = 12  # the most classes of a confusion matrix as text
 SHOWN_MISTAKES = 10
 
 
@@ -83,7 +83,7 @@ def _describe(epoch: Epoch) -> str:
 
 
 def confusion_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Table:
-    """The matrix, or of many classes the mistakes made most often."""
+    """The confusion matrix or, for many classes, the most frequent mistakes."""
     if len(classes) > WIDEST_TABLE:
         return _mistakes_table(confusion, classes)
     table = Table(title="confusion matrix", title_justify="left", box=box.SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""`python -m jsoftmax train --data text`: learn a language, evaluate, write, verify, and draw."""
+"""`python -m jsoftmax train --data text`: train a language model, evaluate it, write text, verify, draw."""
 
 import argparse
 import textwrap
@@ -14,7 +14,7 @@ from jsoftmax._cli.language_training import Epoch, Settings, perplexity
 from jsoftmax._cli.text import Corpus
 from jsoftmax._cli.verification import Comparison
 
-VERIFIED_ROWS = 256  # all logits of so many are held at once, by the textbook
+VERIFIED_ROWS = 256  # the textbook loss holds all logits of these rows at once
 WRITTEN_WORDS = 150
 WIDTH = 96
 

@@ -1,4 +1,4 @@
-"""Minibatch training with Adam, and evaluation in batches of one fixed shape."""
+"""Trains with Adam on minibatches, and evaluates in batches of one fixed shape."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Outcome = tuple[jax.Array, jax.Array]  # the loss and the accuracy on a minibatc
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that, with the data, decides the outcome."""
+    """All settings: with the data, they determine the result."""
 
     network: Network
     epochs: int
@@ -36,16 +36,16 @@ class Settings:
 
 
 class Epoch(NamedTuple):
-    """How one pass over the training images went."""
+    """The results of one pass over the training images."""
 
     loss: float  # mean over the pass, with dropout and the L2 term
-    accuracy: float  # likewise, on the minibatches as they came
+    accuracy: float  # mean over the minibatches of the pass, each before its step
     test_nll: float
     test_accuracy: float
 
 
 class Evaluation(NamedTuple):
-    """The network's verdict on a set of examples."""
+    """The results of a network on a set of examples."""
 
     logits: NDArray[np.float32]
     nll: float  # mean negative log-likelihood in nats
@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step replaces."""
+    """The state that a training step updates."""
 
     parameters: Parameters
     optimizer: Any
@@ -62,7 +62,7 @@ class State(NamedTuple):
 def train(
     data: Dataset, settings: Settings, on_epoch: Callable[[int, Epoch], None]
 ) -> tuple[Parameters, list[Epoch]]:
-    """Train, calling `on_epoch(number, epoch)` after every pass; return what was learnt."""
+    """Train; call `on_epoch(number, epoch)` after every pass; return the parameters and all epochs."""
     inputs, labels = data.train.inputs, data.train.labels
     batch_size = min(settings.batch_size, len(labels))
     steps = len(labels) // batch_size
@@ -77,14 +77,14 @@ def train(
     history: list[Epoch] = []
     for number in range(1, settings.epochs + 1):
         epoch_key = jax.random.fold_in(dropout_key, number)
-        # Whole minibatches only, so that every step has the same shape. The few images left
-        # over are others in every epoch.
+        # Only full minibatches, so that every step has the same shape. Each epoch leaves out a few
+        # other images.
         batches = shuffler.permutation(len(labels))[: steps * batch_size].reshape(steps, -1)
         outcomes = []
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(epoch_key, index)
             state, outcome = step(state, inputs[batch], labels[batch], key)
-            outcomes.append(outcome)  # left on the device: nothing waits for it
+            outcomes.append(outcome)  # stays on the device, so that the loop does not wait for it
         loss, accuracy = np.mean(jax.device_get(outcomes), axis=0).tolist()
         test = evaluate(state.parameters)
         if not math.isfinite(loss + test.nll):
@@ -100,7 +100,7 @@ def train(
 def make_step(
     settings: Settings, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[State, Outcome]]:
-    """Return one compiled step, into which the old state's memory is donated."""
+    """Return a compiled training step, which reuses the memory of the old state."""
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, x: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[State, Outcome]:
@@ -118,9 +118,9 @@ def make_step(
 
 
 def make_evaluator(network: Network, examples: Examples) -> Callable[[Parameters], Evaluation]:
-    """Return a function that evaluates any parameters on the examples, compiled once.
+    """Return a compiled function that evaluates parameters on the examples.
 
-    The examples are cut into batches of equal size; weight 0 marks the padding of the last.
+    The examples are split into batches of equal size; examples of weight 0 pad the last batch.
     """
     count = len(examples.labels)
     size = EVALUATION_BATCH

@@ -1,12 +1,12 @@
 """Compare jsoftmax with jax.grad of the textbook definitions, on a trained network.
 
-Both sides are computed in float32 and differ by rounding only. The bound is, entry by entry,
+Both sides are computed in float32 and differ by rounding only. The bound for each entry is
 
-    (8 + s) * eps * m,
+    (8 + s) * eps * m.
 
-with m the sum of the |terms| that the entry is added up from (where they cancel, their rounding
-errors stay) and s the spread of the row's logits, max - min: exp(x - max) passes the rounding
-error of its argument on as a relative one, |x - max| times as large.
+m is the sum of the |terms| of the entry: where terms cancel, their rounding errors remain. s is the
+spread max - min of the logits of the row: the rounding of its argument gives exp(x - max) a relative
+error that is |x - max| times as large.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,11 +31,11 @@ JACOBIAN_ROWS = 8
 
 
 class Comparison(NamedTuple):
-    """Two computations of one quantity."""
+    """The differences between two computations of one quantity."""
 
     quantity: str
-    difference: float  # the largest
-    ratio: float  # the largest, of a difference to its bound
+    difference: float  # the largest difference
+    ratio: float  # the largest ratio of a difference to its bound
 
     @property
     def ok(self) -> bool:
@@ -43,11 +43,11 @@ class Comparison(NamedTuple):
 
 
 def compare(quantity: str, ours: Array, plain: Array, terms: Array, spread: Array | float) -> Comparison:
-    """Measure ours against plain; `terms` is m above, and `spread` is s."""
+    """Compare ours with plain; `terms` is m of the bound, and `spread` is s."""
     if not ours.shape == plain.shape == terms.shape:
         raise ValueError(f"{quantity}: shapes {ours.shape}, {plain.shape}, {terms.shape}")
     difference = np.abs(np.asarray(ours, np.float64) - np.asarray(plain, np.float64))
-    # Below the smallest normal number a device may round to zero, the terms as well as their sum.
+    # A device may round subnormal numbers to zero, the terms as well as their sum.
     bound = (8 + np.asarray(spread)) * FLOAT32.eps * np.asarray(terms) + 4 * FLOAT32.tiny
     return Comparison(quantity, float(difference.max()), float((difference / bound).max()))
 
@@ -56,10 +56,10 @@ def compare_all(
     network: Network, parameters: Parameters, examples: Examples, l2: float, seed: int
 ) -> Iterator[Comparison]:
     """Every comparison of this module, at the logits of these examples."""
-    # Without "highest", an accelerator may multiply matrices in fewer digits than float32's.
+    # Without "highest", an accelerator may multiply matrices with fewer digits than float32.
     with jax.default_matmul_precision("highest"):
         x, labels = jnp.asarray(examples.inputs), jnp.asarray(examples.labels)
-        random = np.random.default_rng(seed)  # JAX's own numbers would be compiled into each comparison
+        random = np.random.default_rng(seed)  # JAX's generator would be compiled into each comparison
         classes = len(examples.classes)
         noise = random.dirichlet(np.ones(classes), len(labels)).astype(np.float32)
         targets = 0.9 * jax.nn.one_hot(labels, classes) + 0.1 * noise
@@ -71,13 +71,13 @@ def compare_all(
 
 
 def by_differences(terms: Array, x: Array) -> Array:
-    """The terms of jax.grad of a definition: x - x_top takes it to the top by the whole row's sum."""
+    """`terms` for jax.grad of a definition, whose x - x_top adds the terms of the row at the top entry."""
     top = x == jnp.max(x, axis=-1, keepdims=True)
     return jnp.where(top, jnp.sum(terms, axis=-1, keepdims=True), terms)
 
 
 def compare_function(function: Function, rows: Rows, random: np.random.Generator) -> Iterator[Comparison]:
-    """The value of a public function, and the pullback of a random cotangent by its rule."""
+    """Compare the value of a public function, and the pullback of a random cotangent by its rule."""
 
     def value_and_pullback(f: Callable[[Rows], Any], rows: Rows, g: Array) -> tuple[Array, Array]:
         value, pull = jax.vjp(lambda x: f(rows._replace(logits=x)), rows.logits)
@@ -102,7 +102,7 @@ def compare_function(function: Function, rows: Rows, random: np.random.Generator
 
 
 def compare_jacobians(x: Array) -> Iterator[Comparison]:
-    """Full Jacobians of some rows, by jax.jacrev through the rules and through the definitions."""
+    """Compare the Jacobians of some rows: jax.jacrev of our functions, and of the definitions."""
 
     @jax.jit
     def compute(x: Array) -> tuple[tuple[Array, Array, Array], ...]:
@@ -134,7 +134,7 @@ def compare_jacobians(x: Array) -> Iterator[Comparison]:
 def compare_backward_pass(
     network: Network, parameters: Parameters, x: Array, labels: Array, l2: float
 ) -> Iterator[Comparison]:
-    """The backward pass by hand, without dropout, beside jax.grad of the textbook loss."""
+    """Compare the backward pass by hand, without dropout, with jax.grad of the textbook loss."""
 
     def textbook_loss(parameters: Parameters) -> Array:
         logits = network.logits(parameters, x)
@@ -149,12 +149,12 @@ def compare_backward_pass(
         error = models.output_error(trace.logits, targets)
         gradients, errors = models.backward(parameters, trace, error, l2)
         plain_gradients = jax.grad(textbook_loss)(parameters)
-        # A bias of its own for every example receives that example's error, unsummed.
+        # With its own bias for every example, the gradient in a bias is the error of that example.
         ones = jnp.ones((len(x), 1))
         own_biases = tuple(Layer(layer.weights, ones * layer.bias) for layer in parameters)
         plain_errors = [layer.bias for layer in jax.grad(textbook_loss)(own_biases)]
-        # The same pass without signs adds up the |terms|. A slope is 0, 1, or the difference of
-        # terms near 1, 1 - tanh^2: as terms, all but 0 count as 1.
+        # The same pass on absolute values adds up the |terms|. A slope is 0, 1, or 1 - tanh^2, a
+        # difference of terms near 1: as |terms|, every slope except 0 counts as 1.
         p = jsoftmax.softmax(trace.logits)
         unsigned_parameters, unsigned_trace = jax.tree.map(jnp.abs, (parameters, trace))
         unsigned_trace = unsigned_trace._replace(slopes=jax.tree.map(jnp.sign, trace.slopes))

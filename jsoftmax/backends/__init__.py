@@ -1,4 +1,5 @@
-"""The sums over a row, in the forms that are fast on CPU or on accelerators.
+"""The sums over a row in forms that are fast on CPU or on accelerators.
 
-`rows._reductions` holds the plain form, and asks these for theirs. `transforms._platforms` chooses.
+`_choice` decides which form runs on which platform, `rows._reductions` holds the plain form and calls these,
+and `transforms._platforms` puts the forms into the program.
 """

@@ -1,14 +1,14 @@
-"""The state of a row where reading the logits costs most: on a GPU or a TPU, from one pass over them.
+"""The state of a row on a GPU or a TPU, where reading the logits costs most: from one pass over them.
 
-The pass is a reduction whose elements are parts of a row: of the parts `high` and `low`, by their maxima, and
-with δ = z_low − z_high ≤ 0,
+The pass is a reduction. Its element, a `Part`, holds the sums over some classes of a row; at first one class.
+To merge two parts, call the one with the larger maximum `high`, the other `low`. With δ = z_low − z_high ≤ 0,
 
     rest = rest_high + exp(δ)·(1 + rest_low)
     Σ q·u = (Σ q·u)_high + (Σ q·u)_low + δ·(Σ q)_low
     Σ exp(u)·u = (Σ exp(u)·u)_high + exp(δ)·((Σ exp(u)·u)_low + δ·(1 + rest_low))
 
-All terms of a sum have one sign, so nothing cancels. A device reduces in a tree, where a term meets few
-roundings.
+All terms of a sum have the same sign, so nothing cancels. A device reduces in a tree, so each term takes part
+in few roundings.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from jsoftmax.logits._scaling import Scaling
 
 
 class FusedRow(NamedTuple):
-    """Probabilities that are good for 16 bits, and what a backward in the same kernel asks of them.
+    """Probabilities with the accuracy of 16 bits, and what a backward pass in the same kernel needs.
 
-    The leading class is seen by its u: seen by p, the kernel falls apart.
+    `leads` marks the leading class by a comparison of u. With a comparison of p, XLA splits the kernel.
     """
 
     p: Array
@@ -40,21 +40,21 @@ class FusedRow(NamedTuple):
 
 
 def fused_row(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> FusedRow:
-    """A row's probabilities, from the logits alone."""
+    """The probabilities of every row, from the logits only."""
     u = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total = jnp.sum(terms, axes, keepdims=True)
-    # The total is 0 or at least 1. Of a selection, with a mask and a temperature, XLA makes no one kernel.
+    # The total is 0 or at least 1. With a select here, XLA does not fuse a masked softmax with temperature.
     return FusedRow(terms / jnp.maximum(total, 0.5), u, (u == 0) & (total < 2), total == 0)
 
 
 def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """Probabilities that are good for 16 bits."""
+    """Probabilities with the accuracy of 16 bits."""
     return fused_row(x, scaling, axes).p
 
 
 def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """Their logarithms, of a leading class too."""
+    """Log-probabilities with the accuracy of 16 bits, also for a leading class."""
     u = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
@@ -63,7 +63,7 @@ def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Arra
 
 
 def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """``z − max z``, all of it made of one array: no kernel takes a mask twice, or x in two dtypes."""
+    """``z − max z``, from one array: XLA makes several kernels if a mask is read twice or x in two dtypes."""
     where, temperature, _ = scaling
     z = x.astype(rules.computing_dtype(x.dtype))
     z = z if temperature is None else _scaling.turned(z, temperature)
@@ -74,14 +74,14 @@ def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
 
 
 class Part(NamedTuple):
-    """Some of the classes of every row; at first, one."""
+    """The sums over some classes of every row; at first over one class."""
 
     top: Array  # the largest logit, in the order of z; −inf with no live class
-    z: Array | None  # its z before the division by T, where a soft cap makes that another number
+    z: Array | None  # z of that logit before the division by T; None without a soft cap, where z = top
     temperature: Array | None  # |T|
     rest: Array
     entropy: Array | None  # Σ exp(u)·u
-    moments: tuple[tuple[Array, ...], ...]  # Σ q·u and Σ q, or Σ q alone
+    moments: tuple[tuple[Array, ...], ...]  # Σ q·u and Σ q, or only Σ q
     label_logit: Array | None
 
 
@@ -93,7 +93,7 @@ def classes(
     of_label: Array | None,
     bounded: bool = False,
 ) -> Part:
-    """Every class as a part of its row; `of_label` holds the label's logit, and 0 for the others.
+    """Every class as a `Part` of its row; `of_label` is the logit at the label and 0 at the other classes.
 
     If `bounded`, +inf counts as the largest finite number.
     """
@@ -102,8 +102,8 @@ def classes(
     top, logit = (rules.below_infinity(logit) if bounded else logit).astype(z.dtype), logit.astype(z.dtype)
     dead = top == -jnp.inf
     temperature = None if scaling.temperature is None else jnp.abs(scaling.temperature)
-    # 0, or NaN where z is NaN or, unless bounded, +inf; not made of z, which XLA on GPU would then store. The
-    # rest of a dead class is not used.
+    # 0, or NaN where z is NaN, or +inf and not bounded. It is not computed from z, because XLA on GPU would
+    # then store z. The rest of a dead class is not used.
     rest = logit - top
     for option, of_zero in ((scaling.soft_cap, jnp.multiply), (temperature, jnp.divide)):
         rest = rest if option is None else of_zero(rest, option)
@@ -126,43 +126,46 @@ def classes(
 
 
 def merged(a: Part, b: Part) -> Part:
-    """Two parts of a row, as one."""
-    first = a.top >= b.top
-    high = jax.tree.map(lambda a, b: jnp.where(first, a, b), a, b)
-    low = jax.tree.map(lambda a, b: jnp.where(first, b, a), a, b)
+    """Two parts of a row merged into one."""
+    a_is_high = a.top >= b.top
+    high = jax.tree.map(lambda a, b: jnp.where(a_is_high, a, b), a, b)
+    low = jax.tree.map(lambda a, b: jnp.where(a_is_high, b, a), a, b)
     z_low, z_high = (part.top if part.z is None else part.z for part in (low, high))
     alive = low.top != -jnp.inf
 
-    def apart(fraction: float) -> Array:
-        """A fraction of δ."""
+    def delta_times(fraction: float) -> Array:
+        """``fraction·δ``."""
         if high.temperature is not None:
-            fraction = fraction / 2  # the difference of two logits may overflow, where its quotient does not
+            fraction = fraction / 2  # the difference of two logits may overflow, but its quotient does not
         delta = z_low * fraction - z_high * fraction
         if high.temperature is not None:
             delta = 2 * (delta / high.temperature)
         return jnp.where(alive, delta, 0)
 
-    delta = apart(1)
+    delta = delta_times(1)
     ratio, total = jnp.exp(delta), jnp.where(alive, 1 + low.rest, 0)
     return high._replace(
         rest=high.rest + ratio * total,
         entropy=None
         if high.entropy is None
         else high.entropy + jnp.where(ratio == 0, 0, ratio * (low.entropy + delta * total)),
-        moments=tuple(map(partial(_joined, apart(_moments.DOWN)), high.moments, low.moments)),
+        moments=tuple(map(partial(_joined, delta_times(_moments.DOWN)), high.moments, low.moments)),
         label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
     )
 
 
 def _joined(delta: Array, high: tuple[Array, ...], low: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The sums of one moment."""
+    """The sums of one moment, merged."""
     (*of_high, q_high), (*of_low, q_low) = high, low
     moved = jnp.where(q_low == 0, 0, delta * q_low)
     return *(a + (b + moved) for a, b in zip(of_high, of_low, strict=True)), q_high + q_low
 
 
 def one_pass(parts: Part, axes: tuple[int, ...], pieces: int = 1) -> Part:
-    """All parts of every row as one, with length 1 along it."""
+    """All parts of every row merged into one, with length 1 on the class axes.
+
+    A row is first reduced in `pieces` pieces, if more than 1.
+    """
     neutral = jax.tree.map(lambda a: np.zeros((), a.dtype), parts)
     neutral = neutral._replace(top=neutral.top - np.inf, rest=neutral.rest - 1)
     if neutral.temperature is not None:

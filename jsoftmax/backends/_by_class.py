@@ -1,6 +1,6 @@
-"""Rows on CPU that are short, or whose classes lie far apart: class by class, over all rows at once.
+"""Sums on CPU over short rows, or rows whose classes lie far apart: class by class, for all rows at once.
 
-XLA would go down one row after the other, and take ten times as long where the next class is far away.
+XLA would sum one row after the other, which takes ten times as long if the classes lie far apart in memory.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from jsoftmax.transforms._sharding import is_whole
 
 
 class Label(NamedTuple):
-    """Of every row, with length 1 along it: the class id, and its logit."""
+    """The class id of the label of every row, and its logit, with length 1 on the class axis."""
 
     id: Array
     logit: Array
 
 
 def rest(x: Array, top: Array, label: Label | None, axis: int, followed: bool) -> Array:
-    """The sum over all classes but the label, or else but the first of the largest, class by class.
+    """``Σ exp(x − top) − 1`` over a row, class by class, without the term of one class.
 
-    XLA vectorizes over rows only if their number is even. If several results use the rest, XLA stores every
-    exponential, unless the rest is a concatenation of two parts. So the last rows are one.
+    That class is the label, if given, else the first of the largest classes.
+
+    XLA vectorizes over rows only if their number is even. If several results use the rest (`followed`), XLA
+    stores every exponential unless the rest is a concatenation. So the last rows are computed separately.
     """
     rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
     count = x.shape[rows]
@@ -69,24 +71,24 @@ def _of_classes(x: Array, top: Array, label: Label | None, *, axis: int) -> Arra
     else:
         none = jnp.zeros(top.shape, top.dtype)
         total, *_ = lax.fori_loop(0, classes, add, (none, none, led))
-    return _without_a_1(total / rules.SCALE, top, finite_top, label)
+    return _rest_from_others(total / rules.SCALE, top, finite_top, label)
 
 
-def _without_a_1(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
-    """The rest, from the sum over the others, NaN where +inf is the maximum."""
+def _rest_from_others(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
+    """The rest, from the sum over all classes except one; −1 in an empty row, NaN if the maximum is +inf."""
     if label is not None:
         return others + beyond_1(label, finite_top)
-    # XLA's library finds −inf for the maximum of a row of NaNs; the sum tells it from an empty row.
+    # XLA's library returns −inf as the maximum of a row of NaNs; only in an empty row is the sum 0 as well.
     return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
 
 
 def beyond_1(label: Label, top: Array) -> Array:
-    """What the label's term adds to the rest, beside the sum of the others."""
+    """``exp(x_y − max) − 1`` at the label y: with the sum over the other classes, it gives the rest."""
     return exponentials(label.logit, top) - 1
 
 
 def tops(x: Array, top: Array) -> tuple[Array, Array]:
-    """The maximum to compute with, and the same but finite in an empty row, where it is −inf."""
+    """The maximum in the dtype of the computation, and the same with −inf (an empty row) made finite."""
     top = top.astype(rules.computing_dtype(x.dtype))
     return top, jnp.maximum(top, jnp.finfo(top.dtype).min)
 

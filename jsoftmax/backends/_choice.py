@@ -1,8 +1,8 @@
-"""Which form of a computation runs on CPU, on a GPU, and on a TPU, and why: the only place that decides.
+"""Decides which form of a computation runs on CPU, on a GPU and on a TPU: the only module that does.
 
-`choose` reads off a request what a form depends on: the shape, the dtype, the class axes, where the classes
-lie, what is done to the logits first, and what follows. The plain form, array operations alone, is right for
-every request. A platform has a form of its own only where that saves much time or memory.
+A request holds what the choice depends on: the shape, the dtype, the class axes, where the classes lie, the
+operations on the logits before, and the use of the result. The plain form, array operations only, is correct
+for every request. A platform has its own form only where that saves much time or memory.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from jsoftmax import rules
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
 from jsoftmax.transforms._sharding import is_known, is_whole, spec
 
-# On CPU, in classes.
-MOST_UNROLLED = 32  # XLA's library of reductions is slow at shorter rows, and one class leads most of them
-LONGEST_BESIDE_LABEL = 512  # one class rarely leads a longer row, and then a bare sum is enough
+# Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
+MOST_UNROLLED = 32  # XLA's reduction library is slow for shorter rows, and most of them have a leading class
+LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then a bare sum is enough
 SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
-LONGEST_CHAIN = 1024  # XLA stores what the two sums of a longer chain share
-LONGEST_16_BIT_CHAIN = 8192  # a chain of 16-bit logits has one sum
-BLOCK = 256  # about so many classes are in a block: one block of every row is read twice
-LEAST_STRIDE = 2**16  # elements of memory from one class to the next, from which on a row is slow to walk
-# On a GPU, XLA makes one kernel of a whole softmax over the last axis, up to this many classes. On a TPU, XLA
-# reads the logits once more in that form than in the one for longer rows.
+LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
+LONGEST_16_BIT_CHAIN = 8192  # the softmax of 16-bit logits has one sum
+BLOCK = 256  # the approximate block size: one block of every row is read twice
+LEAST_STRIDE = 2**16  # in elements, between neighbouring classes: from here on, one row at a time is slow
+# On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
+# form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
 
 What = Literal["state", "rest", "sums", "softmax", "log_softmax", "derivative of a map", "maximum", "label"]
@@ -38,7 +38,7 @@ _REASONS = {
     "beside the label": "one bare sum without the label's term",
     "whole": "one bare sum, and a second one where a class leads",
     "blocks": "blocks of {size} classes: only the block with the maximum is read again",
-    "loop": "a loop over blocks of classes, of which XLA stores no terms",
+    "loop": "a loop over blocks of classes, so that XLA stores no terms",
     "chain": "one chain, which XLA's library fuses",
     "stored blocks": "one chain, which XLA's library fuses",
     "from the sums": "from the exponentials of the sums",
@@ -52,8 +52,8 @@ class Form(NamedTuple):
     """A form other than the plain one."""
 
     name: str
-    size: int = 0  # of a block, in classes; of "one pass", the number of pieces of a row
-    followed: bool = False  # whether XLA has a second use for what is computed of every class
+    size: int = 0  # the block size in classes; for "one pass", the number of pieces of a row
+    followed: bool = False  # whether a later operation uses the exponentials or differences of all classes
 
     @property
     def reason(self) -> str:
@@ -62,7 +62,7 @@ class Form(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The form for each platform; None for the plain one."""
+    """The form for each platform; None for the plain form."""
 
     cpu: Form | None = None
     gpu: Form | None = None
@@ -70,33 +70,31 @@ class Plan(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is to be computed of rows of logits."""
+    """A computation on rows of logits, as `choose` sees it."""
 
     what: What
     x: Array
-    axes: tuple[int, ...]  # of the classes
+    axes: tuple[int, ...]  # the class axes
     sharded: bool = False  # whether the classes also lie on several shards of `jax.shard_map`
-    bare: bool = (
-        True  # whether the logits alone are read: no mask, no temperature, no soft cap, no further sums
-    )
+    bare: bool = True  # whether there is no mask, no temperature, no soft cap and no further sum
     # What is computed for every class afterwards: nothing, differences as in a log-softmax, or the
     # exponentials again, as in a gradient.
     feeds: Feeds = "nothing"
-    for_label: bool = False  # whether only the label's −log p has to be accurate
+    for_label: bool = False  # whether only −log p of the label has to be accurate
 
     @property
     def classes(self) -> int:
-        """The number of classes, of a shape that is known."""
+        """The number of classes; the shape must be known."""
         return math.prod(self.x.shape[axis] for axis in self.axes)
 
     @property
     def is_large(self) -> bool:
-        """Whether the plain form may be slow: its shape is known, and it has many logits."""
+        """Whether the plain form may be slow: the shape is known, and there are many logits."""
         return not self.sharded and is_known(self.x) and self.x.size > MOST_PLAIN
 
     @property
     def is_whole_row(self) -> bool:
-        """Whether a row has one axis, and lies on one device: then it may be cut."""
+        """Whether a row has one axis and lies on one device, so that it can be cut into blocks."""
         return not self.sharded and len(self.axes) == 1 and is_whole(self.x, *self.axes)
 
     @property
@@ -113,7 +111,7 @@ def choose(request: Request) -> Plan:
 
 
 def own(form: Form | None, function: Callable[..., Any]) -> Own:
-    """A platform's own form as `by_platform` takes it: the function, and why; None for the plain one."""
+    """A platform's own form as `by_platform` takes it, (function, reason); None for the plain form."""
     return None if form is None else (function, form.reason)
 
 
@@ -161,7 +159,7 @@ def _map_on_cpu(request: Request) -> Form | None:
         return None
     x, axes = request.x, request.axes
     if request.what == "softmax" and request.bare:
-        # XLA stores the exponentials in the memory of the probabilities, if both have one dtype.
+        # XLA stores the exponentials in the memory of the probabilities, if both have the same dtype.
         stored = x.dtype == rules.computing_dtype(x.dtype)
         longest = LONGEST_CHAIN if stored else LONGEST_16_BIT_CHAIN
         if x.ndim - 1 in axes and 0 < request.classes <= longest:
@@ -173,9 +171,9 @@ def _map_on_cpu(request: Request) -> Form | None:
 
 
 def block_size(classes: int) -> int | None:
-    """The size of the blocks of a row: equal, near to 256 classes, of whole vectors if possible.
+    """The block size of a row: a divisor of its length near 256, a multiple of 16 if possible.
 
-    None for a row that is short, or has no such blocks.
+    None if the row is short or has no such divisor.
     """
     if classes < SHORTEST_IN_BLOCKS:
         return None
@@ -185,8 +183,9 @@ def block_size(classes: int) -> int | None:
 
 def _on_accelerators(request: Request) -> tuple[Form | None, Form | None]:
     x, axes = request.x, request.axes
-    # Merging parts of a row rounds, up to 3 ulp over a row: 16-bit logits allow it, float32 ones get two
-    # passes. So do classes that a mesh shards: XLA gathers the parts of a row, and reduces plain sums.
+    # Merging parts of a row rounds, up to 3 ulp over a row. 16-bit logits allow it; float32 logits take two
+    # passes. So do classes that a mesh shards: XLA would gather the parts of a row, but it reduces plain
+    # sums on every shard.
     if request.sharded or x.dtype.itemsize != 2 or any(spec(x)[axis] is not None for axis in axes):
         return None, None
     if request.what == "state":
@@ -198,9 +197,9 @@ def _on_accelerators(request: Request) -> tuple[Form | None, Form | None]:
 
 
 def _pieces(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    """How many pieces a row is cut into, where XLA on GPU would cut it finer, and store the part of each.
+    """The number of pieces of a row on GPU. XLA itself would cut finer, and store the part of each piece.
 
-    They are equal, of 1024 to 4096 classes; 1 where a row has no such pieces, or needs none.
+    The pieces are equal, of 1024 to 4096 classes; 1 if a row has no such pieces or is short.
     """
     classes = shape[axes[0]] if len(axes) == 1 else 0
     if classes <= LONGEST_FUSED:

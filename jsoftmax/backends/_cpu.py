@@ -1,9 +1,10 @@
-"""The state of a row on CPU, in the forms that XLA's library of reductions can run.
+"""The rest of a row on CPU, in forms that XLA's reduction library can run.
 
-XLA:CPU hands one sum over a chain of additions, products, exponentials and floors to a library, which reads
-the row once. A comparison, a select, or a second sum of the same terms leaves the library, and costs more
-than the exponentials. So the main pass is one bare sum of ``exp(u)``; what a leading class needs is added in
-a smaller second pass. Where a gradient follows, XLA stores the exponentials in the gradient's memory.
+XLA:CPU passes a sum over a chain of additions, products, exponentials and floors to a library, which reads
+the row once. With a comparison, a select, or a second sum of the same terms, XLA does not use the library,
+which costs more time than the exponentials. So the main pass is one bare sum of ``exp(u)``, and a smaller
+second pass corrects rows with a leading class. If a gradient follows, XLA stores the exponentials in the
+memory of the gradient.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from jsoftmax.backends._reading import picked
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._platforms import hidden
 
-LEAST_REST = 2.0**-80  # above it, what its terms lose below the normal numbers is less than an ulp
-_LED = 0.99  # below the maximum's term, which is 1 up to the rounding of a product fused with the shift
+LEAST_REST = 2.0**-80  # above this rest, the underflow of its terms costs less than an ulp
+_NEARLY_1 = 0.99  # below the term of the maximum, which is 1 up to the rounding of a fused product
 
 
 def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None) -> Array:
-    """``Σ exp(x − top) − 1`` over a row, without the maximal element's 1; −1 in an empty row.
+    """``Σ exp(x − top) − 1`` over a row: the sum without the 1 of the largest class; −1 in an empty row.
 
-    With a label, only the label's −log p is accurate: the rest is that beside the label's own term.
+    With a label, only −log p of the label is accurate: the sum leaves out the label's term instead.
     """
     return _rest((form, axis), x, top, label)
 
@@ -55,7 +56,7 @@ _rest = with_tangent(_value, _tangent)
 
 
 def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
-    """A bare sum without the label's term; a scaled one where the label leads so far that terms underflow."""
+    """A bare sum without the label's term; if the label leads so far that terms underflow, a scaled sum."""
 
     def repaired(x: Array, top: Array, others: Array) -> Array:
         return sum_of_others(rules.scaled(half(x, top)), label.id, axis) / rules.SCALE
@@ -69,7 +70,7 @@ def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
 
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
-    """One bare sum. Where it is below 2 one class leads, and a second sum leaves out that class's 1."""
+    """One bare sum. If it is below 2, one class leads, and a second sum leaves out the 1 of that class."""
     total = jnp.sum(exponentials(x, top), axis, keepdims=True)
 
     def repaired(x: Array, top: Array, total: Array) -> Array:
@@ -78,12 +79,12 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
     def plain(x: Array, top: Array, total: Array) -> Array:
         return total - 1
 
-    # A NaN anywhere is no reason to leave the other rows as they are.
+    # With a NaN in any row the comparison is False, so the other rows are still repaired.
     return lax.cond(jnp.min(total) >= 2, plain, repaired, x, top, total)
 
 
 def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
-    """Bare sums of blocks; a scaled sum where one class leads so far that terms underflow."""
+    """Bare sums of blocks; if one class leads so far that terms underflow, a scaled sum."""
     rest = rest_of_blocks(form.size, x, top, axis, stored=form.followed)
 
     def repaired(x: Array, top: Array, rest: Array) -> Array:
@@ -96,44 +97,44 @@ def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
 
 
 def _of_others(x: Array, top: Array, axis: int) -> Array:
-    """The sum but for the maximal element, which alone has a floor; scaled, so that no term vanishes."""
+    """The sum without the largest class, which alone has a floor of 1; scaled, so that no term underflows."""
     root = half(x, top)
     return apart(jnp.sum(rules.scaled(root - jnp.floor(root)), axis, keepdims=True)) / rules.SCALE
 
 
 def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool = False) -> Array:
-    """The rest from the sums of blocks: the block that holds the maximum is summed again without it.
+    """The rest from the sums of blocks: the block with the maximum is summed again without the maximum.
 
-    If two blocks hold a 1, the total is at least 2, and nothing has to be left out.
+    If two blocks contain a 1, the total is at least 2, and no term has to be left out.
     """
     count = x.shape[axis] // size
     sums = _block_sums(size, x, top, axis, stored)
-    holds = sums >= _LED
+    holds = sums >= _NEARLY_1
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
     holder = _block(size, x, index, axis).astype(top.dtype)
-    leads = holder == hidden(top)  # without the barrier XLA stores the repeated maximum
+    leads = holder == hidden(top)  # without the barrier XLA stores the broadcast maximum
     of_holder = jnp.sum(exponentials(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True)
     plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
     return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
 
 
 def _block_sums(size: int, x: Array, center: Array, axis: int, stored: bool = False) -> Array:
-    """The sums of ``exp(x − center)`` over blocks of a row, in the dtype of the center.
+    """The sums of ``exp(x − center)`` over the blocks of a row, in the dtype of `center`.
 
     If `stored`, XLA may store the terms for a second use, unless their dtype is wider than that of x.
     """
     if stored and x.dtype == center.dtype:
         return jnp.sum(_in_blocks(size, exponentials(x, center), axis), axis + 1)
-    # With the barrier XLA converts block by block; without it, it converts the whole row and stores that.
+    # With the barrier XLA converts block by block; without it, XLA converts the whole row and stores it.
     blocks = hidden(_in_blocks(size, x, axis))
     return jnp.sum(exponentials(blocks, jnp.expand_dims(center, axis)), axis + 1)
 
 
 def _block(size: int, x: Array, index: Array, axis: int) -> Array:
-    """The block with this index, of every row."""
+    """One block of every row: the block with the index given for that row."""
     return jnp.squeeze(picked(_in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
 
 
@@ -142,7 +143,7 @@ def _in_blocks(size: int, x: Array, axis: int) -> Array:
 
 
 def apart(sums: Array) -> Array:
-    """The sums, with NaN in place of +inf. The select keeps XLA from fusing them with what follows.
+    """The sums, with NaN in place of +inf. The select prevents XLA from fusing them with later operations.
 
     Fused with a logarithm or another sum, they take several times as long.
     """
@@ -150,7 +151,7 @@ def apart(sums: Array) -> Array:
 
 
 def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
-    """The sum over a row without the class of this id; by arithmetic, which the library can run."""
+    """The sum over a row without the class of this id: a product masks it, which the library can run."""
     shape = [1] * terms.ndim
     shape[axis] = terms.shape[axis]
     away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
@@ -158,7 +159,7 @@ def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
 
 
 def _leads(total: Array) -> Array:
-    return (total > 0) & (total < 2 * _LED)
+    return (total > 0) & (total < 2 * _NEARLY_1)
 
 
 def _vanishes(rest: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Sums and maxima over rows that, on CPU, a loop finds: over blocks of a long row, or class by class."""
+"""Sums and maxima over rows that run as a loop on CPU: over blocks of a long row, or class by class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jsoftmax.backends import _choice
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.transforms._platforms import by_platform
 
-BLOCK_SIZE = 2**20  # elements, over all rows
+BLOCK_SIZE = 2**20  # in elements, over all rows
 
 
 def maximum(x: Array, axes: tuple[int, ...], *, bare: bool = True) -> Array:
-    """The maximum of every row. Unless `bare`, x is computed: a loop would first store it."""
+    """The maximum of every row. `bare` says that x lies in memory; a loop would store an x to be computed."""
 
     def plain(x: Array) -> Array:
         return jnp.max(x, axes, keepdims=True)
@@ -40,7 +40,7 @@ def maximum(x: Array, axes: tuple[int, ...], *, bare: bool = True) -> Array:
 
 
 def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """The sums over a row of each of its terms; `row` is a tree of arrays, the logits first."""
+    """The sum over a row of each term in ``terms(row)``; `row` is a tree of arrays, the logits first."""
     x = row[0]
     form = choose(Request("sums", x, axes)).cpu
 
@@ -54,7 +54,7 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
     size = 1 if form.name == "by class" else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
 
     def in_loop(row: Any) -> tuple[Array, ...]:
-        steps, over = divmod(classes - 1, size)  # the first block has one more than what is left over
+        steps, over = divmod(classes - 1, size)  # the first block has the remainder and one class more
 
         def block(start: Array | int, size: int) -> tuple[Array, ...]:
             return whole(jax.tree.map(lambda a: _slice(a, start, size, axis), row))

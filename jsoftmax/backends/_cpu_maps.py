@@ -1,4 +1,4 @@
-"""The softmax on CPU, in the forms that XLA's library of reductions can run."""
+"""The softmax on CPU, in forms that XLA's reduction library can run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Axes = tuple[int, ...]
 
 
 def softmax(form: Form, axes: Axes, x: Array, top: Array) -> Array:
-    """The probabilities in a form of `choose`, from the logits and from the maximum of every row."""
+    """The probabilities, from logits and the maximum of every row, in the form "chain" or "stored blocks"."""
     if form.name == "chain":
         return _softmax(axes, x, top)
     return _stored((form.size, axes[0]), x)
 
 
 def _softmax(axes: Axes, x: Array, top: Array) -> Array:
-    """``exp(u)/Σ exp(u)``; 0 in an empty row. Ones are summed apart: beside a 1, small terms lose digits."""
+    """``exp(u)/Σ exp(u)``; 0 in an empty row. A separate sum of the ones keeps the digits of small terms."""
     terms = _by_class.exponentials(x, _by_class.tops(x, top)[1])
     if x.dtype.itemsize == 2:
         total = jnp.sum(terms, axes, keepdims=True)
@@ -29,13 +29,13 @@ def _softmax(axes: Axes, x: Array, top: Array) -> Array:
         ones = jnp.floor(terms)
         rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
         total = rest + ones
-    return terms / (total + 2.0**-60)  # the sum is NaN where the maximum has lost a NaN
+    return terms / (total + 2.0**-60)  # the sum is NaN even if XLA's maximum has dropped a NaN
 
 
 def _stored_value(static: tuple[int, int], x: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row.
 
-    XLA finds the maximum, if it is finite in an empty row, and stores exp(u), in one pass.
+    The maximum starts from a finite number: then XLA computes it and stores exp(u) in one pass.
     """
     size, axis = static
     top = lax.expand_dims(lax.reduce(x, jnp.finfo(x.dtype).min, lax.max, (axis,)), (axis,))

@@ -1,4 +1,4 @@
-"""A few of the logits, read on CPU where they lie."""
+"""Reads a few of the logits on CPU, without converting or storing the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jsoftmax.transforms._platforms import is_plain
 
 
 def picked(x: Array, index: Array, axis: int) -> Array:
-    """The entries with these indices along an axis, one below the other as `jnp.take_along_axis` has them."""
+    """The entries at these indices along an axis, as `jnp.take_along_axis` returns them."""
 
     def take(x: Array, index: Array) -> Array:
         return jnp.take_along_axis(x, index, axis, mode="clip")
@@ -23,7 +23,7 @@ def picked(x: Array, index: Array, axis: int) -> Array:
 
 
 def part(x: Array, start: int, end: int, axis: int) -> Array:
-    """Those from one index to another along an axis."""
+    """The entries from `start` to before `end` along an axis."""
     if end - start == x.shape[axis]:
         return x
     return _read(partial(lax.slice_in_dim, start_index=start, limit_index=end, axis=axis), x)
@@ -31,7 +31,7 @@ def part(x: Array, start: int, end: int, axis: int) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _read(read: Callable[..., Array], x: Array, *where: Array) -> Array:
-    """``read(x, *where)``. To convert what is read, XLA would convert and store all; it does not of bits."""
+    """``read(x, *where)``, for 16-bit x through integers: XLA would otherwise convert and store all of x."""
     if x.dtype.itemsize != 2 or is_plain():
         return read(x, *where)
     return lax.bitcast_convert_type(read(lax.bitcast_convert_type(x, jnp.uint16), *where), x.dtype)

@@ -1,1 +1,1 @@
-"""Where a call comes in: arguments are checked, converted, and named in errors, before any compute."""
+"""The entry of every public call: its arguments are checked and converted before anything is computed."""

@@ -1,6 +1,6 @@
-"""The arguments of a call as arrays: their types, their axes, their masks.
+"""Converts the arguments of a call to arrays, and checks their types, axes and masks.
 
-A message repeats the call, says what came, and says what to write instead.
+Every error message repeats the call, says what is wrong, and says what to write instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Axes = tuple[int, ...]
 
 
 class Arrays:
-    """One call of a public function: its arguments as they came, and as the function needs them."""
+    """One call of a public function: it keeps the arguments as given and converts each one on request."""
 
     def __init__(self, function: str, **arguments: Any):
         self.function = function
@@ -36,7 +36,7 @@ class Arrays:
         value = self.arguments[name]
         self._refuse_type(name, getattr(value, "dtype", None))
         try:
-            # Converted to its own type, an array with a NaN under the mask would stop jax_debug_nans.
+            # `jnp.asarray` of an array with a NaN under the mask would trigger jax_debug_nans.
             array = value if isinstance(value, Array) else jnp.asarray(value)
             if jnp.issubdtype(array.dtype, jax.dtypes.extended):
                 raise TypeError("a random key")
@@ -49,7 +49,7 @@ class Arrays:
         return array
 
     def _refuse_type(self, name: str, dtype: Any) -> None:
-        """Some types of 8 bits and fewer cannot hold logits, or have no arithmetic in XLA."""
+        """Raise for a float type of at most 8 bits that cannot hold logits, or that XLA cannot compute in."""
         if not isinstance(dtype, np.dtype) or dtype.itemsize > 1 or not jnp.issubdtype(dtype, jnp.floating):
             return
         is_scale = not (_given.holds(dtype, -1) and _given.holds(dtype, 0))
@@ -60,13 +60,13 @@ class Arrays:
             raise self.error(TypeError, problem, f"write {name}.astype({'j' * is_scale}np.float32)")
 
     def floats(self, name: str) -> Array:
-        """The argument, integers and bools promoted as jax.nn promotes them, floats of 8 bits as float32."""
+        """The argument as floats: integers and bools promoted as in jax.nn, 8-bit floats as float32."""
         wide = _given.too_wide(self.arguments[name])
         array = self.array(name) if wide is None else jnp.asarray(wide.astype(float))
         return widened(array) if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
     def _own_float(self, name: str) -> jnp.dtype | None:
-        """The float type of an argument; None for integers and Python numbers, which adopt that of others."""
+        """The float type of an argument; None for integers and Python numbers, which adopt another's type."""
         value = self.arguments[name]
         if value is None or _given.too_wide(value) is not None:
             return None
@@ -75,7 +75,7 @@ class Arrays:
         return array.dtype if is_strong_float else None
 
     def narrow_type(self, *names: str) -> jnp.dtype | None:
-        """The type of 8 bits that an output has, as the float arguments have it; None for any other."""
+        """The 8-bit type of the output, if all float arguments have this one type; else None."""
         dtypes = set(filter(None, map(self._own_float, names)))
         if len(dtypes) != 1 or not _is_narrow(dtype := dtypes.pop()):
             return None
@@ -85,7 +85,7 @@ class Arrays:
         return dtype
 
     def promoted(self, first: str, second: str) -> tuple[Array, Array]:
-        """Two arguments in one float dtype and shape; ints and Python numbers adopt the other's dtype."""
+        """Two arguments in one float dtype and one shape; ints and Python numbers adopt the other's dtype."""
         a, b = self.floats(first), self.floats(second)
         own = [f.dtype for name, f in ((first, a), (second, b)) if self._own_float(name) is not None]
         dtype = own[0] if len(own) == 1 else jnp.promote_types(a.dtype, b.dtype)
@@ -99,7 +99,7 @@ class Arrays:
         return a, b
 
     def alike(self, first: str, second: str) -> tuple[Array, Array]:
-        """Two float arguments of one shape."""
+        """Two arguments as floats, which must have the same shape."""
         a, b = self.floats(first), self.floats(second)
         if a.shape != b.shape:
             problem = f"{first} of shape {a.shape} beside {second} of shape {b.shape}"
@@ -111,7 +111,7 @@ class Arrays:
         return a, b
 
     def axes(self, shape: tuple[int, ...], may_be_empty: bool = False) -> Axes:
-        """The axes a row spans, from 0 up, in the order given."""
+        """The class axes as numbers from 0 to ndim − 1, in the order given."""
         self._refuse_swapped()
         axis, ndim = self.arguments["axis"], len(shape)
         given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
@@ -127,26 +127,26 @@ class Arrays:
                 raise self.error(ValueError, problem, remedy)
         axes = tuple(i % ndim for i in given)
         if len(set(axes)) < len(axes):
-            raise self.error(ValueError, f"axis {axis!r} names one twice", "name each axis once")
+            raise self.error(ValueError, f"axis {axis!r} names an axis twice", "name each axis once")
         if not may_be_empty and math.prod(shape[i] for i in axes) == 0:
             problem = f"there are no classes: shape {shape} has length 0 along axis {axis!r}"
             raise self.error(ValueError, problem, "give at least one class")
         return axes
 
     def _refuse_swapped(self) -> None:
-        """Integer logits, and float labels of one more axis, are labels and logits."""
+        """Raise if the logits are integers and the labels floats with one more axis: they look swapped."""
         logits, labels = (self.arguments.get(name, ()) for name in ("logits", "labels"))
         if not hasattr(logits, "dtype") or not hasattr(labels, "dtype"):
             return
         are_ids = jnp.issubdtype(logits.dtype, jnp.integer) and jnp.issubdtype(labels.dtype, jnp.floating)
         if are_ids and labels.ndim == logits.ndim + 1:
-            problem = "the logits are integers, and the labels floats of one more axis"
+            problem = "the logits are integers, and the labels are floats with one more axis"
             raise self.error(
                 TypeError, problem, f"the two look swapped: write {self.function}(labels, logits)"
             )
 
     def mask(self, shape: tuple[int, ...], axes: Axes | None = None) -> Array | None:
-        """`where` as booleans that broadcast to `shape`; with `axes`, also one for each row."""
+        """`where` as booleans that broadcast to `shape`; given `axes`, it may also have one entry per row."""
         if self.arguments.get("where") is None:
             return None
         where = self.array("where")
@@ -164,7 +164,7 @@ class Arrays:
         return with_rank(where, len(shape))
 
     def float_dtype(self, name: str) -> jnp.dtype:
-        """An argument that names a float type."""
+        """The argument as a float dtype."""
         given = self.arguments[name]
         try:
             dtype = jnp.dtype(given)
@@ -175,7 +175,7 @@ class Arrays:
         return dtype
 
     def size(self, name: str, least: int = 0) -> int:
-        """An argument that counts something."""
+        """The argument as an integer that is at least `least`."""
         given = self.arguments[name]
         try:
             size = operator.index(given)
@@ -197,12 +197,12 @@ def rows_of(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 def in_dtype(array: Array, dtype: jnp.dtype) -> Array:
-    """The array itself if it has the type: `jax_debug_nans` looks at what a conversion gives."""
+    """The array in a dtype. If it has that dtype, the array itself: `jax_debug_nans` checks conversions."""
     return array if array.dtype == dtype else array.astype(dtype)
 
 
 def widened(floats: Array) -> Array:
-    """Floats, those of 8 bits as float32."""
+    """The array, converted to float32 if its floats have fewer than 16 bits."""
     return floats.astype(jnp.float32) if _is_narrow(floats.dtype) else floats
 
 

@@ -1,4 +1,4 @@
-"""Every user error, raised at the public border before anything is computed: labels and options."""
+"""Checks the labels and options of a call: a public function raises every user error before it computes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jsoftmax.border._arrays import Arrays, Axes, Axis, broadcasts, describe, ro
 
 __all__ = ["Axes", "Axis", "Call", "Logits"]
 
-Logits = Array | jax.ShapeDtypeStruct  # of which only shape and dtype are read
+Logits = Array | jax.ShapeDtypeStruct  # this module reads only the shape and the dtype
 
 
 class Call(Arrays):
-    """One call of a public function: also its labels and its options."""
+    """One call of a public function, with checks of its labels and options too."""
 
     def per_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """A number, or one a row, in `dtype` and with length 1 along the row; None if not given.
+        """An option, one number or one per row, in `dtype`, of length 1 on the class axes; None if not given.
 
-        A number that is known is refused where the option cannot be it; of an array such a number is NaN.
+        A number out of range raises if its value is known; in an array, or traced, it becomes NaN.
         """
         given = self.arguments.get(name)
         if given is None:
@@ -57,19 +57,19 @@ class Call(Arrays):
     def coefficient(
         self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
     ) -> Array | None:
-        """A number that may be 0, or one a row, 0 where rows do not count; None if it needs no computing."""
+        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if known to be 0."""
         known = _given.known_number(self.arguments[name])
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None
         number = self.per_row(name, x, axes, dtype)
         if number is None or known is not None:
             return number
-        # A loss is linear in these: they are multiplied by NaN for the derivative in them to be NaN too.
+        # The loss is linear in the coefficient. The product with NaN makes its derivative NaN as well.
         number = number if counted is None else jnp.where(counted, number, 0)
         return number * jnp.where(jnp.isnan(number), number, 1)
 
     def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """One weight a class, along the class axes made one."""
+        """The class weights as one vector of all classes; None if not given."""
         if self.arguments["class_weights"] is None:
             return None
         weights = self.floats("class_weights")
@@ -80,12 +80,12 @@ class Call(Arrays):
         return weights.reshape(-1).astype(dtype)
 
     def ignore_index(self, labels: Array) -> Array | None:
-        """The class id to ignore; None if no label of this type can be it."""
+        """The class id to ignore; None if the type of the labels cannot hold it."""
         if self.arguments["ignore_index"] is None:
             return None
         if not jnp.issubdtype(labels.dtype, jnp.integer):
-            problem = "ignore_index is for class ids, and these labels are target probabilities"
-            raise self.error(ValueError, problem, "leave it out, and give the rows to ignore targets of 0")
+            problem = "ignore_index is for class ids, but these labels are target probabilities"
+            raise self.error(ValueError, problem, "leave it out, and set the targets of ignored rows to 0")
         index = self._index()
         if not isinstance(index, int):
             return index
@@ -95,7 +95,7 @@ class Call(Arrays):
         return None if _given.too_wide(self.arguments["labels"]) is None else jnp.asarray(_given.IGNORED)
 
     def _index(self) -> int | Array | None:
-        """`ignore_index`, a Python integer if it is known."""
+        """`ignore_index`, as a Python integer if its value is known."""
         given = self.arguments.get("ignore_index")
         if given is None:
             return None
@@ -108,12 +108,12 @@ class Call(Arrays):
         return index
 
     def _labels(self) -> Array:
-        """The labels, class ids of any width in 32 bits at least."""
+        """The labels as an array; class ids that need more than 32 bits are narrowed to 32."""
         wide = _given.too_wide(self.arguments["labels"])
         return self.array("labels") if wide is None else jnp.asarray(_given.narrowed(wide, self._index()))
 
     def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
-        """The labels as integers, one a row, with length 1 along the row."""
+        """The labels as integer class ids, one per row, with length 1 on the class axes."""
         return self._ids(self._labels(), shape, axes, or_targets=False)
 
     def _ids(self, labels: Array, shape: tuple[int, ...], axes: Axes, *, or_targets: bool) -> Array:
@@ -140,11 +140,11 @@ class Call(Arrays):
         raise self.error(ValueError if is_integer else TypeError, problem, remedy)
 
     def _other_axes(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
-        """The axes whose classes would leave rows of this shape, if the call may name one."""
+        """The axes that, as class axis, would leave rows of this shape; none if the call has no `axis`."""
         return [i for i in range(len(shape)) if "axis" in self.arguments and rows_of(shape, (i,)) == rows]
 
     def targets(self, shape: tuple[int, ...]) -> Array:
-        """The labels as probabilities, broadcast to `shape`."""
+        """The labels as target probabilities, broadcast to `shape`."""
         labels = self.array("labels")
         is_float = jnp.issubdtype(labels.dtype, jnp.floating)
         labels = _stored(labels) if is_float else self.floats("labels")
@@ -156,7 +156,7 @@ class Call(Arrays):
         return jnp.broadcast_to(labels, shape)
 
     def labels(self, shape: tuple[int, ...], axes: Axes) -> Array:
-        """Class ids where the labels are integers, target probabilities where they are floats."""
+        """Integer labels as class ids, float labels as target probabilities."""
         labels = self._labels()
         if jnp.issubdtype(labels.dtype, jnp.integer):
             return self._ids(labels, shape, axes, or_targets=True)
@@ -176,12 +176,12 @@ class Call(Arrays):
 
 
 def _stored(targets: Array) -> Array:
-    """Targets as they stay in memory: of 8 bits they are widened where they are read, as 16 bits are."""
+    """Targets as stored. 8-bit targets stay 8-bit, as 16-bit targets do: each use widens what it reads."""
     return targets if jnp.finfo(targets.dtype).bits >= 8 else widened(targets)
 
 
 @jax.jit(static_argnums=0)
 def _nan_outside(name: str, numbers: Array) -> Array:
-    """The numbers, NaN where the option cannot be they; added, it does not make a cotangent of 0 a NaN."""
+    """The numbers, NaN where out of range. The NaN is added, so that a cotangent of 0 stays 0."""
     is_bad = ~_given.within(name, numbers, numbers.dtype)
     return numbers + rules.nan_where(is_bad, jnp.zeros_like(numbers))

@@ -1,4 +1,4 @@
-"""A public function called outside any transformation, on arrays: one compiled program."""
+"""Compiles a call of a public function outside all transformations into one program."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ CONSTANTS = (bool, int, str)
 
 
 def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The function, compiled if every argument is an array, or one of these: bools, integers, strings.
+    """A decorator: the function runs as one compiled program if its arguments are concrete arrays.
 
-    Otherwise JAX would dispatch the operations of its border one by one, and its derivative rule by a slow
-    way. A Python number stays what it is: compiled in, every new one would be a new program.
+    The arguments named in `static` must be bools, integers, strings, or tuples of them. Without this, JAX
+    dispatches every operation of the argument checks on its own, and the derivative rule by a slow path. A
+    call with a Python number is not compiled: each new number would be a new constant, and a new program.
     """
 
     def with_program(function: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +45,7 @@ def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _size(value: Any) -> Any:
-    """Of an array, a number, or a symbol for one; of anything else 0."""
+    """The size of an array, an integer or a symbol of `jax.export`; 0 for anything else."""
     return getattr(value, "size", 0)
 
 

@@ -1,4 +1,4 @@
-"""What is known of arguments before a program is traced: what a type holds, wide integers, single numbers."""
+"""Facts about arguments before tracing: values that a type holds, wide integers, single known numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NO_CLASS, IGNORED = -1, -2  # what `narrowed` makes of ids that 32 bits do not hold
+NO_CLASS, IGNORED = -1, -2  # `narrowed` replaces ids that do not fit in 32 bits by one of these
 RANGES = {
     "temperature": "write a finite number, not 0",
     "soft_cap": "write a number above 0",
@@ -19,7 +19,7 @@ RANGES = {
 
 
 def holds(dtype: Any, number: float) -> bool:
-    """Whether a float type has this number, be it NaN."""
+    """Whether a float type can represent this number, which may be NaN."""
     return bool(np.array_equal(np.asarray(number, dtype).astype(np.float32), number, equal_nan=True))
 
 
@@ -31,7 +31,7 @@ def _normal(dtype: Any) -> tuple[float, float]:
 
 
 def within(name: str, number: Any, dtype: Any) -> Any:
-    """Whether numbers, or each of an array, are such as an option may be, in a float type."""
+    """Whether a number, or each entry of an array, is in the range of the option `name`, in a float type."""
     tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
@@ -40,7 +40,7 @@ def within(name: str, number: Any, dtype: Any) -> Any:
 
 
 def known_number(value: Any) -> float | None:
-    """A single number that is known when the call is made; None for an array, and for a traced number."""
+    """The value of a single number, if it is known at the call; None for an array and for a traced number."""
     if isinstance(value, (int, float)):
         return value
     if isinstance(value, jax.core.Tracer) or not isinstance(value, (np.generic, np.ndarray, jax.Array)):
@@ -54,7 +54,7 @@ def known_number(value: Any) -> float | None:
 
 
 def too_wide(value: Any) -> np.ndarray | None:
-    """Integers of which JAX would keep the lowest 32 bits alone, as NumPy has them; None for all else."""
+    """Integers that JAX would truncate to 32 bits, as a NumPy array; None for anything else."""
     if isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
         return None
     if isinstance(value, (list, tuple)):
@@ -74,9 +74,10 @@ def too_wide(value: Any) -> np.ndarray | None:
 
 
 def narrowed(ids: np.ndarray, index: Any) -> Any:
-    """Class ids `too_wide` for JAX, in 32 bits: classes stay; what is none, or is `index`, stays that.
+    """Class ids that are `too_wide` for JAX, in 32 bits; `index` is the class id to ignore.
 
-    An index that 32 bits do not hold becomes `IGNORED`.
+    An id that fits in 32 bits stays. An id that does not fit becomes `IGNORED` if it equals `index`, else
+    `NO_CLASS`.
     """
     limits = np.iinfo(np.int32)
     held = (ids >= limits.min) & (ids <= limits.max)
@@ -87,7 +88,7 @@ def narrowed(ids: np.ndarray, index: Any) -> Any:
 
 
 def must_be_seen(name: str, value: Any) -> bool:
-    """Whether an array may be refused, or be misread, for its value, which no compiled program sees."""
+    """Whether the value itself has to be checked before the call is compiled, where values are unknown."""
     if name in RANGES:
         number = known_number(value)
         return number is not None and not within(name, number, jnp.float32)

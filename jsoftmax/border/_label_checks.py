@@ -1,4 +1,4 @@
-"""Bad class ids and targets, reported where the caller asks; class ids of any type, and those to ignore."""
+"""Checks of class ids and targets that `checkify` reports; class ids in int32, and which to ignore."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jsoftmax.transforms._sharding import ids_of_shard, shard_count
 
 @functools.cache
 def _reported() -> Any:
-    """The primitive. Its imports would double the time of importing this package."""
+    """The primitive. It is created on first use: its imports would double the import time of this package."""
     from jax.extend.core import Primitive, jaxpr_as_fun
     from jax.interpreters import ad, batching, mlir
 
     class Reported(Primitive):
-        """Its first argument, with a check of all in its `call_jaxpr` that only checkify looks into.
+        """Returns its first argument. Its `call_jaxpr` checks all arguments, and only checkify runs it.
 
-        A check on its own is an effect of every program that holds it. For a program with effects JAX takes
-        its slow way at each call, ten times the time of a small loss, and `jax.export` cannot serialize it.
+        A plain `checkify.debug_check` would be an effect of every program that contains it. JAX calls a
+        program with effects by a slow path, ten times the time of a small loss, and cannot export it.
         """
 
         multiple_results = True
 
         def bind(self, *args: Any, subfuns: Sequence[Any] = (), **params: Any) -> Any:
-            """Of checkify, `subfuns` is the check made visible; it takes and gives the errors too."""
+            """checkify passes the transformed check as `subfuns`; it takes and returns the errors too."""
             return subfuns[0].call_wrapped(*args) if subfuns else Primitive.bind(self, *args, **params)
 
     reported: Any = Reported("reported")
@@ -40,7 +40,7 @@ def _reported() -> Any:
         return [value]
 
     def batched(values: Sequence[Any], axes: Sequence[Any], *, call_jaxpr: Any) -> tuple[Any, Sequence[int]]:
-        # What is returned has the batch axis too, where only what is checked has one.
+        # The returned value gets the batch axis too if only a checked argument has one.
         size = next(v.shape[axis] for v, axis in zip(values, axes, strict=True) if axis is not None)
         value = values[0] if axes[0] is not None else jnp.broadcast_to(values[0], (size, *values[0].shape))
         value = jnp.moveaxis(value, axes[0] or 0, 0)
@@ -60,13 +60,13 @@ def _reported() -> Any:
 
 
 def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
-    """The class ids as a shard counts them, which has so many of the classes along mesh axes: from 0 up.
+    """The class ids relative to this shard, in int32: its own `classes` have the ids from 0 up.
 
-    checkify names the first that is bad; anything else takes them as they are, or as −1 if their type is not
-    the one that is compared.
+    `names` are the mesh axes of the shards. checkify reports the first bad id. Without checkify a bad id of
+    type int32 stays, and one of another type becomes −1.
     """
     if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)  # that holds the number of classes too
+        labels = labels.astype(jnp.int32)  # the number of classes may not fit in fewer bits
     of_all = classes * shard_count(names)
     if labels.size and not is_portable():
         labels = _reported().bind(labels, call_jaxpr=_checked.trace(labels, of_all).jaxpr)[0]
@@ -76,9 +76,9 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
 
 
 def reported_targets(value: Array, targets: Array, axis: int, names: tuple[str, ...]) -> Array:
-    """A value found with target probabilities, as it is; checkify names the first row whose targets are bad.
+    """The value, unchanged; checkify reports the first row whose target probabilities are bad.
 
-    They are where one is below 0, or where they add up to more than 1 and what roundings may add.
+    Targets are bad if one is below 0, or if they add up to more than 1 by more than roundings explain.
     """
     if is_portable() or not (targets.size and value.size):
         return value
@@ -87,7 +87,7 @@ def reported_targets(value: Array, targets: Array, axis: int, names: tuple[str, 
 
 
 def is_other(ids: Array, index: Array) -> Array:
-    """Whether ids are not this one, whose type may hold fewer or other numbers than theirs."""
+    """Where ids differ from `index`, which may have another integer type: a bool for each id."""
     here = index.astype(ids.dtype)
     is_held = (here.astype(index.dtype) == index) & ((here < 0) == (index < 0))
     return (ids != here) | ~is_held
@@ -115,8 +115,8 @@ def _checked_targets(value: Array, targets: Array, axes: tuple[int | str, ...]) 
 
 
 def _check(numbers: Array, bad: Array, message: str) -> None:
-    """A check that names the first of some numbers, one a row, that is bad."""
-    # Sums and minima, which any sharding of the rows keeps.
+    """A check that reports the first bad number and its row; there is one number per row."""
+    # Only sums and minima, which work on any sharding of the rows without moving them.
     row = jnp.zeros(numbers.shape, jnp.int32)
     for axis, size in enumerate(numbers.shape):
         row = row * size + lax.broadcasted_iota(jnp.int32, numbers.shape, axis)

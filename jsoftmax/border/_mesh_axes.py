@@ -1,4 +1,4 @@
-"""The mesh axes that a call within `jax.shard_map` names: of the shards of its classes, and of its rows."""
+"""Checks the mesh axes that a call within `jax.shard_map` names: `axis_name` and `row_axis_name`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jsoftmax.transforms._sharding import varies
 
 MeshAxes = str | Sequence[str] | None
 
-# What has a part on every shard of the classes; the rest of the arguments is the same on all of them.
+# These arguments may differ from one shard of the classes to the next; all others must be equal on them.
 _OF_CLASSES = frozenset({"where", "class_weights", "bias", "b", "hidden"})
 
 
 def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
-    """The names in `axis_name`: over them the arguments `sharded` must vary, and what all share must not."""
+    """The names in `axis_name`. The arguments in `sharded` must vary over them, shared arguments must not."""
     names = _names(call, "axis_name", sharded)
     for argument, value in call.arguments.items():
         if not names or argument in sharded or argument in _OF_CLASSES or not hasattr(value, "dtype"):
@@ -32,7 +32,7 @@ def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
 
 
 def of_rows(call: Call, sharded: str) -> tuple[str, ...]:
-    """The names in `row_axis_name`, over which the argument `sharded` has to vary."""
+    """The names in `row_axis_name`. The argument `sharded` must vary over them."""
     names = _names(call, "row_axis_name", (sharded,))
     if names and call.arguments["reduction"] == "none":
         problem = 'row_axis_name is for sums and means, and the reduction is "none"'

@@ -1,9 +1,10 @@
-"""Evaluation over batches, shards and processes of any size: what was seen, as a small state that merges.
+"""Metrics over batches, shards and processes of any size, from a small state that can be merged.
 
-`empty` says what to measure, `update` adds a batch of logits and labels, `merge` puts two states together,
-`merge_across` those of all shards, `compute` gives the metrics. A state holds sums over the rows, each in two
-words: a mean over 10⁸ rows keeps its float32 digits, and rows are counted exactly up to 2⁴⁸, in any order. It
-is a tree of small arrays, which passes through `jit`, `scan` and `vmap`, between processes, and into files.
+`empty` creates a state and says what to measure, `update` adds a batch of logits and labels, `merge` combines
+two states, `merge_across` the states of all shards, and `compute` returns the metrics. A state holds sums
+over the rows, each in two words: a mean over 10⁸ rows keeps its float32 digits, and the count of rows is
+exact up to 2⁴⁸, in any order. A state is a tree of small arrays: it works with `jit`, `scan` and `vmap`, and
+can be sent between processes and saved in files.
 
 >>> import jax, jax.numpy as jnp, numpy as np
 >>> from jsoftmax import evaluation

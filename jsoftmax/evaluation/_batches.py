@@ -1,4 +1,4 @@
-"""Batches of rows on their way into a state: from logits, or from the statistics of their rows."""
+"""Adds batches of rows to a state: from logits, or from the statistics of the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.rows._row_numbers import RowStatistics, numbers
 
-LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with what 16 bits may round up
+LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with room for roundings to 16 bits
 
 
 def update(
@@ -34,35 +34,36 @@ def update(
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
 ) -> State:
-    """The state with a batch of rows added: their logits and class ids.
+    """The state after a batch of rows is added, from their logits and class ids.
 
-    A row of weight 0, or with the label `ignore_index`, or that `where` masks whole, counts for nothing,
-    whatever lies there. A class id outside [0, V), NaN or +inf in a live class, a weight below 0: each makes
-    every metric but `weight` NaN, in this state and all it is merged into. A row with no live class has
-    loss 0, as in `cross_entropy`, and is predicted wrong, with confidence 0 and a Brier score of 1.
+    A row does not count if its weight is 0, its label is `ignore_index`, or `where` masks all its classes:
+    then its values have no effect. A class id outside [0, V), NaN or +inf in a live class, or a weight below
+    0 makes every metric except `weight` NaN, in this state and in every state it is merged into. A row
+    without a live class has loss 0, as in `cross_entropy`; its prediction counts as wrong, with confidence 0
+    and a Brier score of 1.
 
-    Before the label come the classes with a larger logit, and those with the same and a smaller index, as in
-    argmax and ``jax.lax.top_k``; no sort. A dead label is no choice at all.
+    The rank of the label counts the classes with a larger logit, and those with an equal logit and a smaller
+    index, as argmax and ``jax.lax.top_k`` order them; nothing is sorted. A dead label is in no top k.
 
-    Derivative: nll, Brier score and confidence have theirs, what is counted has none.
+    Derivative: nll, Brier score and confidence are differentiable; counts have no derivative.
 
     Args:
-      state: of `empty`, or any other.
+      state: a state from `empty`, or any later one.
       logits: any shape.
       labels: class ids as integers, in the shape of `logits` without `axis`.
-      axis: the class axis, one alone.
-      ignore_index: rows with this class id count for nothing.
-      weights: from 0 up, in the shape of `labels`; 1 if not given. Their sums, and their products with the
+      axis: the class axis, a single one.
+      ignore_index: rows with this class id do not count.
+      weights: at least 0, in the shape of `labels`; 1 if not given. Their sums, and their products with the
         losses, have to be normal numbers.
-      where: True for the classes that count, as for `jsoftmax.cross_entropy`.
-      soft_cap: as there.
-      temperature: as there.
+      where: True for the classes that count, as in `jsoftmax.cross_entropy`.
+      soft_cap: as in `jsoftmax.cross_entropy`.
+      temperature: as in `jsoftmax.cross_entropy`.
 
     Returns:
       `State`, in the dtype it had.
 
     Raises:
-      TypeError, ValueError: as `jsoftmax.cross_entropy`; where the state is for another number of classes.
+      TypeError, ValueError: as `jsoftmax.cross_entropy`; also if the state has another number of classes.
 
     >>> import jax, jax.numpy as jnp
     >>> from jsoftmax import evaluation
@@ -110,7 +111,7 @@ def _update(
     labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis, scaling.where)
     if labels.counted is not None:
         x = jnp.where(labels.counted, x, 0)
-        ids = jnp.where(labels.counted, ids, 0)  # as they came: bad ones are reported
+        ids = jnp.where(labels.counted, ids, 0)  # not `labels.ids`: `numbers` reports bad ids itself
     found = numbers((axis,), frozenset({"nll"}), x, ids, scaling, None, labels.counted, beside=labels.weights)
     nll = found["nll"]
     brier = confidence = None
@@ -136,7 +137,7 @@ def _update(
 
 
 def _rank(x: Array, ids: Array, scaling: Scaling, axis: int) -> Array:
-    """How many classes come before the label; before a dead one, more than there are."""
+    """The number of classes that come before the label; for a dead label the largest int32."""
     x = lax.stop_gradient(_scaling.ordered_live(x, scaling))
     own = _reductions.of_label(x, ids, axis)
     index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
@@ -156,20 +157,20 @@ def update_from_statistics(
     confidence: ArrayLike | None = None,
     brier: ArrayLike | None = None,
 ) -> State:
-    """The state with a batch of rows added: their `RowStatistics`, where logits were never held.
+    """The state after a batch of rows is added, from their `RowStatistics`, without their logits.
 
-    They tell the loss and the prediction: enough for ``empty(top_k=1, bins=None)``. A state that measures
-    more wants more of every row. All else as for `update`, but that statistics do not tell a row that was
-    masked whole from one whose every logit is −inf: give such a row weight 0.
+    Row statistics contain the loss and the prediction: enough for ``empty(top_k=1, bins=None)``. A state that
+    measures more needs more numbers per row. All else is as in `update`, except for a fully masked row:
+    statistics cannot tell it from a row whose logits are all −inf, so give it weight 0.
 
     Args:
-      state: of `empty`, or any other.
-      statistics: of `row_statistics`, or of `linear_row_statistics`.
-      labels: their class ids.
-      ignore_index: rows with this class id count for nothing.
-      weights: from 0 up, in the shape of `labels`; 1 if not given.
-      rank: how many classes come before the label. A rank, confidence or Brier score out of its range, as
-        one below 0, makes every metric NaN.
+      state: a state from `empty`, or any later one.
+      statistics: the result of `row_statistics` or `linear_row_statistics`.
+      labels: the class ids of the rows.
+      ignore_index: rows with this class id do not count.
+      weights: at least 0, in the shape of `labels`; 1 if not given.
+      rank: the number of classes that come before the label. A rank, confidence or Brier score out of its
+        range, for example below 0, makes every metric NaN.
       confidence: the largest probability.
       brier: ``Σⱼ (pⱼ − tⱼ)²``.
 
@@ -177,8 +178,8 @@ def update_from_statistics(
       `State`, in the dtype it had.
 
     Raises:
-      TypeError, ValueError: for labels that are no integers, an array of another shape, and where the state
-        measures what is not given.
+      TypeError, ValueError: for labels that are not integers, for an array of another shape, and if the state
+        measures a quantity that is not given.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> from jsoftmax import evaluation
@@ -207,10 +208,10 @@ def update_from_statistics(
     nll = call.floats("nll")
     ids = call.class_ids(nll.shape, ())
     if rank is None and state.ranks.high.shape[-1] > 1:
-        problem = "row statistics do not tell the rank of the label, and the state measures top-k accuracy"
+        problem = "row statistics do not contain the rank of the label, and the state measures top-k accuracy"
         raise call.error(ValueError, problem, "give rank=, or begin with evaluation.empty(top_k=1)")
     if (confidence is None or brier is None) and state.calibration is not None:
-        problem = "row statistics do not tell confidence and Brier score, and the state measures calibration"
+        problem = "row statistics contain no confidence or Brier score, and the state measures calibration"
         remedy = "give confidence= and brier=, or begin with evaluation.empty(bins=None)"
         raise call.error(ValueError, problem, remedy)
     for name in ("log_normalizer", "prediction"):

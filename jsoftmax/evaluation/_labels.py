@@ -1,4 +1,4 @@
-"""Labels and weights: which rows count, for how much, and which class ids are any."""
+"""Labels and weights of rows: which rows count, with which weight, and which class ids are valid."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jsoftmax.rows._loss_terms import counted_rows
 
 
 class Labels(NamedTuple):
-    """Class ids, −1 for what is none; 0 in a row that does not count.
+    """Class ids: −1 for an invalid id, 0 in a row that does not count.
 
-    Weights are 0 in a row that does not count, NaN for what is below 0, and None where none are given;
-    `counted` is None where every row counts.
+    A weight is 0 in a row that does not count and NaN if it is below 0; `weights` is None if none are given.
+    `counted` is None if every row counts.
     """
 
     ids: Array
@@ -25,7 +25,7 @@ class Labels(NamedTuple):
 
 
 def class_axis(call: Call, x: Array) -> int:
-    """The one axis of the classes."""
+    """The class axis of the call, of which there must be one."""
     axes = call.axes(x.shape)
     if len(axes) != 1:
         problem = f"axis {call.arguments['axis']!r} names {len(axes)} axes"
@@ -34,7 +34,7 @@ def class_axis(call: Call, x: Array) -> int:
 
 
 def of_each_row(call: Call, name: str) -> Array | None:
-    """A float argument in the shape of the labels; None if not given."""
+    """An argument as floats in the shape of the labels; None if not given."""
     if call.arguments[name] is None:
         return None
     array, rows = call.floats(name), jnp.shape(call.arguments["labels"])
@@ -45,7 +45,7 @@ def of_each_row(call: Call, name: str) -> Array | None:
 
 
 def row_weights(call: Call) -> Array | None:
-    """The weights of the rows."""
+    """The weights of the rows; None if not given."""
     return of_each_row(call, "weights")
 
 
@@ -57,12 +57,15 @@ def of_rows(
     axis: int | None = None,
     where: Array | None = None,
 ) -> Labels:
-    """What `ignored`, `where` and weights of 0 leave of the labels, which have length 1 along `axis`."""
+    """The `Labels` of rows, without those that `ignored`, `where` or a weight of 0 excludes.
+
+    `ids` have length 1 along `axis`, if there is one.
+    """
     counted = counted_rows(ids, ignored, where, () if axis is None else (axis,))
     if counted is not None:
         counted = counted & jnp.ones_like(ids, bool)
     if ids.dtype.itemsize < 4:
-        ids = ids.astype(jnp.int32)  # that holds the number of classes too
+        ids = ids.astype(jnp.int32)  # the number of classes may not fit in fewer bits
     if weights is not None:
         weights = weights if axis is None else jnp.expand_dims(weights, axis)
         weights = rules.nan_where(~(weights >= 0), weights)

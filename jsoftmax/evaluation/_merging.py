@@ -1,4 +1,4 @@
-"""States put together: those of two batches, and those of all shards."""
+"""Merges states: the states of two batches, and the states of all shards."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jsoftmax.evaluation._state import State, added, check_states, is_sum
 def merge(a: State, b: State) -> State:
     """The state of the rows of both: of two batches, devices, processes or files, in any order.
 
-    Commutative to the last bit, and `empty` changes nothing; associative to about 1e-14 for every merge.
+    Merging is commutative to the last bit and associative to about 1e-14 per merge; `empty` is neutral.
 
     Raises:
-      TypeError, ValueError: for what is no state; where the states do not measure the same.
+      TypeError, ValueError: if an argument is not a state, or the states do not measure the same.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import evaluation
@@ -29,7 +29,7 @@ def merge(a: State, b: State) -> State:
     >>> print(f"{evaluation.compute(evaluation.merge(one, two)).accuracy:.4f}")
     0.6667
 
-    Processes exchange their states, stacked, and each merges them all; a state is saved as its leaves:
+    Processes gather all states, stacked, and each process merges them. To save a state, save its leaves:
 
     >>> import functools, io, jax, numpy as np
     >>> stacked = jax.tree.map(lambda *leaves: np.stack(leaves), one, two)  # as process_allgather(state) does
@@ -50,7 +50,7 @@ def merge(a: State, b: State) -> State:
 
 
 class _Measures(NamedTuple):
-    """What `empty` was asked for."""
+    """The arguments of `empty`, as a state shows them."""
 
     num_classes: int | None
     top_k: int
@@ -73,8 +73,8 @@ def _measures(state: State) -> _Measures:
 def merge_across(state: State, axis_name: str | Sequence[str]) -> State:
     """The state of the rows of all shards along a named axis, the same on every shard.
 
-    One sum of zeros but for the shard's own state, laid side by side: a sum of the states themselves would
-    round away what their low words keep.
+    One all-reduce gathers the states: each shard contributes an array of zeros that holds its own state at
+    its own index. A plain sum of the states would round away their low words.
 
     >>> import jax, jax.numpy as jnp
     >>> from jsoftmax import evaluation

@@ -1,4 +1,4 @@
-"""The metrics that a state's sums come to."""
+"""Computes the metrics from the sums of a state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jsoftmax.evaluation._sums import Sum, add, fold
 
 
 class Reliability(NamedTuple):
-    """Of the rows in each bin of confidence: their weight, mean confidence and accuracy. A diagram's bars."""
+    """A reliability diagram: the weight, mean confidence and accuracy of the rows in each confidence bin."""
 
     weight: Array
     confidence: Array
@@ -25,7 +25,7 @@ class Reliability(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What `compute` finds; None for what was not measured."""
+    """The metrics that `compute` returns; None for each metric that the state does not measure."""
 
     weight: Array
     nll: Array
@@ -42,32 +42,32 @@ class Metrics(NamedTuple):
 
 
 def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
-    """The metrics of all rows a state has seen, each row with its weight w.
+    """The metrics of all rows in a state, each row with its weight w.
 
         nll = Σ w·(−log p_y)/Σ w            perplexity = exp(nll)
         bits_per_token = nll/log 2          bits_per_byte = Σ w·(−log p_y)/(log 2·num_bytes)
         brier = Σ w·Σⱼ (pⱼ − tⱼ)²/Σ w       calibration_error = Σ_bins abs(Σ w·max p − Σ w·correct)/Σ w
 
-    with t the label's one-hot vector. Entry k − 1 of the top-k accuracy is the share of rows whose label is
-    among the k first choices; `accuracy` is its first. Of n bins, bin i holds the confidences in
-    (i/n, (i + 1)/n].
+    where t is the one-hot vector of the label. Entry k − 1 of the top-k accuracy is the share of rows whose
+    label is among the k most probable classes; `accuracy` is the first entry. With n bins, bin i holds the
+    confidences in (i/n, (i + 1)/n].
 
-    Every mean over no rows is 0, as that of `jsoftmax.cross_entropy` is: nothing was lost, and nothing was
-    right. So the perplexity is 1, and a class or a bin without rows has accuracy 0; their weights tell.
-    Where a row had a bad label or NaN, or the sum of the weights overflowed, every metric but `weight` is
-    NaN; where one had a dead label, nll and perplexity are +inf.
+    Every mean over no rows is 0, as in `jsoftmax.cross_entropy`. So the perplexity of no rows is 1, and a
+    class or a bin without rows has accuracy 0 and weight 0. If a row had a bad label or NaN, or the sum of
+    the weights overflowed, every metric except `weight` is NaN; if a row had a dead label, nll and perplexity
+    are +inf.
 
     Args:
-      state: of `update`, `merge` or `merge_across`.
-      num_bytes: of the text whose tokens the rows are; below 0, `bits_per_byte` is NaN.
+      state: the result of `update`, `merge` or `merge_across`.
+      num_bytes: the size of the text whose tokens are the rows; if it is below 0, `bits_per_byte` is NaN.
 
     Returns:
-      `Metrics`, in the dtype of the state: numbers, but `top_k_accuracy` of shape [top_k], `reliability` of
-      [bins], `per_class_accuracy` and `per_class_weight` of [V]. None for what the state does not measure,
-      and for `bits_per_byte` without `num_bytes`.
+      `Metrics` in the dtype of the state. Each is one number, except `top_k_accuracy` of shape [top_k],
+      `reliability` of [bins], `per_class_accuracy` and `per_class_weight` of [V]. A metric that the state
+      does not measure is None; `bits_per_byte` is None without `num_bytes`.
 
     Raises:
-      TypeError, ValueError: for what is no state, a number of bytes that is none, or not one.
+      TypeError, ValueError: if `state` is not a state, or `num_bytes` is not one number.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import evaluation
@@ -122,14 +122,14 @@ def _compute(state: State, num_bytes: Array | None) -> Metrics:
         per_class_accuracy=None if classes is None else _mean(classes.correct, classes.weight),
         per_class_weight=None if classes is None else classes.weight.high,
     )
-    # A row that is NaN in its loss has no right place in any sum, and no mean is over infinitely many rows.
+    # A row with a NaN loss makes every sum wrong, and an infinite weight makes every mean wrong.
     bad = jnp.isnan(nll) | (state.weight.high == jnp.inf)
     valid = jax.tree.map(lambda metric: rules.nan_where(bad, metric), found)
     return valid._replace(weight=found.weight)
 
 
 def _mean(of: Sum, weight: Sum) -> Array:
-    """0 over nothing."""
+    """``of/weight``, or 0 if the weight is 0."""
     return of.high / jnp.where(weight.high == 0, 1, weight.high)
 
 

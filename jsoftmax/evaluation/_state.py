@@ -1,4 +1,4 @@
-"""What an evaluation has seen so far: sums over the rows, which add up over batches, shards and processes."""
+"""The state of an evaluation: sums over rows, which add up over batches, shards and processes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from jsoftmax.rows import _reductions
 
 
 class Groups(NamedTuple):
-    """Of every group of rows: their weight, and that of those predicted right."""
+    """For each group of rows: the weight of all its rows, and of the rows that are predicted right."""
 
     weight: Sum
     correct: Sum
 
 
 class Calibration(NamedTuple):
-    """The Brier scores, and the rows in bins of confidence, with the confidences of every bin."""
+    """The sum of the Brier scores; for each confidence bin its rows and the sum of their confidences."""
 
     brier: Sum
     bins: Groups
@@ -34,10 +34,10 @@ class Calibration(NamedTuple):
 
 
 class State(NamedTuple):
-    """Sums over rows, each with its weight; a plain tree of small arrays.
+    """Weighted sums over rows; a plain tree of small arrays.
 
-    Of `ranks`, entry k is for the rows in which k classes come before the label; in entry 0 the label is the
-    prediction. What `empty` did not ask for is None.
+    Entry k of `ranks` sums the rows in which k classes come before the label; in entry 0 the label is the
+    prediction. A field is None if `empty` did not ask for it.
     """
 
     weight: Sum
@@ -48,11 +48,11 @@ class State(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the sums want to know of every row."""
+    """The numbers of each row that enter the sums."""
 
     nll: Array
     rank: Array
-    brier: Any  # this and the next None where the state measures no calibration
+    brier: Any  # None, like `confidence`, if the state does not measure calibration
     confidence: Any
 
 
@@ -63,20 +63,20 @@ def empty(
     bins: int | None = 15,
     dtype: DTypeLike = jnp.float32,
 ) -> State:
-    """The state of no rows: the neutral element of `merge`. It says what is to be measured.
+    """The state of no rows, the neutral element of `merge`. Its arguments say what to measure.
 
     Args:
-      num_classes: V, for the accuracy on the rows of every class.
-      top_k: how many first choices the label is looked for in.
-      bins: how many intervals of equal width the confidences are sorted into; None leaves out the
-        calibration, its error and the Brier score.
-      dtype: of the sums, at least float32. A sum is two numbers, which hold 48 bits in float32.
+      num_classes: V, to measure the accuracy for each class; None to leave it out.
+      top_k: the largest k of the top-k accuracy.
+      bins: the number of confidence bins, of equal width; None leaves out the calibration, its error and
+        the Brier score.
+      dtype: the dtype of the sums; they are in at least float32. A sum is two numbers, 48 bits in float32.
 
     Returns:
       `State`.
 
     Raises:
-      TypeError, ValueError: where a number is no whole one, or below 1, or the dtype no float.
+      TypeError, ValueError: if a number is not an integer or is below 1, or the dtype is not a float type.
 
     >>> from jsoftmax import evaluation
     >>> metrics = evaluation.compute(evaluation.empty())
@@ -102,7 +102,7 @@ def empty(
 
 
 def check_states(function: str, **states: Any) -> None:
-    """Refuses arguments of a public function that are no states, or whose sums have lost their digits."""
+    """Raise if an argument of a public function is not a state, or holds its sums in 16 bits."""
     check_type(
         function, State, "begin with evaluation.empty(), and give what update or merge found", **states
     )
@@ -110,11 +110,11 @@ def check_states(function: str, **states: Any) -> None:
         if jnp.finfo(state.nll.high.dtype).bits < 32:
             problem = f"the sums of {name} are {state.nll.high.dtype}"
             call = Call(f"evaluation.{function}", **states)
-            raise call.error(TypeError, problem, "leave a state in the dtype that it comes in")
+            raise call.error(TypeError, problem, "leave a state in the dtype that evaluation.empty gave it")
 
 
 def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None:
-    """Refuses arguments of a public function that are of another type."""
+    """Raise if an argument of a public function is not of type `kind`."""
     for name, value in arguments.items():
         if not isinstance(value, kind):
             problem = f"{name} is of type {_name_of(value)}, not {kind.__name__}"
@@ -126,7 +126,7 @@ def _name_of(value: Any) -> str:
 
 
 def absorb(state: State, rows: Rows, labels: Labels) -> State:
-    """The state with rows added. Rows without weights are counted in whole numbers."""
+    """The state after rows are added. Without weights, rows are counted in integers."""
     axes, dtype = range(rows.nll.ndim), state.nll.high.dtype
     ids, weights, counted = labels
 
@@ -166,7 +166,7 @@ def absorb(state: State, rows: Rows, labels: Labels) -> State:
 
 
 def _in_bins(confidence: Array, bins: int) -> Array:
-    """In which of n bins every confidence lies: i/n < confidence <= (i + 1)/n, rounded as it is."""
+    """For each row and bin i of n: i/n < confidence <= (i + 1)/n, with edges in the confidence's dtype."""
     edges = [i / bins for i in range(1, bins)]
     lower, upper = (
         jnp.asarray(bounds, confidence.dtype).reshape((1,) * confidence.ndim + (bins,))
@@ -178,10 +178,10 @@ def _in_bins(confidence: Array, bins: int) -> Array:
 
 @jax.jit
 def added(a: State, b: State) -> State:
-    """Every sum of one state added to that of the other."""
+    """The state whose sums are those of a plus those of b."""
     return jax.tree.map(_sums.add, a, b, is_leaf=is_sum)
 
 
 def is_sum(node: Any) -> bool:
-    """Whether it is a leaf of a state."""
+    """Whether a node of a state is a `Sum`."""
     return isinstance(node, Sum)

@@ -1,7 +1,7 @@
-"""Sums in two words: what the high word rounds away, the low word keeps.
+"""Sums in two words: the high word is the rounded sum, and the low word holds its rounding error.
 
-In float32 that is 48 bits: whole numbers are exact up to 2⁴⁸, and adding two sums of one sign is right to
-1e-14, whatever was added before, and in whatever order.
+In float32 this gives 48 bits. Integers are exact up to 2⁴⁸, and the sum of two sums of the same sign is
+accurate to 1e-14, whatever was added before and in whatever order.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Static = tuple[int, ...]  # the axes to sum over
 
 
 class Sum(NamedTuple):
-    """``high + low``, where high is the sum rounded."""
+    """The number ``high + low``; high is this sum, rounded."""
 
     high: Array
     low: Array
 
 
 def zero(shape: Sequence[int], dtype: Any) -> Sum:
-    """The sum of nothing: the neutral element of `add`."""
+    """The sum 0, the neutral element of `add`."""
     return Sum(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def add(a: Sum, b: Sum) -> Sum:
-    """The sum of two sums, to 3·2⁻⁴⁸ of it in float32; commutative to the last bit. Infinities and NaN stay.
+    """The sum of two sums, with a relative error of at most 3·2⁻⁴⁸ in float32; infinities and NaN propagate.
 
-    Source: AccurateDWPlusDW, of Joldes, Muller & Popescu (2017).
+    It is commutative to the last bit. Source: AccurateDWPlusDW in Joldes, Muller & Popescu (2017).
     """
     plain = a.high + b.high
     high, lost = _two_sum(a.high, b.high)
@@ -44,20 +44,20 @@ def add(a: Sum, b: Sum) -> Sum:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The sum rounded, and what the rounding took away, exactly (Knuth)."""
+    """The rounded sum and its exact rounding error (Knuth)."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _renormalised(a: Array, b: Array) -> tuple[Array, Array]:
-    """`_two_sum` where a is the larger in size (Dekker)."""
+    """`_two_sum` for |a| ≥ |b| (Dekker)."""
     total = a + b
     return total, b - (total - a)
 
 
 def total(values: Array, axes: Sequence[int], dtype: Any) -> Sum:
-    """The sum over `axes`. A value that has more digits than `dtype` is added as two words."""
+    """The sum of values over `axes`. Values with more digits than `dtype` are added as two words."""
     high = values.astype(dtype)
     if jnp.finfo(values.dtype).bits <= jnp.finfo(dtype).bits:
         return fold(Sum(high, jnp.zeros_like(high)), axes)
@@ -66,14 +66,14 @@ def total(values: Array, axes: Sequence[int], dtype: Any) -> Sum:
 
 
 def count(flags: Array, axes: Sequence[int], dtype: Any) -> Sum:
-    """How many of the flags are up, exactly."""
+    """The exact number of flags that are True, over `axes`."""
     number = jnp.sum(flags, tuple(axes), dtype=jnp.int32)
     low = number & 0xFFFF
     return Sum(*_renormalised((number - low).astype(dtype), low.astype(dtype)))
 
 
 def fold(sums: Sum, axes: Sequence[int]) -> Sum:
-    """An array of sums added up over `axes`, in one reduction, which any sharding of the array keeps."""
+    """The total of an array of sums over `axes`, in one reduction, which works on any sharding."""
     found: Sum = _fold(tuple(axes), sums)
     return found
 
@@ -88,7 +88,7 @@ def _folded(static: Static, sums: Sum) -> Sum:
 
 
 def _tangent(static: Static, arguments: tuple[Sum], tangents: Sum) -> Sum:
-    """Of the high word: the low one is a rounding, and constant."""
+    """The tangent of the high word; the low word is a rounding error and counts as constant."""
     high = jnp.sum(tangents.high + tangents.low, static)
     return Sum(high, jnp.zeros_like(high))
 

@@ -1,4 +1,4 @@
-"""The temperature that calibrates logits: that of the smallest loss on rows held out."""
+"""Fits the temperature that calibrates logits: it minimizes the loss on held-out rows."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ def fit_temperature(
         d nll/dβ = G − M(β)         G = mean g_y,  M(β) = mean Σ p·g
         dM/dβ = −mean(Σ p·g² − (Σ p·g)²)
 
-    M falls from the mean distance to 0. Newton's method solves log M(β) = log G, bisecting log β where a step
-    would leave the bracket that the signs so far have left. M and G are sums of one sign: they keep their
-    digits, and T is as accurate as their quotient. The search divides the logits by a power of 2, so this
-    holds at every scale of the logits where T and G/T are normal numbers.
+    M falls from the mean distance to 0. Newton's method solves log M(β) = log G. If a Newton step leaves the
+    bracket of the solution, the search bisects log β instead. M and G are sums of terms of one sign, so they
+    keep their digits, and T is as accurate as their quotient. The search divides the logits by a power of 2,
+    so this holds at every scale of the logits where T and G/T are normal numbers.
 
-    Where the loss is smallest at no T: with every label on the largest logit of its row it falls on towards
-    T = 0, and the answer is the smallest normal number; where the labels lie no nearer than chance would,
-    G ≥ M(0), it falls towards T = ∞, and the answer is the largest finite number. Both can be used as they
-    are, and give the limits of the loss. Where any T does (no rows; rows of equal logits) the answer is 1.
-    NaN for a bad label, NaN or +inf in a live class, a weight below 0, and for a dead label, whose loss is
-    +inf at any T; unless in a row that does not count, as for `update`.
+    The loss may have no minimum. If every label is on the largest logit of its row, the loss falls towards
+    T = 0, and the result is the smallest normal number. If the labels are no better than chance, G ≥ M(0),
+    the loss falls towards T = ∞, and the result is the largest finite number. Both are valid temperatures and
+    give the limits of the loss. If the loss does not depend on T (no rows; rows of equal logits), the result
+    is 1. It is NaN for a bad label, NaN or +inf in a live class, a weight below 0, and a dead label, whose
+    loss is +inf at any T. Rows that do not count, as in `update`, have no effect.
 
-    No derivative in reverse: fit on rows held out, and then use it.
+    It has no reverse-mode derivative: fit T on held-out rows, then use it as a constant.
 
     Args:
-      logits: any shape; what a model gives, at T = 1.
+      logits: any shape; the output of a model, at T = 1.
       labels: class ids as integers, in the shape of `logits` without `axis`.
-      axis: the class axis, one alone.
+      axis: the class axis, a single one.
       ignore_index: rows with this class id do not count.
-      weights: from 0 up, in the shape of `labels`; 1 if not given.
-      where: True for the classes that count, as for `jsoftmax.cross_entropy`.
-      soft_cap: as there.
+      weights: at least 0, in the shape of `labels`; 1 if not given.
+      where: True for the classes that count, as in `jsoftmax.cross_entropy`.
+      soft_cap: as in `jsoftmax.cross_entropy`.
 
     Returns:
-      T, one number, at least float32. Under `jax.vmap`, one for each group of rows.
+      T, one number in at least float32. Under `jax.vmap`, one number per mapped element.
 
     Raises:
       TypeError, ValueError: as `update`.
@@ -100,7 +100,7 @@ def fit_temperature(
 
 
 class _Search(NamedTuple):
-    """T, the bracket around the best one, and whether T is that to its rounding."""
+    """The current T, the bracket of the solution, the steps so far, and whether T is accurate to rounding."""
 
     temperature: Array
     low: Array
@@ -119,17 +119,17 @@ def _fit(
     limits = jnp.finfo(rules.computing_dtype(x.dtype))
     top = _peaks.peak(x, scaling, (axis,))
     mean = _mean_over(labels, top.shape, limits.dtype)
-    # In these units no difference of logits overflows; none is lost, and T has room to be far larger.
+    # In these units no difference of logits overflows or underflows, and T may be far larger.
     room = limits.maxexp * 3 // 4
     unit = _power_near(_scaling.ordered(x, scaling, top)[0], -room, 3, over=room)
 
     def distances() -> tuple[Array, Array]:
-        """g, in units, and the live classes: made anew for every sum over them, and not stored."""
+        """g in units, and which classes are live. Each sum calls this again, so that XLA need not store g."""
         z, z_top = _scaling.ordered(x, scaling, top)
         ordered = _scaling.ordered_live(x, scaling)
         live = ordered != -jnp.inf
         g = z_top * (1 / unit) - z * (1 / unit)
-        # Compiled twice, the tanh of a soft cap may round in two ways.
+        # XLA may compile the tanh of a soft cap twice, with two roundings.
         at_top = (g < 0) | (ordered == top) & (top < jnp.inf)
         return jnp.where(live & ~at_top, g, 0), live
 
@@ -182,13 +182,13 @@ def _fit(
 
 
 def _power_near(values: Array, least: int, most: int, over: int = 0) -> Array:
-    """The power of 2 next above the largest of the finite values, over 2^over; between two bounds."""
+    """The power of 2 next above the largest finite |value|, divided by 2^over; exponent in [least, most]."""
     _, exponent = jnp.frexp(jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0))
     return jnp.ldexp(jnp.ones((), values.dtype), jnp.clip(exponent - over, least, most))
 
 
 def _mean_over(labels: Labels, shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Array], Array]:
-    """The mean over the rows that count, by their weights, as a sum of shares: it cannot overflow."""
+    """A function: the weighted mean over the rows that count, as a sum of shares, which cannot overflow."""
     axes = range(len(shape))
     if labels.weights is not None:
         weights = labels.weights.astype(rules.computing_dtype(labels.weights.dtype))

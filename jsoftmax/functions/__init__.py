@@ -1,1 +1,1 @@
-"""The public functions, a file a family."""
+"""The public functions, one file for each family."""

@@ -1,4 +1,4 @@
-"""Which form of a computation runs where, and why."""
+"""Reports which form of a computation runs on a platform, and why."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import Record
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-Choices = tuple[tuple[str, str], ...]  # what is computed in a form of its own, and why
+Choices = tuple[tuple[str, str], ...]  # each computation in a form other than the plain one, and the reason
 
 
 class Explanation(NamedTuple):
-    """What a platform computes in a form of its own, and why; all else is plain."""
+    """The computations in forms of the platform's own, with the reasons; all others are plain."""
 
     function: str
     platform: str
     value: Choices
-    gradient: Choices  # what the gradient adds
+    gradient: Choices  # those that only the gradient has
 
     def __str__(self) -> str:
         lines = [f"{self.function} on {self.platform}"]
@@ -34,21 +34,21 @@ class Explanation(NamedTuple):
 
 
 def explain(function: Callable[..., Any], *arguments: Any, platform: str | None = None) -> Explanation:
-    """Which form of a function of this package runs on a platform, and why; nothing is computed.
+    """The forms of a function that run on a platform, with the reasons; the function is traced, not run.
 
-    Up to 8192 logits, and under `portable`, the whole program is plain. Otherwise a platform has forms of its
-    own where they are faster or store less.
+    Up to 8192 logits, and in `portable`, the whole program is plain. Otherwise a platform has its own forms
+    where they are faster or use less memory.
 
     Args:
-      function: a function of this package, or one that calls some.
-      arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
-      platform: "cpu", "gpu" or "tpu"; None for that of JAX's default device.
+      function: a function of this package, or a function that calls some.
+      arguments: arrays, or `jax.ShapeDtypeStruct` instead.
+      platform: "cpu", "gpu" or "tpu"; None for the platform of JAX's default device.
 
     Returns:
-      An explanation, which prints itself; the gradient is that in the floating arguments.
+      An `Explanation`; print it. Its gradient is the one in the floating arguments.
 
     Raises:
-      ValueError: for another platform.
+      ValueError: for any other platform.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> x = jax.ShapeDtypeStruct((4096, 1000), jnp.float32)
@@ -61,7 +61,7 @@ def explain(function: Callable[..., Any], *arguments: Any, platform: str | None 
         plain: array operations alone, the same on every platform
     """
     platform = platform or {"cpu": "cpu", "tpu": "tpu"}.get(jax.default_backend(), "gpu")
-    name = str(getattr(getattr(function, "func", function), "__name__", "function"))  # of a partial, too
+    name = str(getattr(getattr(function, "func", function), "__name__", "function"))  # also for a partial
     if platform not in PLATFORMS:
         problem = f"there is no platform {platform!r}; write one of {', '.join(map(repr, PLATFORMS))}"
         raise ValueError(f"jsoftmax.explain({name}, …, platform={platform!r}): {problem}.")

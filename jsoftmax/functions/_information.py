@@ -1,4 +1,4 @@
-"""Information from logits: entropy, the log-probability of a class, the divergences of two distributions."""
+"""Information from logits: entropy, the log-probability of a class, divergences of two distributions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def entropy(
 
         H = −Σ p·log p = log1p(rest) + Σ p·(max − z)
 
-    Computed in at least float32, and returned so. No term is negative: the tiny entropy of a confident row
-    keeps its digits. 0·log 0 is 0; a row with no live class has entropy 0; +inf or NaN in a live class makes
-    that row NaN, and no other.
+    with z = logits/T. It is computed and returned in at least float32. No term is negative, so the tiny
+    entropy of a confident row keeps its digits. 0·log 0 is 0; a row without a live class has entropy 0; +inf
+    or NaN in a live class makes that row NaN, and no other row.
 
-    Derivative: ``−p·(u − ⟨p, u⟩)/T`` with u = z − max (`rules.entropy_residual`); 0 for a masked class. Kept
-    for it: the arguments and three numbers a row.
+    Derivative: ``−p·(u − ⟨p, u⟩)/T`` with u = z − max (`rules.entropy_residual`); 0 for a masked class.
+    Residuals: the arguments and three numbers per row.
 
-    Args, Raises: as for `softmax`.
+    Args, Raises: as in `softmax`.
 
     Returns:
       Entropies in the shape of `logits` without `axis`.
@@ -69,18 +69,18 @@ def log_prob(
     temperature: ArrayLike | None = None,
     axis_name: MeshAxes = None,
 ) -> Array:
-    """The log-probability of each row's class, log softmax(logits/T) at the labels.
+    """The log-probability of the label of each row: log softmax(logits/T) at the class id y.
 
-        log p_y = (z_y − max)/T − log1p(rest)
+        log p_y = (logits_y − max)/T − log1p(rest)
 
-    The log-softmax of one class a row, at the cost of a logsumexp. Computed in at least float32, and returned
-    so. Corners as for `cross_entropy`: −inf for a dead class, but 0 in a row with no live class; NaN for a
-    class id outside [0, V).
+    This is the log-softmax of one class per row, at the cost of a logsumexp, computed and returned in at
+    least float32. Corner cases are as in `cross_entropy`: −inf for a dead class, but 0 in a row without a
+    live class; NaN for a class id outside [0, V).
 
-    Derivative: ``(e_y − p)/T``, which at the label is ``−expm1(log p_y)`` (`rules.label_residual`). Kept for
-    it: the arguments and three numbers a row.
+    Derivative: ``(e_y − p)/T``, which at the label is ``−expm1(log p_y)/T`` (`rules.label_residual`).
+    Residuals: the arguments and three numbers per row.
 
-    Args, Raises: as for `cross_entropy`; labels are class ids.
+    Args, Raises: as in `cross_entropy`; labels are class ids.
 
     Returns:
       Log-probabilities in the shape of `labels`.
@@ -122,28 +122,28 @@ def kl_divergence(
 
         KL(p‖q) = Σ p·(log p − log q) = Σ (q − p − p·d),   d = log q − log p
 
-    p is the softmax of ``p_logits/T``, q that of ``q_logits/T``. Computed in at least float32, and returned
-    so. No term of the second sum is negative, and d comes from differences of the logits: the divergence is
-    never negative, 0 where p and q are equal, and as accurate where they are close as anywhere: within 4 ulp,
-    and what the rounding of d, which the terms pass on times q − p, adds, ``Σ |q − p|·|d| / KL`` ulp: about 2
-    where p and q are close or far apart. Terms below the normal numbers are lost, 1e-38 a class. Gradients
-    carry the roundings of the two terms they subtract.
+    where p is the softmax of ``p_logits/T``, and q that of ``q_logits/T``, computed and returned in at least
+    float32. No term of the second sum is negative, and d comes from differences of the logits. So the
+    divergence is never negative, is 0 if p and q are equal, and is as accurate for close distributions as
+    for others: within 4 ulp plus ``Σ |q − p|·|d| / KL`` ulp for the rounding of d, about 2 ulp if p and q are
+    close or far apart. Terms below the normal numbers are lost, 1e-38 per class. Gradients have the rounding
+    errors of the two terms that they subtract.
 
-    A class that is masked, or −inf in both, counts for nothing; one that is −inf in `p_logits` alone has
-    0·log 0 = 0. Where a class is −inf in `q_logits` alone, KL is +inf. A row where p or q has no live class
-    gives 0. +inf or NaN in a live class, of either, makes that row NaN, and no other.
+    A class does not count if it is masked, or −inf in both arguments; with −inf in `p_logits` only, its term
+    is 0·log 0 = 0. If a class is −inf in `q_logits` only, KL is +inf. If p or q has no live class in a row,
+    KL is 0. +inf or NaN in a live class of either argument makes that row NaN, and no other row.
 
     Derivative: ``−p·(d + KL)/T`` in `p_logits`, ``(q − p)/T`` in `q_logits` (`rules.kl_gradient_in_p`,
-    `rules.kl_gradient_in_q`), and in T what follows from them; 0 for a class that is dead. Where KL is +inf
-    the gradient in `p_logits` is 0. Kept for it: the arguments and six numbers a row.
+    `rules.kl_gradient_in_q`), and the derivative in T that these give; 0 for a dead class. If KL is +inf, the
+    gradient in `p_logits` is 0. Residuals: the arguments and six numbers per row.
 
     Args:
       p_logits: logits of p, any shape.
       q_logits: logits of q, in the same shape.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count, in both; broadcasts to the shape of the logits.
-      temperature: T of both, a number, or an array with one entry a row.
-      axis_name: as in `softmax`; both arguments are then the shard's own classes.
+      temperature: T of both, a number, or an array with one entry per row.
+      axis_name: as in `softmax`; both arguments then hold the classes of the shard.
 
     Returns:
       The divergences, in the shape of the logits without `axis`.
@@ -189,14 +189,14 @@ def js_divergence(
 
         JS = ½·KL(p‖m) + ½·KL(q‖m),   m = (p + q)/2
 
-    Symmetric in p and q, and finite whatever they are; its numerical contract is otherwise that of
+    It is symmetric in p and q, and finite for all p and q. The rest of its numerical contract is that of
     `kl_divergence`.
 
-    Derivative: ``−p·(log(m/p) + KL(p‖m))/2T`` in `p_logits`, the same of q in `q_logits`
-    (`rules.log_to_mean`), and in T what follows from them; 0 for a class that is dead. Kept for it: the
-    arguments and seven numbers a row.
+    Derivative: ``−p·(log(m/p) + KL(p‖m))/2T`` in `p_logits`, the same with q in `q_logits`
+    (`rules.log_to_mean`), and the derivative in T that these give; 0 for a dead class. Residuals: the
+    arguments and seven numbers per row.
 
-    Args, Returns, Raises: as for `kl_divergence`.
+    Args, Returns, Raises: as in `kl_divergence`.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> p, q = jnp.array([2.0, 1.0, 0.1]), jnp.array([1.0, 2.0, 3.0])
@@ -222,7 +222,7 @@ def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
     axes = call.axes(p.shape)
     names = _mesh_axes.of_classes(call, ("p_logits", "q_logits"))
     dtype = max((rules.computing_dtype(x.dtype) for x in (p, q)), key=lambda dtype: dtype.itemsize)
-    # Short logits stay short where they are kept: only what is computed from them is wider.
+    # Residuals keep 16-bit logits in 16 bits; only the computation is wider.
     p, q = (x if rules.computing_dtype(x.dtype) == dtype else x.astype(dtype) for x in (p, q))
     divergences = divergence((*axes, *names), p, q, _scaling.of_call(call, p, axes))
     return jnp.squeeze(divergences, axes)

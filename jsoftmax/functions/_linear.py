@@ -1,4 +1,4 @@
-"""The losses and statistics of a linear head: of ``hidden @ weight``, without holding these logits."""
+"""Losses and statistics of a linear head, ``hidden @ weight``, without an array of all logits."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def linear_cross_entropy(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The cross-entropy of ``hidden @ weight + bias`` with labels, without ever holding these logits.
+    """The cross-entropy of ``hidden @ weight + bias`` with labels, without an array of all logits.
 
         loss = cross_entropy(hidden @ weight + bias, labels, …)
 
-    Every option, corner and unit is that of `cross_entropy`. Logits come about in blocks, accumulated in at
-    least float32 whatever comes in, and are thrown away: held are one block (`linear_plan` tells its size),
-    with target probabilities a few arrays of that size, and, for the gradient, one array like the weight, in
-    at least float32. The loss is in at least float32 too.
+    All options, corner cases and units are those of `cross_entropy`. Logits are computed block by block,
+    accumulated in at least float32, and not kept. Memory holds one block (`linear_plan` returns its size),
+    with target probabilities a few arrays of that size, and, for the gradient, one array like the weight in
+    at least float32. The loss is in at least float32.
 
-    Derivative: dz = (Σt)·p − t in the logits, ``dz @ weightᵀ`` in hidden, ``hiddenᵀ @ dz`` in weight. Under
-    "mean" and "sum" a block turns into its gradient while it is there: three products of matrices for the
-    loss and both gradients, and what is kept are the gradients. Under "none", in `forward_mode`, for the
-    gradient of targets, and where the classes are cut, the logits are made again on the way back: four
-    products, kept are the arguments and a few numbers a row. A loss alone is one product; a gradient that is
-    not asked for costs none.
+    Derivative: dz = (Σt)·p − t in the logits, ``dz @ weightᵀ`` in hidden, ``hiddenᵀ @ dz`` in weight. With
+    "mean" or "sum" the forward pass turns each block of logits into its gradient: three matrix products for
+    the loss and both gradients, which are the residuals. With "none", in `forward_mode`, for the gradient of
+    targets, and if a block does not hold all classes, the backward pass computes the logits again: four
+    products, and the residuals are the arguments and a few numbers per row. A loss without gradient is one
+    product; a gradient that is not asked for costs no product.
 
-    Under `jax.vmap` there are more rows, and blocks of them, as if hidden had one more leading axis. Each
-    element's "mean" or "sum" has a cotangent of its own, so that its gradients take four products. If the
-    weight is mapped too, one block is held for each weight.
+    `jax.vmap` adds rows, in more blocks, as if hidden had one more leading axis. The "mean" or "sum" of each
+    element has its own cotangent, so its gradients take four products. If the weight is mapped too, memory
+    holds one block for each weight.
 
-    A derivative through `jax.lax.scan` or `jax.lax.map` under "mean" or "sum" keeps one gradient of the
-    weight for each step. Three forms avoid that: ``jax.checkpoint`` of the loss, and `jax.lax.map` with a
-    `batch_size`, at four products; and a loop whose step calls ``jax.value_and_grad`` of the loss and adds
-    up the gradients, at three.
+    With "mean" or "sum", a derivative through `jax.lax.scan` or `jax.lax.map` keeps one gradient of the
+    weight for each step. Three ways avoid that: ``jax.checkpoint`` of the loss, or `jax.lax.map` with a
+    `batch_size`, with four products; or a loop whose step calls ``jax.value_and_grad`` of the loss and adds
+    up the gradients, with three.
 
     Args:
       hidden: features, shape [..., D].
@@ -70,25 +70,25 @@ def linear_cross_entropy(
       bias: shape [V].
       ignore_index: this and the following as in `cross_entropy`.
       class_weights: w, shape [V].
-      label_smoothing: α from 0 to 1, a number, or one a row.
-      z_loss: λ, a number, or one a row.
-      soft_cap: cap, a number, or one a row.
-      temperature: T, a number, or one a row.
+      label_smoothing: α from 0 to 1, a number, or one per row.
+      z_loss: λ, a number, or one per row.
+      soft_cap: cap, a number, or one per row.
+      temperature: T, a number, or one per row.
       reduction: "none", "mean" or "sum".
-      block_size: the number of rows in a block, or a pair, its rows and its classes. None takes what
-        `linear_plan` finds.
-      backend: "blocked", or "xla" for all logits at once. None is "blocked"; of several, the first is taken.
-      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
-        `weight`, `bias`, `class_weights` and target probabilities are the shard's own classes, as many on
-        each: pad the last, and give the padding a bias of −inf. `hidden` is the same on all, and its gradient
-        the sum of theirs. Blocks are cut along the rows alone, and for each two reductions are sent.
+      block_size: the number of rows in a block, or a pair: its rows and its classes. None for the size that
+        `linear_plan` returns.
+      backend: "blocked", or "xla" for all logits at once; None for "blocked". A sequence means its first.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `weight`,
+        `bias`, `class_weights` and target probabilities hold the classes of the shard, the same number on
+        each: pad the last, and give the padding a bias of −inf. `hidden` is the same on all shards, and its
+        gradient is summed over them. Blocks hold all classes of a shard; each takes two all-reduces.
       row_axis_name: as in `cross_entropy`.
 
     Returns:
       The losses, in the shape [...], or their mean or sum.
 
     Raises:
-      TypeError, ValueError: as for `cross_entropy`, and for features, a bias, an axis of the weight, a block
+      TypeError, ValueError: as in `cross_entropy`, and for features, a bias, an axis of the weight, a block
         size or a backend that does not fit.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
@@ -101,8 +101,8 @@ def linear_cross_entropy(
     >>> print(jnp.round(1000 * jax.grad(total)(table)[:, 0]))
     [-341.  242.   99.]
 
-    Source: as for `cross_entropy`; the gradient formed on the way forward is Liger's and PyTorch's chunked
-    loss, the recomputed one that of Wijmans et al., arXiv 2411.09009.
+    Source: as for `cross_entropy`. The gradient in the forward pass is as in Liger's and PyTorch's chunked
+    losses, the recomputed logits as in Wijmans et al., arXiv 2411.09009.
     """
     call = Call(
         "linear_cross_entropy",
@@ -155,17 +155,17 @@ def linear_row_statistics(
     backend: Backend = None,
     axis_name: MeshAxes = None,
 ) -> RowStatistics:
-    """The log-normalizer, nll, entropy and prediction of ``hidden @ weight + bias``, row by row.
+    """The log-normalizer, nll, entropy and prediction of every row of ``hidden @ weight + bias``.
 
         linear_row_statistics(hidden, weight, labels) = row_statistics(hidden @ weight, labels)
 
-    One product of matrices, whose result is never held: it comes about in blocks. Units, corners and dtypes
-    are those of `row_statistics`.
+    It takes one matrix product, computed block by block, without an array of all logits. Units, corner cases
+    and dtypes are those of `row_statistics`.
 
-    Derivative: that of `row_statistics` in the logits, which are made again on the way back: with the
-    gradients of hidden and weight three further products. Kept for it: the arguments and a few numbers a row.
+    Derivative: that of `row_statistics` in the logits, which the backward pass computes again; with the
+    gradients of hidden and weight, three more products. Residuals: the arguments and a few numbers per row.
 
-    Args, Raises: as for `linear_cross_entropy`.
+    Args, Raises: as in `linear_cross_entropy`.
 
     Returns:
       `RowStatistics`, each in the shape of the leading axes of `hidden`.
@@ -204,20 +204,20 @@ def linear_row_statistics(
 def linear_plan(
     rows: int, features: int, classes: int, *, gradient: bool = True, block_size: BlockSize = None
 ) -> BlockPlan:
-    """The blocks in which `linear_cross_entropy` makes the logits of a head of these sizes.
+    """The blocks in which `linear_cross_entropy` computes the logits of a head of these sizes.
 
-    Every block reads the weight once, and reads and writes the sum of the weight's gradient so far. Next to
-    the arithmetic of its products that is little from 512 rows on. So a block has the classes all, and rows
+    Every block reads the weight once, and reads and writes the running sum of the weight's gradient. From 512
+    rows on, that costs little compared to the products. So a block has all classes, and this number of rows:
 
-        max(512, features/2 if a gradient is formed, 64 MiB of float32 logits), at most 1 GiB of them
+        max(512, features/2 if a gradient is formed, 64 MiB of float32 logits), at most 1 GiB of logits
 
-    evened out over the blocks. Where 1 GiB holds less than 64 rows the classes are cut, 512 rows to a block.
+    made equal over the blocks. If 1 GiB holds fewer than 64 rows, a block has 512 rows and not all classes.
 
     Args:
-      rows: the number of rows, all leading axes of hidden together.
+      rows: the number of rows: the product of all leading axes of hidden.
       features: D.
       classes: V.
-      gradient: whether a gradient is formed along with the loss.
+      gradient: whether the forward pass also forms the gradient.
       block_size: as in `linear_cross_entropy`.
 
     Returns:

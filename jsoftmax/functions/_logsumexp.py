@@ -1,4 +1,4 @@
-"""The log-sum-exp, bare and weighted."""
+"""The log-sum-exp, without and with weights."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def logsumexp(
 
         logsumexp a = max + log1p(rest)
 
-    A drop-in for ``jax.nn.logsumexp``. Computed in at least float32, returned in the dtype of the arguments;
-    beside a float, integers and Python numbers adopt its dtype. It is accurate to 4 ulp of the larger of
-    ``|max|`` and ``|logsumexp|``: the two parts cancel where the result is near 0, as for log-probabilities.
-    An entry that is masked, −inf, or weighted by b = 0 counts for nothing, and nothing at all gives −inf.
-    +inf in a live entry gives +inf, with a NaN gradient; NaN gives NaN.
+    A drop-in for ``jax.nn.logsumexp``, computed in at least float32 and returned in the dtype of the
+    arguments; integers and Python numbers adopt the dtype of a float argument. It is accurate to 4 ulp of the
+    larger of ``|max|`` and ``|logsumexp|``: max and log1p(rest) cancel where the result is near 0, as for
+    log-probabilities. An entry does not count if it is masked, −inf, or has the weight 0; without any entry
+    that counts, the result is −inf. +inf in a live entry gives +inf, with a NaN gradient; NaN gives NaN.
 
-    Derivative: ``g·p`` in `a`, p being the entry's share ``b·exp(a − logsumexp)`` of the sum, and
-    ``g·exp(a − logsumexp)`` in `b`; 0 where masked. Kept for it: the arguments and two numbers a row.
+    Derivative: ``g·p`` in `a`, where p is the share ``b·exp(a − logsumexp)`` of the entry in the sum, and
+    ``g·exp(a − logsumexp)`` in `b`; 0 where masked. Residuals: the arguments and two numbers per row.
 
     Args:
       a: exponents, any shape.
-      axis: what to sum over: an axis of any sign, a tuple of axes, or None for all.
+      axis: the axis to sum over, of any sign, a tuple of axes, or None for all.
       b: weights, broadcast against `a`; they may be negative.
       keepdims: whether the summed axes stay, with length 1.
-      return_sign: whether to return ``(log |sum|, sign of the sum)``. Without, a negative sum gives NaN.
+      return_sign: whether to return ``(log |sum|, sign of the sum)``. If not, a negative sum gives NaN.
       where: True for the entries that count; broadcasts to the shape of `a`.
-      axis_name: within `jax.shard_map`, the mesh axis, or several, over whose shards the sum goes too.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over whose shards to sum as well.
 
     Returns:
       The shape of `a` without `axis`; with `return_sign`, a pair of such arrays.
@@ -129,7 +129,7 @@ def _weighted_save(
     maximal = (counts & maximal).astype(terms.dtype)
     total, rest, ones = rules.row_sums(axes, terms, terms - maximal, maximal)
     rest = rest + (ones - 1)
-    empty = (peak == -jnp.inf) & (total == 0)  # of a row of NaNs, XLA may find that maximum too
+    empty = (peak == -jnp.inf) & (total == 0)  # XLA's maximum may also be −inf for a row of NaNs
     total = jnp.where(empty, 1, total)
     near_one = jnp.abs(rest) < 0.5
     log = jnp.where(near_one, rules.log1p(jnp.where(near_one, rest, 0.0)), jnp.log(jnp.abs(total)))
@@ -139,9 +139,10 @@ def _weighted_save(
 
 
 def _exponentials(a: Array, b: Array, where: Array | None, peak: Array) -> tuple[Array, Array]:
-    """``exp(a − max)``, the maximum being that of the entries with weight; and where it is reached.
+    """``exp(a − max)``, where max is the maximum of the entries with nonzero weight, and where it is reached.
 
-    An entry without weight may overflow, or be NaN: it has the value 0, and its derivative in b is lost.
+    If the exponential of an entry with weight 0 overflows or is NaN, it is 0 here, and so is the derivative
+    in its weight.
     """
     u = _scaling.shifted(a, Scaling(where), peak).u
     overflows = (b == 0) & ~(u < jnp.log(jnp.finfo(u.dtype).max))
@@ -159,7 +160,7 @@ def _weighted_shares(saved: _WeightedSaved) -> tuple[Array, Array]:
 def _weighted_pull(
     axes: Axes, saved: _WeightedSaved, cotangents: tuple[Array | None, Array | None]
 ) -> tuple[Array | None, Array | None, None]:
-    g, _ = cotangents  # the sign is a step: its derivative is 0
+    g, _ = cotangents  # the sign is a step function, with derivative 0
     if g is None:
         return None, None, None
     da, db = (g.astype(shares.dtype) * shares for shares in _weighted_shares(saved))

@@ -41,49 +41,49 @@ def cross_entropy(
         loss = (1 − α)·w_y·(−log p_y) + α/V·Σⱼ wⱼ·(−log pⱼ) + λ·log_normalizer²       class id y
         loss = Σⱼ wⱼ·((1 − α)·tⱼ + α/V)·(−log pⱼ) + λ·log_normalizer²                 target probabilities t
 
-    with z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α the label smoothing over the V live
-    classes, w the class weights, and λ the coefficient of the z-loss.
+    where z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α is the label smoothing over the V
+    live classes, w are the class weights, and λ is the coefficient of the z-loss.
 
-    Computed in at least float32, and returned so. `rest` is the sum of the exponentials but the maximal
-    one: the loss of a confident prediction keeps its relative accuracy down to the smallest normal number.
-    A masked class, and a logit of −inf, have probability 0, and smoothing leaves them out. A label on such a
-    class costs +inf, unless no class of the row is live: that row's loss is 0. A class id outside [0, V)
-    gives NaN in value and gradient, and `jax.experimental.checkify` names it; +inf or NaN in a live class
-    gives NaN too. Both concern that row alone, and no row that does not count. A target of 0 on a dead class
-    adds 0. An option out of its range is refused where its value is known; an entry of an array, or a traced
-    number, makes its row NaN. `checkify` also names the first row whose targets are below 0, or whose sum is
-    above 1.
+    The loss is computed and returned in at least float32. `rest` is the sum of all exponentials except the
+    largest: the loss of a confident prediction keeps its relative accuracy down to the smallest normal
+    number. A masked class and a logit of −inf (dead classes) have probability 0, and smoothing ignores them.
+    The loss is +inf if the label is a dead class, but 0 if no class of the row is live. A class id outside
+    [0, V) makes the value and the gradient of its row NaN, and `jax.experimental.checkify` reports it; so
+    does +inf or NaN in a live class. Neither affects other rows, or a row that does not count. A target of 0
+    on a dead class adds 0. An option out of range raises if its value is known; in an array, or traced, it
+    makes its row NaN. `checkify` also reports the first row with a target below 0, or with a sum above 1.
 
-    A row that `where` masks whole, as padding, is no row: it has loss 0 and gradient 0 whatever its label,
-    and does not count in the mean. A row whose every logit is −inf, and which `where` does not mask, does.
+    A row that `where` masks completely, such as padding, does not count: its loss and gradient are 0 whatever
+    its label, and the mean excludes it. A row whose logits are all −inf, without a mask, counts.
 
-    On CPU, without a derivative or options, the loss of class ids among 33 classes and more takes one pass
-    wherever that is as accurate; its last digit may differ from that found with a derivative.
+    On CPU, the loss of class ids without a derivative or options, with 33 classes or more, takes one pass
+    where that is equally accurate. Its last digit may differ from that of the loss with a derivative.
 
     Derivative: ``(Σt)·p − t`` in z (`rules.cross_entropy_residual`), which at the label is ``expm1(−loss)``;
-    0 for a masked class and in a row that does not count. Every float argument gets its own. Kept for it:
-    the arguments and a few numbers a row.
+    0 for a masked class and in a row that does not count. Every float argument has a derivative. Residuals:
+    the arguments and a few numbers per row.
 
     Args:
       logits: any shape.
       labels: class ids as integers, in the shape of `logits` without `axis` (for a tuple of axes, the flat
         index along them in their order); or target probabilities as floats, in the shape of `logits`.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
-      where: True for the classes that count; broadcasts to the shape of `logits`. A mask of the rows is
-        written ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
-      ignore_index: rows with this class id have loss 0, and do not count in the mean.
+      where: True for the classes that count; broadcasts to the shape of `logits`. To mask rows, write
+        ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
+      ignore_index: rows with this class id have loss 0, and the mean excludes them.
       class_weights: w, in the shape of the class axes.
-      label_smoothing: α from 0 to 1, a number, or one a row.
-      z_loss: λ, a number, or one a row.
-      soft_cap: cap, a number, or one a row.
-      temperature: T, a number, or one a row.
-      reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows that
-        count, or with class ids and class weights over the sum of their labels' weights; 0 over nothing.
-      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
-        `logits`, target probabilities, `where` and `class_weights` are the shard's own classes, as many on
-        each: pad the last, and mask the padding. Class ids count all of them, from the first shard's first.
-      row_axis_name: within `jax.shard_map`, the mesh axis, or several, whose shards of the rows the sum or
-        the mean is of too. A mean of the shards' means would not do: some count fewer rows.
+      label_smoothing: α from 0 to 1, a number, or one per row.
+      z_loss: λ, a number, or one per row.
+      soft_cap: cap, a number, or one per row.
+      temperature: T, a number, or one per row.
+      reduction: "none" for one loss per row, "sum" for their sum, or "mean": the sum divided by the number of
+        rows that count, or, with class ids and class weights, by the sum of the weights of the labels. The
+        mean over no rows is 0.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `logits`,
+        target probabilities, `where` and `class_weights` hold the classes of the shard, the same number on
+        each: pad the last, and mask the padding. Class ids refer to the classes of all shards.
+      row_axis_name: within `jax.shard_map`, the mesh axis or axes over which the rows are sharded. The sum or
+        mean is then over the rows of all shards, also where these count different numbers of rows.
 
     Returns:
       The losses, in the shape of `logits` without `axis`, or their mean or sum.
@@ -91,7 +91,7 @@ def cross_entropy(
     Raises:
       TypeError, ValueError: for complex logits, labels that are neither integers nor floats, no classes, an
         unknown reduction, `ignore_index` with target probabilities, or a number, shape or axis that does not
-        fit; for a name that is no mesh axis there, or over which the logits do not vary.
+        fit; for a name that is not a mesh axis here, or over which the logits do not vary.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[2.0, 1.0, 0.1], [0.0, 30.0, 0.0]])
@@ -101,7 +101,7 @@ def cross_entropy(
     >>> print(jnp.round(1000 * jax.grad(jsoftmax.cross_entropy)(logits[0], jnp.array([1.0, 0.0, 0.0]))))
     [-341.  242.   99.]
 
-    Distillation from a teacher at temperature T, beside the loss on the labels that there are:
+    Distillation from a teacher at temperature t, plus the loss on the labels, where there are any:
 
     >>> def distillation_loss(student, teacher, labels, t=2.0):
     ...     soft = t**2 * jsoftmax.cross_entropy(student, jsoftmax.softmax(teacher / t), temperature=t)
@@ -109,8 +109,8 @@ def cross_entropy(
     >>> print(f"{distillation_loss(logits, 2 * logits, jnp.array([0, -1])):.4f}")
     2.2263
 
-    Source: the max-shifted log-sum-exp of Blanchard, Higham & Higham (2021), and p − t; torch's meaning of
-    `ignore_index`, `class_weights`, `label_smoothing` and the mean, t5x's of the z-loss, Gemma's of the cap.
+    Source: Blanchard, Higham & Higham (2021) for the max-shifted log-sum-exp. `ignore_index`,
+    `class_weights`, `label_smoothing` and the mean follow torch, the z-loss t5x, the soft cap Gemma.
     """
     call = Call(
         "cross_entropy",
@@ -142,10 +142,10 @@ def cross_entropy(
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
-    """`cross_entropy` with target probabilities, spelled as ``optax.softmax_cross_entropy``.
+    """`cross_entropy` with target probabilities, with the signature of ``optax.softmax_cross_entropy``.
 
-    A drop-in, in forward mode too. As in optax, the targets of masked classes do not count, and `where` may
-    have one entry a row. The loss is at least float32.
+    A drop-in, also for forward mode. As in optax, the targets of masked classes do not count, and `where` may
+    have one entry per row. The loss is in at least float32.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
@@ -166,10 +166,10 @@ def softmax_cross_entropy(
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
-    """`cross_entropy` with class ids, spelled as in optax.
+    """`cross_entropy` with class ids, with the signature of optax's function of this name.
 
-    A drop-in for ``optax.softmax_cross_entropy_with_integer_labels``, in forward mode too. As in optax,
-    `where` may have one entry a row. The loss is at least float32, and a class id outside [0, V) gives NaN.
+    A drop-in for ``optax.softmax_cross_entropy_with_integer_labels``, also for forward mode. As in optax,
+    `where` may have one entry per row. The loss is in at least float32; a class id outside [0, V) gives NaN.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])

@@ -39,31 +39,31 @@ def softmax(
 
         pᵢ = exp(xᵢ/T) / Σⱼ exp(xⱼ/T)
 
-    A drop-in for ``jax.nn.softmax``. Computed in at least float32 as ``exp((xᵢ − max)/T)/(1 + rest)``, `rest`
-    being the sum of the other exponentials, and returned in the dtype of `x` (integers become floats).
-    A masked class and a logit of −inf have probability 0, in a row with no live class too; +inf or NaN in
-    a live class makes that row NaN, and no other. Of 8 bits, `x` is computed as float32.
+    A drop-in for ``jax.nn.softmax``. It computes ``exp((xᵢ − max)/T)/(1 + rest)`` in at least float32, where
+    `rest` is the sum of all exponentials except the largest, and returns the dtype of `x` (integers become
+    floats; 8-bit `x` is computed in float32). A masked class and a logit of −inf have probability 0, also in
+    a row without a live class. +inf or NaN in a live class makes that row NaN, and no other row.
 
     Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
-    masked class. Kept for it: the output; for 16-bit `x`, with a temperature, or of sharded classes, `x` and
-    two numbers a row.
+    masked class. Residual: the output; with 16-bit `x`, a temperature, or sharded classes, it is `x` and two
+    numbers per row.
 
     Args:
       x: logits, any shape.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of `x`.
-      temperature: T, a number, or an array with one entry a row: the shape of `x` without `axis`, or with
-        length 1 there. Negative turns the order round; the number 0 is refused, a 0 in an array makes its
-        row NaN.
-      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded. `x`
-        and `where` are the shard's own classes, as many on each: pad the last, and mask the padding.
+      temperature: T, a number, or an array with one entry per row: the shape of `x` without `axis`, or with
+        length 1 there. A negative T reverses the order. The number 0 raises; a 0 in an array makes its row
+        NaN.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `x` and
+        `where` hold the classes of the shard, the same number on each: pad the last, and mask the padding.
 
     Returns:
       Probabilities in the shape of `x`.
 
     Raises:
       TypeError, ValueError: for complex `x`, or an axis, mask, or temperature that does not fit; for an
-        `axis_name` that is no mesh axis there, or over which `x` does not vary.
+        `axis_name` that is not a mesh axis here, or over which `x` does not vary.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
@@ -90,20 +90,20 @@ def log_softmax(
     temperature: ArrayLike | None = None,
     axis_name: MeshAxes = None,
 ) -> Array:
-    """The logarithm of the softmax of x/T, exact where the softmax rounds to 0 or to 1.
+    """The logarithm of the softmax of x/T, accurate even where the softmax rounds to 0 or to 1.
 
         log pᵢ = (xᵢ − max)/T − log1p(rest)
 
-    A drop-in for ``jax.nn.log_softmax``. Computed in at least float32, returned in the dtype of `x`. `rest`
-    is the sum of the other exponentials: a confident class keeps its digits, −1e-20 included. A masked
-    class and a logit of −inf give −inf, in a row with no live class too; +inf or NaN in a live class makes
-    that row NaN, and no other.
+    A drop-in for ``jax.nn.log_softmax``, computed in at least float32, returned in the dtype of `x`. `rest`
+    is the sum of all exponentials except the largest, so a confident class keeps its digits, even at −1e-20.
+    A masked class and a logit of −inf give −inf, also in a row without a live class. +inf or NaN in a live
+    class makes that row NaN, and no other row.
 
-    Derivative: ``g − p·Σg``, over T (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does
-    not count, and in a row with no live class. Kept for it: the probabilities; for 16-bit `x`, with a
-    temperature, or of sharded classes, `x` and two numbers a row.
+    Derivative: ``(g − p·Σg)/T`` (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does not
+    count, and in a row without a live class. Residual: the probabilities; with 16-bit `x`, a temperature, or
+    sharded classes, it is `x` and two numbers per row.
 
-    Args, Returns, Raises: as for `softmax`.
+    Args, Returns, Raises: as in `softmax`.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jnp.round(100 * jsoftmax.log_softmax(jnp.array([1.0, 2.0, 3.0]))))
@@ -123,19 +123,19 @@ def log_softmax(
 
 
 class _Saved(NamedTuple):
-    """What a map keeps for its derivative: one array in the shape of its output, and at most its states.
+    """The residuals of a map: one array in the shape of its output, and possibly the state of every row.
 
-    The probabilities, where they have the output's precision. Rounded to 16 bits they would not do, a
-    temperature's derivative needs the logits, and of sharded classes the state of every row saves a sum over
-    the shards: there it is the logits, with that state.
+    `kept` are the probabilities, and `state` is None, if three conditions hold; else `kept` are the logits.
+    The dtype is not a 16-bit one, which would round the probabilities too far; there is no temperature, whose
+    derivative needs the logits; and the classes are not sharded: there the state saves a sum over the shards.
     """
 
     kept: Array
     scaling: Scaling
     state: online.State | None
 
-    # With a barrier in each use of the logits, XLA on GPU does not see that these and the value have the same
-    # exponentials: it would store them, as float32 and in the shape of the logits.
+    # Each use of the logits has a barrier. Without it, XLA on GPU finds the same exponentials here and in the
+    # value, and stores them in float32 in the shape of the logits.
 
     def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
@@ -145,18 +145,18 @@ class _Saved(NamedTuple):
         return probabilities(shifted, self.state.rest), shifted.u
 
     def sums(self, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums | None:
-        """What the rules need to know of whole rows, where the state of every row tells a part of it."""
+        """The sums over whole rows that the rules need, if the state is known, which makes them cheaper."""
         if self.state is None:
             return None
         state = self.state._replace(max=hidden(self.state.max))
         return _probabilities.lead_sums(self.kept, self.scaling, state, g, axes, weighted=weighted)
 
     def live(self, u: Array, g: Array) -> Array:
-        """A cotangent of the output, which does not count where masked."""
+        """The cotangent g of the output, set to 0 where masked."""
         return _scaling.masked(g, self.scaling.where).astype(u.dtype)
 
     def pull(self, u: Array, dz: Array) -> tuple[Array, Scaling]:
-        """The cotangents of x and of its scaling, from that of z."""
+        """The cotangents of x and of the scaling, from the cotangent of z."""
         return _scaling.pull(self.kept, u, dz, self.scaling)
 
     def push(self, u: Array, tangents: Tangents) -> Array:
@@ -182,10 +182,10 @@ def _applied(
     marks_empty: bool,
     weighted: bool,
 ) -> tuple[Array, Array]:
-    """u, and a rule applied to what is `given`: a cotangent, or, `forward`, tangents."""
+    """u, and the rule applied to `given`: a cotangent of the output, or tangents if `forward`."""
     own, names = rules.split_axes(axes)
     in_z = _Saved.push if forward else _Saved.live
-    # In one sum over shards, JAX does not tell what is linear in a tangent from what is not.
+    # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
     knows_sums = not (forward and names)
 
     def in_two_sweeps(saved: _Saved, given: Any) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What each device of a mesh holds of a linear head, and what it sends."""
+"""The memory that each device of a mesh needs for a linear head, and the bytes that it sends."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from jsoftmax.linear import _arguments, _plan
 from jsoftmax.linear._arguments import BlockSize
 from jsoftmax.linear._plan import BlockPlan
 
-NUMBERS = 4  # that shards add up for a row of a plain loss
+NUMBERS = 4  # per row of a plain loss, which the shards of the classes add up
 
 
 class Transfer(NamedTuple):
-    """Something that groups of devices exchange, once or, block by block, several times."""
+    """A collective within groups of devices, run once or once per block."""
 
     kind: str  # "all-reduce", "all-gather" or "reduce-scatter"
-    of: str
-    axis: str  # of the mesh: "rows" or "classes"
+    of: str  # the array
+    axis: str  # the mesh axis: "rows" or "classes"
     devices: int  # in a group
     times: int
-    elements: int  # of the whole array, gathered or before it is scattered
+    elements: int  # the size of the whole array: after a gather, before a scatter
     itemsize: int
 
     @property
     def bytes(self) -> int:
-        """The bytes of the arrays."""
+        """The bytes of the whole arrays of all times."""
         return self.times * self.elements * self.itemsize
 
     @property
     def sent(self) -> int:
-        """The bytes that a device sends around a ring: n − 1 parts of n, in an all-reduce as many again."""
+        """The bytes that a device sends in a ring: (n − 1)/n of the array, twice that in an all-reduce."""
         parts = (self.devices - 1) * (2 if self.kind == "all-reduce" else 1)
         return -(-parts * self.bytes // self.devices)
 
@@ -45,7 +45,7 @@ class Transfer(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """A linear head on a mesh of devices: what each of them holds and sends for a loss and its gradients.
+    """A linear head on a mesh: the memory of each device, and what it sends, for a loss and its gradients.
 
     >>> import jsoftmax
     >>> placement = jsoftmax.linear_placement(65536, 4096, 131072, mesh=(2, 4), fsdp=True, dtype="bfloat16")
@@ -59,12 +59,12 @@ class Placement(NamedTuple):
     reduce-scatter of the gradient of the weight over 2 devices: 256.0 MiB
     """
 
-    plan: BlockPlan  # of each device
+    plan: BlockPlan  # the blocks of each device
     features: int
     mesh: tuple[int, int]  # devices along the rows, along the classes
     fsdp: bool
-    itemsize: int  # of hidden and the weight
-    wide: int  # of what is computed
+    itemsize: int  # bytes per element of hidden and the weight
+    wide: int  # bytes per element in the computation
 
     @property
     def _hidden(self) -> int:
@@ -76,17 +76,17 @@ class Placement(NamedTuple):
 
     @property
     def gradient_bytes(self) -> int:
-        """The gradients of hidden and of the weight, as long as these are."""
+        """The bytes of the gradients of hidden and of the weight."""
         return self.itemsize * (self._hidden + self._weight // (self.mesh[0] if self.fsdp else 1))
 
     @property
     def argument_bytes(self) -> int:
-        """Hidden, the weight and the labels."""
+        """The bytes of hidden, the weight and the labels."""
         return self.gradient_bytes + 4 * self.plan.rows
 
     @property
     def temporary_bytes(self) -> int:
-        """At most: a block of logits and its gradient, wide gradients, hidden padded, the weight gathered."""
+        """A bound: a block of logits, its gradient, wide gradients, padded hidden, the gathered weight."""
         padded = self._hidden if self.plan.row_blocks * self.plan.block_rows > self.plan.rows else 0
         gathered = self._weight if self.fsdp and self.mesh[0] > 1 else 0
         wide = self.wide * (self._hidden + self._weight)
@@ -94,12 +94,12 @@ class Placement(NamedTuple):
 
     @property
     def device_bytes(self) -> int:
-        """All that a device holds at once; an optimizer's state comes on top."""
+        """The bytes that a device needs at once, without the state of an optimizer."""
         return self.argument_bytes + self.gradient_bytes + self.temporary_bytes
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:
-        """What is exchanged, if there is more than one device to exchange it with."""
+        """The collectives, along each mesh axis with more than one device."""
         blocks, rows, weight = self.plan.row_blocks, self.plan.block_rows, self._weight
         over_classes = (
             ("all-reduce", "the maxima of a block", blocks, rows, self.wide),
@@ -126,7 +126,7 @@ class Placement(NamedTuple):
 
     @property
     def sent_bytes(self) -> int:
-        """The bytes that a device sends in all these."""
+        """The bytes that a device sends in all transfers."""
         return sum(transfer.sent for transfer in self.transfers)
 
     def __str__(self) -> str:
@@ -151,14 +151,14 @@ def linear_placement(
     dtype: DTypeLike = jnp.float32,
     block_size: BlockSize = None,
 ) -> Placement:
-    """What each device of a mesh holds of `linear_cross_entropy`, and sends, for a loss and its gradients.
+    """The memory of each device of a mesh for `linear_cross_entropy` with gradients, and the bytes it sends.
 
-    Within `jax.shard_map` rows lie over one axis of the mesh, its `row_axis_name`, and classes over the
-    other, its `axis_name`; the loss is a plain "mean" of class ids. A device makes the logits of its own rows
-    and classes, in the blocks of `linear_plan`. Of R × C devices each holds (B/R)·D numbers of hidden, D·V/C
-    of the weight, as many of their gradients, and two blocks of logits. Those that share rows sum up the
-    gradient of hidden and, for each block, five numbers a row; those that share classes the gradient of the
-    weight. The bytes are counted, no device is asked: of temporaries a bound, of all else the exact number.
+    Within `jax.shard_map`, rows are sharded over one mesh axis, `row_axis_name`, and classes over the other,
+    `axis_name`; the loss is a plain "mean" with class ids. A device computes the logits of its own rows and
+    classes, in the blocks of `linear_plan`. With R × C devices, each holds (B/R)·D numbers of hidden, D·V/C
+    of the weight, the same numbers of their gradients, and two blocks of logits. Devices with the same rows
+    sum the gradient of hidden and, for each block, five numbers per row; devices with the same classes sum
+    the gradient of the weight. The bytes are computed from the sizes: temporaries as a bound, all else exact.
 
     Args:
       rows: B, the number of rows on all devices.
@@ -167,15 +167,15 @@ def linear_placement(
       mesh: the numbers of devices (R, C) along the rows and along the classes.
       fsdp: whether the features of the weight are sharded over the rows' axis. It is then gathered there, and
         its gradient scattered.
-      dtype: of hidden and the weight.
+      dtype: the dtype of hidden and the weight.
       block_size: as in `linear_cross_entropy`.
 
     Returns:
-      A `Placement`, which prints itself.
+      A `Placement`; print it for a summary.
 
     Raises:
-      TypeError, ValueError: for sizes that are not whole numbers, or that the mesh does not divide, and for a
-        dtype that is no float.
+      TypeError, ValueError: for sizes that are not integers or that the mesh does not divide, and for a dtype
+        that is not a float type.
 
     >>> import jsoftmax
     >>> for mesh in (8, 1), (1, 8):
@@ -218,7 +218,7 @@ def linear_placement(
 
 
 def _devices(call: Call) -> tuple[int, int]:
-    """How many there are along the rows, and along the classes."""
+    """The numbers of devices along the rows and along the classes."""
     mesh = call.arguments["mesh"]
     try:
         numbers = [operator.index(n) for n in mesh] if isinstance(mesh, tuple) else []

@@ -1,4 +1,4 @@
-"""What a row of logits and its label come to: the statistics that training and evaluation code wants."""
+"""Statistics of every row of logits and its label, as training and evaluation code needs them."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def row_statistics(
         log_normalizer = max + log1p(rest)          nll = −log p_y, or −Σ t·log p
         entropy = −Σ p·log p                        prediction = argmax z
 
-    with z = cap·tanh(logits/cap)/T. Computed in at least float32, and returned so; the prediction is int32,
-    the first of the largest. What is not used costs nothing in a compiled program. Corners as for
-    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0. A mean leaves out the
-    rows that `where` masks whole: ``jnp.mean(nll, where=jnp.any(where, axis))``.
+    with z = cap·tanh(logits/cap)/T, computed and returned in at least float32. The prediction is int32, the
+    first of the largest classes. In a compiled program, a statistic that is not used costs nothing. Corner
+    cases are as in `cross_entropy`; a row without a live class has log_normalizer −inf and the others 0. To
+    exclude completely masked rows from a mean, write ``jnp.mean(nll, where=jnp.any(where, axis))``.
 
-    Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max:
-    one pass back for all. The prediction has none. Kept for it: the arguments and a few numbers a row.
+    Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max, in
+    one backward pass. The prediction has no derivative. Residuals: the arguments and a few numbers per row.
 
-    Args, Raises: as for `cross_entropy`.
+    Args, Raises: as in `cross_entropy`.
 
     Returns:
       `RowStatistics`, each in the shape of `logits` without `axis`.
 
-    A policy-gradient loss (PPO) with an entropy bonus, the log-probabilities and entropies from one pass:
+    A policy-gradient loss (PPO) with an entropy bonus; log-probabilities and entropies take one pass:
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> def ppo_loss(logits, actions, old_log_prob, advantage, clip=0.2, bonus=0.01):
@@ -63,7 +63,7 @@ def row_statistics(
     0.7578 0.5
 
     Source: Blanchard, Higham & Higham (2021). −p·(u − ⟨p, u⟩) is the softmax Jacobian applied to −log p;
-    u = z − max is log p up to a number that all classes share, which the Jacobian takes to 0.
+    u = z − max is log p up to a constant per row, which the Jacobian maps to 0.
     """
     call = Call(
         "row_statistics",

@@ -1,1 +1,1 @@
-"""Logits as they are computed with: masked, capped, divided by T, and shifted by the maximum of their row."""
+"""Prepares logits: masks them, caps them, divides them by T, and shifts them by the maximum of their row."""

@@ -1,4 +1,4 @@
-"""Further sums over a row of logits, beside its state: moments of u = z − max z."""
+"""Weighted sums over a row of logits besides its state (max, rest): moments of u = z − max z."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Of u in the sums Σ q·u: the difference of two logits may overflow, where its product with q does not.
+# The scale of u in Σ q·u: the difference of two logits may overflow although its product with q does not.
 DOWN = 2.0**-64
 
 
 class Moment(NamedTuple):
-    """Numbers q, the product of some factors that broadcast to a row, of which Σ q·u and Σ q are asked for.
+    """A request for Σ q·u and Σ q over a row, where q is the product of `factors`, which broadcast to a row.
 
-    Without factors they are 1. Of a dead class they are 0, or, if it counts, themselves: u is −inf there.
-    Σ q·u is scaled by `DOWN`.
+    Without factors, q is 1. At a dead class q is 0, or unchanged if `dead_counts`; u is −inf there. Σ q·u is
+    scaled by `DOWN`.
     """
 
     factors: tuple[Array, ...]
     dead_counts: bool = False
-    only_total: bool = False  # Σ q alone
+    only_total: bool = False  # Σ q only
 
     def terms(self, u: Array, dead: Array) -> tuple[Array, ...]:
-        """The terms of the sums, from u scaled by `DOWN`."""
+        """The terms of the sums, from u scaled by `DOWN`: (q·u, q), or (q,) if `only_total`."""
         q = jnp.ones_like(u)
         for factor in self.factors:
             q = times(q, factor.astype(u.dtype))
-        # The target of a dead class is a constant: its derivative is 0 to every order.
+        # The target of a dead class is a constant: its derivatives of every order are 0.
         q = jnp.where(dead, lax.stop_gradient(q) if self.dead_counts else 0, q)
         u = jnp.where(dead, -jnp.inf, u)
         return (q,) if self.only_total else (q * jnp.where((q == 0) & jnp.isinf(u), 0, u), q)
 
 
 def times(q: Array, weights: Array) -> Array:
-    """``q·weights``, 0 where q is 0 and a weight infinite."""
+    """``q·weights``, with 0 times an infinite weight being 0."""
     return q * jnp.where((q == 0) & jnp.isinf(weights), 0, weights)

@@ -1,7 +1,7 @@
-"""From logits to ``z = cap·tanh(x/cap)/T`` over the live classes, shifted by the maximum of its row.
+"""Maps logits x to ``z = cap·tanh(x/cap)/T`` over the live classes, minus the maximum of its row.
 
-A *row* is what `axes` span; per-row numbers keep those axes with length 1. A class is *dead* where it is
-masked or its logit is −inf, and a row with no live class is *empty*.
+A *row* spans the axes in `axes`; per-row numbers keep these axes with length 1. A class is *dead* if it is
+masked or its logit is −inf, else *live*. A row without a live class is *empty*.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
 from jsoftmax.transforms._sharding import laid_like
 
-Axes = tuple[int | str, ...]  # and the mesh axes of the shards of the classes, if they are sharded
+Axes = tuple[int | str, ...]  # array axes, and mesh axes if the classes are sharded
 
 
 class Scaling(NamedTuple):
-    """What turns logits x into ``z = cap·tanh(x/cap)/T`` over the live classes; also its cotangents."""
+    """The mask and the numbers in ``z = cap·tanh(x/cap)/T``; also their tangents or cotangents."""
 
     where: Array | None
     temperature: Array | None = None
@@ -28,11 +28,11 @@ class Scaling(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """``z − max z``, rounded: 0 at the maximum, −inf where dead. The shift comes before the division by T.
+    """``u = z − max z``, rounded: 0 at the maximum, −inf at dead classes; shifted before the division by T.
 
-    `slip` is what the roundings took away, and exp passes on as a relative error |u| times as large. It is
-    recovered where a temperature adds a second rounding, unless 16 bits hide it, and where asked; the one of
-    x − max alone is within the contract.
+    `slip` is the exact ``z − max z`` minus u. The roundings in u have a relative error, and exp(u) has |u|
+    times that error. `shifted` computes the slip on request, and if a temperature adds a second rounding,
+    unless the logits have 16 bits. The rounding of x − max alone is within the contract.
     """
 
     u: Array
@@ -40,31 +40,31 @@ class Shifted(NamedTuple):
 
 
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
-    """The scaling that the arguments of a public function ask for."""
+    """The scaling that the arguments of a public call specify."""
     dtype = rules.computing_dtype(x.dtype)
     options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
     return jax.tree.map(lambda a: laid_like(a, x), Scaling(call.mask(x.shape), *options))
 
 
 def ordered_live(x: Array, scaling: Scaling) -> Array:
-    """The logits in the order of z: −x where T < 0, −inf where masked."""
+    """The logits in the order of z: negated where T < 0, −inf where masked."""
     if scaling.temperature is not None:
         x = turned(x, scaling.temperature)
     return live(x, scaling)
 
 
 def turned(x: Array, temperature: Array) -> Array:
-    """−x where T < 0; but −inf stays a dead class, and +inf an overflow."""
+    """x, negated where T < 0, except that −inf (a dead class) and +inf (an overflow) stay as they are."""
     return jnp.where(jnp.isinf(x), x, x * jnp.sign(temperature).astype(x.dtype))
 
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
-    """Where a live class is its row's maximum: a short comparison, as XLA on GPU stores longer ones."""
+    """Where a live class equals the maximum of its row; a short comparison, as XLA:GPU stores longer ones."""
     return live(x, scaling) == (top if scaling.temperature is None else turned(top, scaling.temperature))
 
 
 def is_dead(x: Array, scaling: Scaling) -> Array:
-    """Where a class is masked, or its logit is −inf."""
+    """Where a class is masked or its logit is −inf."""
     return live(x, scaling) == -jnp.inf
 
 
@@ -74,9 +74,10 @@ def live(x: Array, scaling: Scaling) -> Array:
 
 
 def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top: bool = False) -> Shifted:
-    """The logits of a row, or of a part of it, less the row's maximum, over the temperature.
+    """The logits of a row, or of some of its classes, minus the maximum of the row, divided by T.
 
-    Where it counts that u is 0 `at_top`, whatever XLA fuses with the difference, say so.
+    `exact` asks for the slip. With `at_top` (implied by `exact` and by a temperature), u is exactly 0 at the
+    maximum, whatever XLA fuses with the difference.
     """
     u = shift(x, scaling, top, 1, at_top or exact or scaling.temperature is not None)
     if not exact and (scaling.temperature is None or x.dtype.itemsize == 2):
@@ -85,17 +86,17 @@ def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top:
 
 
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
-    """A fraction of u; fractions are powers of 2, and exact."""
+    """``fraction·u``; a fraction is a power of 2, so the product is exact."""
     z, z_top = ordered(x, scaling, top)
     if at_top:
         z = rules.rounded(z, z_top)
     if scaling.temperature is not None:
-        fraction = fraction / 2  # the difference of two logits may overflow, where its quotient does not
+        fraction = fraction / 2  # the difference of two logits may overflow although its quotient does not
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
     u = z - z_top
     if scaling.soft_cap is not None:
-        # Compiled twice, tanh may round in two ways: 0 at the maximum, and nowhere above, is restored.
+        # XLA may compile tanh twice, with two roundings: this makes u 0 at the maximum and ≤ 0 elsewhere.
         is_top = is_peak(x, scaling, top) & (u > -jnp.inf)
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0.0)))
         u = u - jnp.where(excess == 0, 0, excess)
@@ -106,9 +107,9 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
 
 @jax.custom_jvp
 def divided(u: Array, temperature: Array) -> Array:
-    """``u/|T|``; of a dead class −inf, whose derivative in the temperature would be infinite.
+    """``u/|T|``; −inf at a dead class, with a derivative of 0 in the temperature, where JAX's is infinite.
 
-    A large T is scaled down, and u with it: XLA multiplies by 1/T, which would be below the normal numbers.
+    XLA multiplies by 1/T. For a large T, which would make 1/T subnormal, u and T are both scaled down.
     """
     scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
     return (u * scale) / (jnp.abs(temperature) * scale)
@@ -122,7 +123,7 @@ def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) ->
 
 
 def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
-    """The logits and their maximum: capped, their order turned where T < 0, finite where masked or empty."""
+    """The logits and their maximum, capped, in the order of z; finite at masked classes and in empty rows."""
     dtype = rules.computing_dtype(x.dtype)
     x = masked(x, scaling.where).astype(dtype)  # NaN may lie under the mask
     top = jnp.maximum(top.astype(dtype), jnp.finfo(dtype).min)
@@ -134,23 +135,23 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
 
 
 def _capped(x: Array, cap: Array) -> Array:
-    """``cap·tanh(x/cap)``, which is x far below the cap; ±inf stay, as overflows and dead classes."""
+    """``cap·tanh(x/cap)``; x itself if |x| is far below the cap or infinite (a dead class or an overflow)."""
     stays = jnp.isinf(x) | (jnp.abs(x) < cap * (float(jnp.finfo(x.dtype).eps) ** 0.5 / 4))
     return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
 
 
 def slipped(terms: Array, z: Shifted) -> Array:
-    """Exponentials of u, made those of the exact z − max: ``exp(u + slip) = exp(u)·(1 + slip)``."""
+    """The exponentials of the exact z − max, from those of u: ``exp(u + slip) ≈ exp(u)·(1 + slip)``."""
     return terms if z.slip is None else terms + terms * z.slip
 
 
 def exponentials(z: Shifted) -> Array:
-    """``exp(u)``, 0 where dead."""
+    """``exp(z − max z)``, with the slip; 0 at dead classes."""
     return slipped(jnp.exp(z.u), z)
 
 
 def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
-    """The exact ``(x − max)/T − u``, but for its own rounding; 0 where anything is infinite."""
+    """``(x − max)/T − u``, computed exactly and rounded once; 0 where a number in it is infinite."""
     x, top = ordered(x, scaling, top)
     x = rules.rounded(x, top)
     difference = x - top
@@ -169,32 +170,32 @@ def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
 
 
 def _high_half(a: Array) -> Array:
-    """The leading half of the significand: products of two such halves are exact (Dekker)."""
+    """The leading half of the significand of a: a product of two such halves is exact (Dekker)."""
     product = a * (2.0**12 + 1 if a.dtype == jnp.float32 else 2.0**27 + 1)
-    product = rules.rounded(product, product)  # or XLA fuses it with the difference, unrounded
+    product = rules.rounded(product, product)  # else XLA fuses it with the difference, without rounding
     return product - (product - a)
 
 
 def maximum(scaling: Scaling, top: Array) -> Array:
-    """The maximum of z, from that of x; 0 in an empty row."""
+    """The maximum of z, from the maximum of x in the order of z; 0 in an empty row."""
     _, z = ordered(top, scaling._replace(where=None), top)
     z = jnp.where(top == -jnp.inf, 0, z)
     return z if scaling.temperature is None else z / jnp.abs(scaling.temperature)
 
 
 def masked(values: Array, where: Array | None) -> Array:
-    """`values` where live, 0 under the mask."""
+    """`values`, 0 where masked."""
     return values if where is None else jnp.where(where, values, 0.0)
 
 
 def pull(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
-    """The cotangents of x and of its scaling, from that of z, which sums to 0 over a row."""
+    """The cotangents of x and of the scaling, from the cotangent of z, which must sum to 0 over a row."""
     dx, of_classes = pull_apart(x, u, dz, scaling)
     return dx, summed(of_classes, scaling)
 
 
 def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
-    """As `pull`, the cotangent of the scaling yet to be summed."""
+    """As `pull`, but the cotangent of the scaling is for each class, before the sum."""
     dz = masked(dz, scaling.where)
     dt = dcap = None
     if scaling.temperature is not None:
@@ -205,12 +206,12 @@ def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, 
 
 
 def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
-    """The cotangent of a scaling, from what every class adds to it."""
+    """The cotangent of a scaling, from the contributions of all classes."""
     return jax.tree.map(spread_sum, of_classes, scaling._replace(where=None))
 
 
 def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:
-    """The tangent of z, up to a shift of the row, from those of x and of its scaling."""
+    """The tangent of z, up to a constant per row, from the tangents of x and of the scaling."""
     dz = jnp.zeros_like(u) if dx is None else masked(dx, scaling.where).astype(u.dtype)
     if scaling.soft_cap is not None:
         dcap = 0 if tangents.soft_cap is None else tangents.soft_cap
@@ -222,5 +223,5 @@ def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scali
 
 
 def spread_sum(values: Array, like: Array) -> Array:
-    """The cotangent of an array of the rank of `values`, that was broadcast to their shape."""
+    """The sum of `values` over each axis where `like` has length 1: it transposes a broadcast of `like`."""
     return jnp.sum(values, tuple(i for i, n in enumerate(like.shape) if n == 1), keepdims=True)

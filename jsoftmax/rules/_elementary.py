@@ -1,4 +1,4 @@
-"""Elementary functions, nearer to the exact ones than XLA's."""
+"""Elementary functions that are more accurate than those of XLA."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jax import Array, custom_jvp
 
 @custom_jvp
 def log1p(r: Array) -> Array:
-    """``log(1 + r)`` for r > −1, to 2 ulp; XLA's on CPU is further off, and takes several times as long.
+    """``log(1 + r)`` for r > −1, to 2 ulp; on CPU, XLA's is less accurate and several times slower.
 
-    The logarithm of w = 1 + r, rounded, and what the rounding took away: ``log w + (r − (w − 1))/w``.
+    With w = 1 + r rounded, this is ``log w + (r − (w − 1))/w``: the quotient corrects the rounding of w.
     """
-    # Without the minimum, XLA may take w − 1 for r.
+    # Without the minimum, XLA may simplify w − 1 to r.
     w = jnp.minimum(1 + r, jnp.finfo(r.dtype).max)
     return jnp.log(w) + (r - (w - 1)) / w
 
@@ -31,7 +31,7 @@ def expm1_series(d: Array) -> Array:
 
 
 def expm1(d: Array) -> Array:
-    """expm1 for d ≤ 0, to one ulp; that of XLA is up to 5 off."""
+    """``exp(d) − 1`` for d ≤ 0, to 1 ulp; XLA's expm1 is up to 5 ulp off."""
     near = d > -1
     small = jnp.where(near, d, 0.0)
     return jnp.where(near, small + small * small * expm1_series(small), jnp.exp(jnp.where(near, -1, d)) - 1)

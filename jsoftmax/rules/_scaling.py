@@ -1,4 +1,4 @@
-"""The closed forms of z = cap·tanh(x/cap)/T, in the logits and in both numbers."""
+"""The derivatives of z = cap·tanh(x/cap)/T in the logits x, the soft cap and the temperature T."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jsoftmax.rules._softmax import finite
 
 
 def temperature_jvp(u: Array, dx: Array, dt: ArrayLike, temperature: Array) -> Array:
-    """The derivative of ``z = x/T`` along (dx, dT), up to a shift of the row: ``(dx − u·dT)/T``.
+    """The derivative of ``z = x/T`` along (dx, dT), up to a constant per row: ``(dx − u·dT)/T``.
 
-    `u` is z less the row's maximum. For functions of z that a shift of the row does not change.
+    `u` is z minus the maximum of its row. Use it for functions of z that a shift of the row does not change.
     """
     return (dx - finite(u) * dt) / temperature
 
 
 def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Array]:
-    """The cotangent `dz` pulled back through ``z = x/T``: ``dz/T`` and, class by class, ``−dz·u/T``.
+    """The cotangents of x and T in ``z = x/T``: ``dz/T`` and, for each class before the sum, ``−dz·u/T``.
 
-    `u` is z less the row's maximum: where the row of `dz` sums to 0, a shift of u changes nothing.
+    `u` is z minus the maximum of its row. If `dz` sums to 0 over a row, this shift does not change the sum.
     """
     dx = dz / temperature
     return dx, -dx * finite(u)
@@ -33,13 +33,16 @@ def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike) -> Array:
 
 
 def soft_cap_vjp(x: Array, cap: Array, dy: Array) -> tuple[Array, Array]:
-    """The cotangent `dy` pulled back through ``cap·tanh(x/cap)``, to x and, entry by entry, to cap."""
+    """The cotangents of x and cap in ``y = cap·tanh(x/cap)``; that of cap for each class, before the sum."""
     in_x, in_cap = _soft_cap_slopes(x / cap)
     return in_x * dy, in_cap * dy
 
 
 def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
-    """``sech² a``, and ``tanh a − a·sech² a = (sinh 2a − 2a)/(2·cosh² a)``, which cancels at a small a."""
+    """The slopes in x and in cap, with a = x/cap: ``sech² a`` and ``tanh a − a·sech² a``.
+
+    The second is ``(sinh 2a − 2a)/(2·cosh² a)``. It cancels for a small a, which uses a series instead.
+    """
     decay = jnp.exp(-2 * jnp.abs(a))
     in_x = 4 * decay / jnp.square(1 + decay)
     small = jnp.abs(a) < 0.5

@@ -1,4 +1,4 @@
-"""What the package knows of JAX: its modes, platforms, barriers, derivative rules, shardings, and `vmap`.
+"""The parts that depend on JAX alone: modes, platforms, barriers, derivative rules, shardings and `vmap`.
 
-Nothing here knows what a softmax is. The formulas of the derivatives stand in `jsoftmax.rules`.
+Nothing here depends on the softmax. `jsoftmax.rules` holds the formulas of the derivatives.
 """

@@ -1,15 +1,15 @@
-"""How JAX attaches a derivative rule to a function: the only place that knows.
+"""Attaches derivative rules to functions: the only module that does so.
 
-A function of this package is written as three plain ones, none of which calls the decorated function:
+A function of this package consists of three plain functions, none of which calls the decorated function:
 
 - ``save(static, *arguments) -> (output, residuals)``
-- ``pull(static, residuals, cotangent) -> cotangents``: one for each argument, None where there is none
-- ``push(static, residuals, tangents) -> tangent``: of the output, linear in the arguments' tangents
+- ``pull(static, residuals, cotangent) -> cotangents``: one for each argument, None if it has no cotangent
+- ``push(static, residuals, tangents) -> tangent`` of the output, linear in the tangents of the arguments
 
-A cotangent of an output, or a tangent of an argument, is None where JAX knows it to be 0: what would follow
-from it is never computed.
+The cotangent of an output, or the tangent of an argument, is None if JAX knows that it is 0. The rules then
+skip all that depends on it.
 
-Higher orders differentiate these three as ordinary JAX.
+For higher derivatives, JAX differentiates these three functions as ordinary JAX code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jsoftmax.transforms._sharding import brought_back, place
 
 
 def _in_its_form(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function((form, static), …)``: the static argument holds the form of the call, for later traces."""
+    """``function((form, static), …)``: later traces use the form in which the call was made."""
 
     def call(static: tuple[str | None, Any], *arguments: Any) -> Any:
         form, own = static
@@ -54,16 +54,16 @@ def with_rules(
     value: Callable[..., Any] | None = None,
     selective: bool = False,
 ) -> Callable[..., Any]:
-    """The function whose value `save` computes, with its rules for reverse and for forward mode.
+    """The function whose value `save` computes, with rules for reverse mode and forward mode.
 
-    Where no derivative is asked for, ``value(static, *arguments)`` may compute it in a shorter way.
+    `value`, if given, computes ``value(static, *arguments)`` faster, for calls without a derivative.
 
-    A selective `pull` is also told which arguments are asked for, ``pull(static, asked, residuals,
-    cotangent)``: a tree like theirs, of booleans.
+    A `selective` pull, ``pull(static, asked, residuals, cotangent)``, also learns which arguments are
+    differentiated: `asked` is a tree of booleans like the arguments.
 
-    ``function(static, *arguments, beside=arrays)`` names arrays that the caller multiplies the output by. A
-    derivative in one of these goes by the rule too: otherwise JAX would refuse to push it forward in the
-    arguments, as ``jacfwd(grad(loss, argnums=z_loss))`` does in the logits.
+    ``function(static, *arguments, beside=arrays)`` names arrays by which the caller multiplies the output. A
+    derivative in one of these uses the rule as well. Otherwise JAX refuses a forward derivative of it in the
+    arguments, such as ``jacfwd(grad(loss, argnums=z_loss))`` in the logits.
     """
     alone = _in_its_form(value or (lambda static, *arguments: save(static, *arguments)[0]))
     kept, push = with_arguments_kept(_in_its_form(save)), _in_its_form(push)
@@ -117,7 +117,7 @@ def with_rules(
 
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = kept(static, *primals)
-        # Without the checkpoint, reversing `push` would store its intermediate arrays; with it, `residuals`.
+        # With the checkpoint, the transpose of `push` stores `residuals` only, no intermediate arrays.
         return output, jax.checkpoint(partial(push, static))(residuals, without_zeros(tangents))
 
     forward.defjvp(push_forward, symbolic_zeros=True)
@@ -136,9 +136,9 @@ def with_rules(
 
 
 def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Callable[..., Any]:
-    """The function ``value(static, *arguments)``, differentiated in its first argument alone, in both modes.
+    """The function ``value(static, *arguments)``, differentiated in its first argument only, in both modes.
 
-    ``tangent(static, arguments, dx)`` is ordinary JAX, linear in dx: it serves every order.
+    ``tangent(static, arguments, dx)`` is ordinary JAX code, linear in dx, so it serves every order.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -155,11 +155,11 @@ def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Call
 def with_gradients(
     value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
 ) -> Callable[..., Any]:
-    """A function to a scalar, that finds its gradients along with its value.
+    """A scalar function whose forward pass computes value and gradients together; reverse mode only.
 
-    ``value_and_gradients(static, asked, *arguments)`` gives both; `asked` is a tree of booleans like that of
-    the arguments, and a gradient is None where it is not asked for. Reverse mode only. Where the gradients
-    are not to be held, unless ``are_held(asked)``, those of ``value(static, *arguments)`` take their place.
+    ``value_and_gradients(static, asked, *arguments)`` returns both. `asked` is a tree of booleans like the
+    arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
+    kept from forward to backward pass: JAX differentiates ``value(static, *arguments)`` instead.
     """
     both = jax.jit(_in_its_form(value_and_gradients), static_argnums=(0, 1))
     value = _in_its_form(value)
@@ -188,9 +188,10 @@ def with_gradients(
 
 
 def _sweeps(values: Any, asked: Any) -> Any:
-    """In which sweep over the residuals to find a cotangent: the longest in the first, each sum in its own.
+    """The sweep over the residuals that computes each cotangent: 0 for the largest, then one for each sum.
 
-    A sum, as a temperature's cotangent is, would else share exponentials with what lies beside it.
+    The cotangent of a temperature, for example, is a sum. In a sweep with another result, XLA would store
+    the exponentials that both use.
     """
     sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
     own = [0 < size < max(sizes) for size in sizes]

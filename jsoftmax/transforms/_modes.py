@@ -11,19 +11,19 @@ from typing import Any
 import jax
 
 _forward_mode: Any = jax.make_user_context(default_value=False)
-# The form of every program: None (each platform's own), "plain", "portable" (plain, and without checks of
-# labels), or that of one platform on all of them.
+# The form of every program: None (each platform has its own), "plain", "portable" (plain, without checks of
+# labels), or the name of a platform, whose forms then run on all platforms.
 _form: Any = jax.make_user_context(default_value=None)
-# Takes down which forms a trace chooses, and for which platform: a `_platforms.Record`.
+# A `_platforms.Record`, which lists the forms that a trace chooses for one platform; or None.
 _record: Any = jax.make_user_context(default_value=None)
 
 
 class Mode(ContextDecorator):
-    """A mode, for ``with mode:`` or as a decorator, any number of times."""
+    """A mode: use it in ``with mode:`` or as a decorator, any number of times."""
 
     def __init__(self, context: Any, value: Any):
         self._context, self._value = context, value
-        self._entered: list[Any] = []  # the innermost last: a mode may be entered again within itself
+        self._entered: list[Any] = []  # innermost last; a mode may be entered again within itself
 
     def _recreate_cm(self) -> Mode:
         return Mode(self._context, self._value)
@@ -39,10 +39,10 @@ class Mode(ContextDecorator):
 def forward_mode() -> Mode:
     """Trace the functions of this package with forward-mode rules.
 
-    Inside, ``jax.jvp``, ``jacfwd``, ``linearize`` and ``hessian`` work as well as reverse mode does, which
-    keeps the same residuals. Outside, each function carries a ``jax.custom_vjp`` rule, which JAX refuses to
-    push forward. The mode is part of ``jax.jit``'s cache key: one function traced inside and outside gives
-    both programs. ``@jsoftmax.forward_mode()`` decorates a function, and
+    Inside, ``jax.jvp``, ``jacfwd``, ``linearize`` and ``hessian`` work; reverse mode works too, and keeps the
+    same residuals. Outside, each function has a ``jax.custom_vjp`` rule, which JAX cannot differentiate in
+    forward mode. The mode is part of the cache key of ``jax.jit``: a function called inside and outside is
+    compiled once for each. ``@jsoftmax.forward_mode()`` decorates a function, and
     ``jsoftmax.config.update("forward_mode", True)`` sets the mode for the process.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
@@ -55,12 +55,12 @@ def forward_mode() -> Mode:
 
 
 def portable() -> Mode:
-    """Trace the functions of this package as plain programs, which converters take.
+    """Trace the functions of this package as plain programs, which converters accept.
 
-    Such a program holds array operations alone: no choice by platform, no loop or branch (but for a linear
-    head with several blocks), no barrier, no primitive of this package, no second float type. Values keep
-    their accuracy. It may be slower, or store more, than what is traced outside, and
-    `jax.experimental.checkify` finds no bad label in it. Up to 8192 logits every program is like that, but
+    A plain program contains array operations only: no choice by platform, no loop or branch (except in a
+    linear head with several blocks), no barrier, no primitive of this package, no second float type. Values
+    are as accurate as outside. The program may be slower or need more memory than one traced outside, and
+    `jax.experimental.checkify` reports no bad labels in it. Up to 8192 logits every program is plain except
     for the check of labels. ``@jsoftmax.portable()`` decorates a function, and
     ``jsoftmax.config.update("portable", True)`` sets the mode for the process.
 
@@ -74,7 +74,7 @@ def portable() -> Mode:
 
 
 def in_mode(*, forward: bool) -> Mode:
-    """Trace with forward-mode rules, or with reverse-mode rules."""
+    """Trace with forward-mode rules if `forward`, else with reverse-mode rules."""
     return Mode(_forward_mode, forward)
 
 
@@ -84,28 +84,28 @@ def in_forward_mode() -> bool:
 
 
 def in_form(form: str | None) -> Mode:
-    """Trace in one form for all platforms: "plain", "cpu", "gpu" or "tpu"; None for each its own."""
+    """Trace in one form for all platforms, "plain", "cpu", "gpu" or "tpu"; None for the form of each."""
     return Mode(_form, form)
 
 
 def form() -> str | None:
-    """The form in which programs are traced."""
+    """The form in which programs are traced now."""
     value: str | None = _form.value
     return value
 
 
 def recording(record: Any) -> Mode:
-    """Trace anew, and have the record take down which forms are chosen."""
+    """Trace again, and let the record list the forms that are chosen."""
     return Mode(_record, record)
 
 
 def record() -> Any:
-    """What takes down the forms that are chosen, or None."""
+    """The record that lists the chosen forms, or None."""
     return _record.value
 
 
 class Config:
-    """The modes of the process, as `jax.config` has JAX's.
+    """The modes of the process, in the style of `jax.config`.
 
     >>> import jsoftmax
     >>> jsoftmax.config.update("portable", True)
@@ -125,7 +125,7 @@ class Config:
         return _form.get_global() == "portable"
 
     def update(self, name: str, value: bool) -> None:
-        """Set a mode, "forward_mode" or "portable", for all that is traced from now on."""
+        """Set a mode, "forward_mode" or "portable", for everything traced from now on."""
         call = f"config.update({name!r}, {value!r})"
         if name not in ("forward_mode", "portable"):
             raise AttributeError(f"{call}: there is no {name!r}; write 'forward_mode' or 'portable'")

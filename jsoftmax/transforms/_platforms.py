@@ -1,9 +1,9 @@
-"""Which form of a computation a platform gets, and barriers, behind which XLA computes again what it stores.
+"""Puts the form for each platform into a program, and barriers that make XLA recompute instead of store.
 
-Neither is in a plain program. A GPU computes an exponential faster than it reads one from memory; but what
-two sums share, or a sum and an array, XLA stores: in float32, and in the shape of the logits. On CPU storing
-pays, because the gradient takes the place of the stored exponentials; but not for 16-bit logits, where XLA
-would store their conversion.
+A plain program has neither. XLA stores an intermediate array that two sums share, or a sum and an array: in
+float32, in the shape of the logits. A GPU computes an exponential faster than it reads one from memory, so
+there a barrier helps. On CPU storing is faster, because the gradient reuses the memory of the stored
+exponentials; but for 16-bit logits XLA would store their conversion to float32.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from jsoftmax.transforms import _modes
 
 T = TypeVar("T")
 Form = Callable[..., Any]
-Own = tuple[Form, str] | None  # a platform's own form, and what speaks for it
+Own = tuple[Form, str] | None  # a platform's own form and the reason for it; None for the plain form
 
-MOST_PLAIN = 2**13  # logits: fewer take a few microseconds in any form, and the plain one compiles fastest
+MOST_PLAIN = 2**13  # logits: up to here every form takes a few microseconds, and plain compiles fastest
 
 
 class Record:
-    """What a program computes, on one platform, in a form of its own, and why."""
+    """The platform's own forms that a program uses on one platform, each with its reason."""
 
     def __init__(self, platform: str):
         self.platform = platform
-        self.choices: dict[tuple[str, str], None] = {}  # in the order of the trace, each once
+        self.choices: dict[tuple[str, str], None] = {}  # (what, reason) in the order of the trace, each once
 
 
 def by_platform(
     what: str, *arrays: Any, plain: Form, cpu: Own = None, gpu: Own = None, tpu: Own = None
 ) -> Any:
-    """``form(*arrays)``, of the form for the platform of the program; `plain` where it has none of its own.
+    """``form(*arrays)``, for the form of the program's platform; `plain` if the platform has none of its own.
 
-    A platform that JAX adds counts as a GPU.
+    Any other platform uses the form for GPUs. `what` names the computation in the output of `explain`.
     """
     forms, record = {"cpu": cpu, "tpu": tpu, "gpu": gpu}, _modes.record()
     chosen = _modes.form() or (record and record.platform)
@@ -52,24 +52,24 @@ def by_platform(
 
 
 def hidden(values: T) -> T:
-    """The same arrays behind a barrier, so that XLA computes again what it would store for a second use."""
+    """The same arrays behind a barrier: XLA then recomputes what it would store for a second use."""
     return values if is_plain() else lax.optimization_barrier(values)
 
 
 def is_plain() -> bool:
-    """Whether every program is a plain one."""
+    """Whether all programs are traced as plain programs."""
     return _modes.form() in ("plain", "portable")
 
 
 def is_portable() -> bool:
-    """Whether, besides, the programs hold no checks of labels."""
+    """Whether all programs are traced as plain programs without checks of labels."""
     return _modes.form() == "portable"
 
 
 def for_logits(*sizes: Any) -> _modes.Mode:
-    """The form for a call of arrays of these sizes: plain if they are few, and nothing else is asked for.
+    """The mode for a call on arrays of these sizes: plain if all are small and no form is set already.
 
-    A size may be a symbol of `jax.export`, which may stand for any number.
+    A size may be a symbol of `jax.export`. It may stand for any number, so it does not count as small.
     """
     form = _modes.form()
     few = form is None and all(isinstance(size, int) and size <= MOST_PLAIN for size in sizes)
@@ -78,12 +78,12 @@ def for_logits(*sizes: Any) -> _modes.Mode:
 
 @jax.custom_jvp
 def recomputed(values: T, after: Any = ()) -> T:
-    """The same arrays, available once `after` is computed. An accelerator recomputes what uses them."""
+    """The same arrays; on accelerators behind a barrier that waits for `after`, so that uses recompute."""
 
     def behind_barrier(values: T, after: Any) -> T:
         if after:
             return lax.optimization_barrier((values, after))[0]
-        return jax.tree.map(lax.optimization_barrier, values)  # one each: none waits for the others
+        return jax.tree.map(lax.optimization_barrier, values)  # one barrier each: no array waits for another
 
     again = behind_barrier, "computed again: XLA would store it, in float32 and as long as the logits"
     return by_platform("what two sums share", values, after, plain=_unchanged, gpu=again, tpu=again)
@@ -94,7 +94,7 @@ recomputed.defjvp(lambda primals, tangents: (recomputed(*primals), tangents[0]))
 
 @jax.custom_jvp
 def reconverted_on_cpu(values: T, after: Any = ()) -> T:
-    """The same arrays, available once `after` is computed. On CPU XLA converts them again at every use."""
+    """The same arrays; on CPU behind a barrier that waits for `after`, so that every use converts again."""
 
     def behind_barrier(values: T, after: Any) -> T:
         return lax.optimization_barrier((values, after))[0]

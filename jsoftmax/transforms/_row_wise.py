@@ -1,6 +1,6 @@
-"""Functions of rows and of what all rows share, for which an axis that `jax.vmap` maps has more rows.
+"""Functions of rows and of shared arrays, for which `jax.vmap` turns its mapped axis into more rows.
 
-`jax.vmap` itself would map every block of a loop over the rows, and hold as many blocks as it maps.
+JAX's own rule would batch the loop over blocks of rows, and hold one block for every mapped element at once.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Function = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def row_wise(function: Function, *, outputs: Any = None, mapped: Function | None = None) -> Function:
-    """The function ``(of_rows, others) = function(static, rows, shared)``, of trees of arrays.
+    """The function ``(of_rows, others) = function(static, rows, shared)`` on trees of arrays.
 
-    `rows` and `of_rows` are as long as the rows, and what is found of a row depends on no other; `others` are
-    sums over the rows. Under `jax.vmap`:
+    `rows` and `of_rows` have one entry per row, and each row is computed on its own; `others` are sums over
+    the rows. The rule for `jax.vmap`:
 
-    - Where the first of `shared`, a weight, is mapped, so is the function.
-    - Else the function is `mapped`, if given: the same value, found by functions that are row-wise.
-    - Where nothing shared is mapped, and nothing is summed, there are more rows. Columns are repeated.
-    - Else one element is computed after the other.
+    - If the first array of `shared`, a weight, is mapped, JAX maps the function itself.
+    - Else, if `mapped` is given, JAX maps that: it computes the same value from row-wise functions.
+    - Else, if no shared array is mapped and `others` is empty, the mapped axis is merged into the rows. Row
+      arrays that are not mapped must have the shape [rows, 1], and are repeated.
+    - Else a loop computes one element after the other.
 
-    A tree like that of the outputs, if given, saves a trace of the function.
+    `outputs`, a tree like the outputs, saves a trace of the function.
     """
     compiled = jax.jit(function, static_argnums=0)
 
@@ -51,7 +52,7 @@ def row_wise(function: Function, *, outputs: Any = None, mapped: Function | None
 
 
 class _Counts(NamedTuple):
-    """How many of the leaves, and of the outputs, are as long as the rows; and how many outputs are not."""
+    """The numbers of input leaves with an entry per row, of outputs with one, and of all other outputs."""
 
     rows: int
     of_rows: int
@@ -59,11 +60,11 @@ class _Counts(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A call of a function of rows, as one of leaves, in the modes of the caller whenever it is traced."""
+    """A call of a row-wise function, as a function of leaves. Every trace of it uses the caller's modes."""
 
     function: Function
     static: Hashable
-    tree: Any  # of the rows, and of what they share
+    tree: Any  # the structure of (rows, shared)
     counts: _Counts
     mapped: Function | None
     forward_mode: bool
@@ -132,7 +133,7 @@ def _push(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call) -> tu
 
 
 def _pull(cotangents: Sequence[Any], *leaves: Any, call: _Call) -> list[Any]:
-    """The transpose of a function that is linear in some of its leaves: a function of rows as well."""
+    """The transpose of a function that is linear in some of its leaves. It is a row-wise function too."""
     is_linear = [ad.is_undefined_primal(a) for a in leaves]
     types = [a.aval for a in leaves if ad.is_undefined_primal(a)]
     of_rows = sum(is_linear[: call.counts.rows])
@@ -164,14 +165,14 @@ def _pull(cotangents: Sequence[Any], *leaves: Any, call: _Call) -> list[Any]:
 
 
 def _merged(which: Iterable[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
-    """One list of two: the `chosen` stand where it says so."""
+    """One list of both: the next of `chosen` where `which` is True, else the next of `others`."""
     chosen, others = iter(chosen), iter(others)
     return [next(chosen if is_chosen else others) for is_chosen in which]
 
 
 @functools.cache
 def _row_wise() -> Any:
-    """The primitive. Its import would take half the time of importing this package."""
+    """The primitive. It is created on first use: its import takes half the import time of this package."""
     from jax.extend.core import Primitive
 
     row_wise: Any = Primitive("row_wise")

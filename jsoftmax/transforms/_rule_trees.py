@@ -1,4 +1,4 @@
-"""What derivative rules pass around: trees of arguments, residuals and cotangents, some of them missing."""
+"""Trees of arguments, residuals and cotangents, as derivative rules pass them; some leaves are None."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax.custom_derivatives import SymbolicZero
 
 
 def in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(static, *arguments)``, traced where JAX cannot call it as it is.
+    """``function(static, *arguments)``, within `jax.jit` if the call is within `jax.shard_map`.
 
-    Outside `jax.jit`, `jax.shard_map` takes no `custom_vjp` with symbolic zeros.
+    Outside `jax.jit`, `jax.shard_map` does not accept a `custom_vjp` with symbolic zeros.
     """
     traced = jax.jit(function, static_argnums=0, inline=True)
 
@@ -25,9 +25,9 @@ def in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
-    """``save(static, *arguments)``, compiled; what it keeps of its arguments are these very arrays.
+    """``save(static, *arguments)``, compiled; residuals that are arguments are the same arrays, not copies.
 
-    As outputs of a program they would be copies, and a NaN under a mask would stop `jax_debug_nans`.
+    As outputs of the program they would be copies, and a NaN under a mask would trigger `jax_debug_nans`.
     """
 
     @partial(jax.jit, static_argnums=0)
@@ -51,7 +51,7 @@ def with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
 
 @jax.tree_util.register_static
 class Static:
-    """A hashable value that may stand among residuals."""
+    """A hashable value that may be part of the residuals."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -64,7 +64,7 @@ class Static:
 
 
 def values_and_asked(primals: Any) -> tuple[Any, Any]:
-    """What `custom_vjp` passes with symbolic zeros: the arguments, and which of them are differentiated."""
+    """The values of the arguments that `custom_vjp` passes, and which of them are differentiated."""
 
     def is_leaf(p: Any) -> bool:
         return hasattr(p, "perturbed")
@@ -76,7 +76,7 @@ def values_and_asked(primals: Any) -> tuple[Any, Any]:
 
 
 def along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
-    """`f` of every cotangent and facts about its argument; None stays None, for trees of arguments too."""
+    """`f` of every cotangent and the facts about its argument; None stays None, also for a whole subtree."""
 
     def apply(d: Any, *facts: Any) -> Any:
         return None if d is None else f(d, *facts)
@@ -85,7 +85,7 @@ def along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
 
 
 def or_else(chosen: Any, others: Any) -> Any:
-    """A tree of arguments that are `chosen`, and the `others` where it has None."""
+    """The tree `chosen`, with each None replaced by the argument from `others`."""
     return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda a: a is None)
 
 

@@ -1,4 +1,4 @@
-"""Where an array lies: over which manual axes of `jax.shard_map` it varies, and how a mesh shards it."""
+"""The placement of arrays: manual axes of `jax.shard_map` they vary over, and explicit mesh axes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def varies(a: Any) -> Names:
 
 
 def varying(a: Array, *like: Any) -> Array:
-    """An array, as one that varies wherever those of the trees `like` do: what a loop's carry has to be."""
+    """The array, marked as varying over every axis that the trees `like` vary over: loop carries need it."""
     over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(like))) - varies(a)
     return lax.pcast(a, tuple(sorted(over, key=str)), to="varying") if over else a
 
 
 class Place(NamedTuple):
-    """Where an argument lies: the manual axes over which it varies, and the explicit ones that shard it."""
+    """The placement of an argument: manual axes it varies over, and its spec over explicit axes, if any."""
 
     varying: Names
     explicit: PartitionSpec | None
 
 
 def place(a: Array) -> Place:
-    """Where an array lies."""
+    """The placement of an array."""
     return Place(varies(a), laid_out(a, *spec(a)))
 
 
 def brought_back(cotangent: Array, to: Place) -> Array:
-    """The cotangent of an argument: summed over the shards that share the argument, and sharded as it is."""
+    """A cotangent, summed over the shards that share its argument, and sharded like the argument."""
     over = varies(cotangent) - to.varying
     if over:
         cotangent = lax.psum(cotangent, tuple(sorted(over, key=str)))
@@ -48,12 +48,12 @@ def brought_back(cotangent: Array, to: Place) -> Array:
 
 
 def spec(a: Array) -> tuple[Any, ...]:
-    """How the explicit axes of a mesh shard an array, axis by axis; None where they do not."""
+    """The explicit mesh axes that shard each axis of an array; None for an axis that is not sharded."""
     return tuple(jax.typeof(a).sharding.spec)
 
 
 def laid_like(a: Array, x: Any, *axes: int) -> Array:
-    """An array that broadcasts along axes of x, all of them if none are named, laid out as x is there."""
+    """The array `a`, sharded like these axes of x (all by default), along which it broadcasts."""
     if not isinstance(x, Array):
         return a
     axes = axes or tuple(range(x.ndim))
@@ -64,25 +64,26 @@ def laid_like(a: Array, x: Any, *axes: int) -> Array:
 
 
 def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
-    """How to lay out what is made of an array, in terms of the explicit axes of its mesh, if it has any."""
+    """The `PartitionSpec` with these names, if the mesh of the array has explicit axes; else None."""
     kinds = jax.typeof(a).sharding.mesh.axis_types
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
 
 
 def zeros(shape: tuple[int, ...], like: Any) -> Array:
-    """Zeros of the dtype of an array of the same rank, laid out and varying as it is."""
+    """Zeros of this shape, with the dtype and the placement of `like`, which has the same rank."""
     return varying(jnp.zeros(shape, like.dtype, out_sharding=laid_out(like, *spec(like))), like)
 
 
 def is_known(a: Array) -> bool:
-    """Whether the shape is one of numbers; `jax.export` takes symbols too, which no bound holds for."""
+    """Whether the shape consists of numbers; under `jax.export` it may contain symbols, without bounds."""
     return all(isinstance(n, int) for n in a.shape)
 
 
 def is_whole(a: Array, *axes: int) -> bool:
-    """Whether axes of an array of known shape are known to lie on one device: slicing them moves nothing.
+    """Whether these axes certainly lie on one device, so that slicing them moves no data between devices.
 
-    Under `jax.jit` alone an array may be sharded in any way, which is not known while it is traced.
+    False for an unknown shape, and if a mesh may shard the array in a way unknown at trace time, as under
+    `jax.jit` with several devices.
     """
     if not is_known(a):
         return False
@@ -94,7 +95,7 @@ def is_whole(a: Array, *axes: int) -> bool:
 
 
 def one_device() -> bool:
-    """Whether there is no second device that an array could lie on."""
+    """Whether the process has one device only."""
     try:
         return jax.device_count() == jax.device_count("cpu") == 1
     except RuntimeError:  # JAX may be told to use no CPU at all
@@ -102,29 +103,29 @@ def one_device() -> bool:
 
 
 def shard_count(names: tuple[str, ...]) -> int:
-    """How many shards there are along mesh axes of `jax.shard_map`."""
+    """The number of shards along mesh axes of `jax.shard_map`; 1 without names."""
     return lax.axis_size(names) if names else 1
 
 
 def ids_of_shard(ids: Array, classes: int, names: tuple[str, ...]) -> Array:
-    """Class ids as counted on a shard that holds so many of the classes: its own are those from 0 up."""
+    """Class ids relative to this shard, which holds `classes` classes: its own classes have ids from 0 up."""
     return ids - (lax.axis_index(names) * classes).astype(ids.dtype) if names else ids
 
 
 def of_first_shard(a: Array, names: tuple[str, ...]) -> Array:
-    """An array on the first shard, and 0 on the others: what their sum is to hold once."""
+    """The array on the first shard and 0 on the others, so that a sum over the shards counts it once."""
     return jnp.where(lax.axis_index(names) == 0, a, 0) if names else a
 
 
 def shards(a: Array, axis: int) -> int:
-    """Into how many parts the explicit axes of a mesh cut an axis of an array."""
+    """The number of shards into which explicit mesh axes divide an axis of an array."""
     names = spec(a)[axis]
     sizes = jax.typeof(a).sharding.mesh.shape
     return math.prod(sizes[name] for name in ((names,) if isinstance(names, str) else names or ()))
 
 
 def most_shards(a: Array, axis: int) -> int:
-    """Into how many parts an axis of an array may be cut, as far as is known."""
+    """An upper bound, as known at trace time, for the number of shards that divide an axis of an array."""
     if is_whole(a, axis):
         return 1
     mesh = jax.typeof(a).sharding.mesh
