@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import Record
 
-PLATFORMS = ("cpu", "gpu", "tpu")
 Choices = tuple[tuple[str, str], ...]  # each computation in a form other than the plain one, and the reason
 
 
@@ -62,8 +61,8 @@ def explain(function: Callable[..., Any], *arguments: Any, platform: str | None 
     """
     platform = platform or {"cpu": "cpu", "tpu": "tpu"}.get(jax.default_backend(), "gpu")
     name = str(getattr(getattr(function, "func", function), "__name__", "function"))  # also for a partial
-    if platform not in PLATFORMS:
-        problem = f"there is no platform {platform!r}; write one of {', '.join(map(repr, PLATFORMS))}"
+    if platform not in _modes.PLATFORMS:
+        problem = f"there is no platform {platform!r}; write one of {', '.join(map(repr, _modes.PLATFORMS))}"
         raise ValueError(f"jsoftmax.explain({name}, …, platform={platform!r}): {problem}.")
     is_float = [jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in jax.tree.leaves(arguments)]
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+PLATFORMS = ("cpu", "gpu", "tpu")
 _forward_mode: Any = jax.make_user_context(default_value=False)
 # The form of every program: None (each platform has its own), "plain", "portable" (plain, without checks of
-# labels), or the name of a platform, whose forms then run on all platforms.
+# labels), or the names of the platforms whose forms are traced.
 _form: Any = jax.make_user_context(default_value=None)
 # A `_platforms.Record`, which lists the forms that a trace chooses for one platform; or None.
 _record: Any = jax.make_user_context(default_value=None)
@@ -83,14 +84,17 @@ def in_forward_mode() -> bool:
     return bool(_forward_mode.value)
 
 
-def in_form(form: str | None) -> Mode:
-    """Trace in one form for all platforms, "plain", "cpu", "gpu" or "tpu"; None for the form of each."""
-    return Mode(_form, form)
+def in_form(form: str | tuple[str, ...] | None) -> Mode:
+    """Trace plain programs ("plain", "portable"), or the forms of some platforms ("cpu", "gpu", "tpu").
+
+    None is for the forms of all platforms.
+    """
+    return Mode(_form, (form,) if form in PLATFORMS else form)
 
 
-def form() -> str | None:
+def form() -> str | tuple[str, ...] | None:
     """The form in which programs are traced now."""
-    value: str | None = _form.value
+    value: str | tuple[str, ...] | None = _form.value
     return value
 
 

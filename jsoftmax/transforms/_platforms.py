@@ -38,17 +38,36 @@ def by_platform(
 
     Any other platform uses the form for GPUs. `what` names the computation in the output of `explain`.
     """
-    forms, record = {"cpu": cpu, "tpu": tpu, "gpu": gpu}, _modes.record()
-    chosen = _modes.form() or (record and record.platform)
-    if chosen is not None:
-        own = forms.get(chosen)
+    form, record = _modes.form(), _modes.record()
+    platforms = _modes.PLATFORMS if form is None else () if isinstance(form, str) else form
+    if record and record.platform in platforms:
+        platforms = (record.platform,)
+    forms = {"cpu": cpu, "gpu": gpu, "tpu": tpu}
+    groups: dict[Form, tuple[str, ...]] = {}
+    for platform in platforms:
+        own = forms[platform]
+        function = plain if own is None else own[0]
+        groups[function] = (*groups.get(function, ()), platform)
         if record and own:
             record.choices[what, own[1]] = None
-        return (own[0] if own else plain)(*arrays)
-    functions = {name: own[0] if own else plain for name, own in forms.items()}
-    default = functions.pop("gpu")
-    others = {name: form for name, form in functions.items() if form is not default}
-    return lax.platform_dependent(*arrays, default=default, **others) if others else default(*arrays)
+    if len(groups) < 2:
+        return next(iter(groups), plain)(*arrays)
+    branches: dict[str, Form] = {}
+    for function, names in groups.items():
+        branches |= dict.fromkeys(names, _traced_for(names, function))
+    default = branches.pop("gpu", None) or branches.pop(platforms[-1])
+    others = {platform: branch for platform, branch in branches.items() if branch is not default}
+    return lax.platform_dependent(*arrays, default=default, **others)
+
+
+def _traced_for(platforms: tuple[str, ...], function: Form) -> Form:
+    """The function, traced for these platforms: choices within it need no branches for the others."""
+
+    def branch(*arrays: Any) -> Any:
+        with _modes.in_form(platforms):
+            return function(*arrays)
+
+    return branch
 
 
 def hidden(values: T) -> T:

@@ -68,7 +68,7 @@ class _Call(NamedTuple):
     counts: _Counts
     mapped: Function | None
     forward_mode: bool
-    form: str | None
+    form: Any
 
     def __call__(self, *leaves: Any) -> list[Any]:
         with _modes.in_mode(forward=self.forward_mode), _modes.in_form(self.form):
