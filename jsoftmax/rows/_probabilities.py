@@ -103,7 +103,7 @@ def lead_sums(
 
 
 def leading(x: Array, scaling: Scaling, state: online.State) -> Array:
-    """Where a class has p > 1/2, by a comparison of its logit: one of p makes XLA on GPU split its kernels."""
+    """Where a class has p > 1/2, by a comparison of logits: with one of p, XLA on GPU splits its kernels."""
     return is_peak(x, scaling, state.max) & (state.rest >= 0) & (state.rest < 1)
 
 
