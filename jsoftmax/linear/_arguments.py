@@ -1,4 +1,4 @@
-"""A linear head as a call gives it: its rows flattened, its options one a row, its block size checked."""
+"""Checks the arguments of a linear head, flattens its rows, and makes its options one column each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKENDS = ("blocked", "xla")
 
 
 class Head(NamedTuple):
-    """The checked arguments, in the dtype that they promote to."""
+    """The checked arguments, in their promoted dtype."""
 
     hidden: Array  # [..., D]
     weight: Array
@@ -44,17 +44,17 @@ class Head(NamedTuple):
 
     @property
     def logits(self) -> jax.ShapeDtypeStruct:
-        """The logits that are never held."""
+        """The shape and dtype of the array of all logits, which is never computed as a whole."""
         shape = (*self.row_shape, self.weight.shape[self.vocab_axis])
         return jax.ShapeDtypeStruct(shape, self.hidden.dtype)
 
     @property
     def class_axis(self) -> Axes:
-        """The axis of the classes in the logits."""
+        """The class axis of the logits."""
         return (self.hidden.ndim - 1,)
 
     def rows(self, labels: Array, counted: Array | None = None) -> Rows:
-        """The arguments that are as long as the rows, flattened."""
+        """The arguments with one entry per row, flattened to one axis of rows."""
         size = math.prod(self.row_shape)
         if jnp.issubdtype(labels.dtype, jnp.integer):
             labels = reported_ids(labels, self.logits.shape[-1], self.names)
@@ -67,7 +67,7 @@ class Head(NamedTuple):
         return Rows(hidden, labels, counted, *options)
 
     def column(self, option: Array | None) -> Array | None:
-        """One number, or one a row, as a column over the flattened rows."""
+        """An option, one number or one per row, as a column [B, 1] over the flattened rows."""
         if option is None:
             return None
         if option.ndim == self.hidden.ndim:
@@ -76,7 +76,7 @@ class Head(NamedTuple):
         return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
 
     def reported(self, value: Array, rows: Rows) -> Array:
-        """What is found of rows, as it is; checkify names bad targets among them."""
+        """The value, unchanged; checkify reports bad targets of the rows."""
         return value if rows.has_class_ids else reported_targets(value, rows.labels, 1, self.names)
 
     def shared(self, class_weights: Array | None = None) -> Shared:
@@ -88,12 +88,12 @@ class Head(NamedTuple):
         return Shared(self.weight, bias, weights)
 
     def static(self, wanted: frozenset[str]) -> Static:
-        """What is known when a program is traced."""
+        """The facts that are known when a program is traced."""
         return Static(self.vocab_axis, self.block_size, self.names, wanted)
 
 
 def of_call(call: Call) -> Head:
-    """The head that the arguments of a public function describe."""
+    """The head that the arguments of a public call specify."""
     hidden, weight = call.floats("hidden"), call.floats("weight")
     bias = None if call.arguments["bias"] is None else call.floats("bias")
     if weight.ndim != 2:
@@ -128,7 +128,7 @@ def of_call(call: Call) -> Head:
     head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
     backend = call.arguments["backend"]
     if _first_backend(call, backend) == "xla":
-        head = head._replace(block_size=(2**62, classes))  # of all rows, mapped ones too
+        head = head._replace(block_size=(2**62, classes))  # one block, also if `jax.vmap` adds rows
     return head
 
 
@@ -144,7 +144,7 @@ def _vocab_axis(call: Call) -> int:
 
 
 def block_size(call: Call) -> BlockSize:
-    """The number of rows in a block, or of its rows and classes."""
+    """The block size of the call: rows, or (rows, classes); None if not given."""
     given = call.arguments["block_size"]
     if given is None:
         return None

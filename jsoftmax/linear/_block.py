@@ -1,4 +1,4 @@
-"""A block of the rows of a linear head: its logits, their numbers, and the gradients made of theirs."""
+"""Forward and backward pass of a linear head over one block of rows, in blocks or tiles of classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jsoftmax.transforms._sharding import is_whole, laid_out, spec, varying
 
 
 def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
-    """``function(classes at a time, rows, …)``: on CPU in tiles, elsewhere as planned."""
+    """``function(size, rows, *arguments)``: `size` classes at a time, a tile on CPU, else as planned."""
     shared = arguments[0]
     planned = partial(function, plan.block_classes)
     if (
@@ -40,7 +40,7 @@ def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: R
 def forward(
     static: Static, size: int, rows: Rows, shared: Shared, *, keep: bool = False
 ) -> tuple[Numbers, Saved, Array | None]:
-    """The numbers of a block of rows, `size` classes at a time, and its logits if they are to be kept."""
+    """The numbers of a block of rows, `size` classes at a time, the residuals, and the logits if `keep`."""
     classes = shared.weight.shape[static.vocab_axis]
 
     def add(carry: Any, start: Array | int, length: int) -> Any:
@@ -69,7 +69,7 @@ def forward(
 
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
-    """The numbers of some of the classes; the nll is 0 where the label is not one of them."""
+    """The numbers over the classes of one tile; the nll is 0 where the label is not one of them."""
     problem = _products.problem(x, rows, shared, start, whole=whole)
     has_label = jnp.asarray(True)
     if not whole:
@@ -95,7 +95,10 @@ def backward(
     cotangents: dict[str, Array | None],
     x: Array | None = None,
 ) -> tuple[Shared, Rows]:
-    """The gradients of a block of rows, `size` classes at a time, from its logits or by making them again."""
+    """The gradients of a block of rows, `size` classes at a time: `sums` with its own added, and of its rows.
+
+    Unless its logits x are given, they are computed again.
+    """
     classes = shared.weight.shape[static.vocab_axis]
 
     def add(carry: tuple[Shared, Any], start: Array | int, length: int) -> tuple[Shared, Any]:

@@ -1,10 +1,10 @@
-"""The numbers of a row from those of two parts of its classes.
+"""Merges the numbers of a row over two groups of its classes.
 
-A part that has the share π of the row's probability is reached at the cost −log π:
+A `Part` holds the numbers over some classes. If these have the share π of the probability of the row:
 
     nll = nll_part − log π      entropy = Σ π·(entropy_part − log π)      spread = Σ (spread_part − W·log π)
 
-No term is negative, so a confident row keeps its digits.
+with W the sum of the weights of the part. No term is negative, so a confident row keeps its digits.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from jsoftmax.rows._statistics import Numbers
 
 
 class Part(NamedTuple):
-    """What is known of some of the classes of every row, [B, 1] each."""
+    """The numbers over some of the classes of every row, [B, 1] each."""
 
     state: online.State
     numbers: Numbers
-    sum_weights: Any  # of the live classes; None if no spread is asked for
-    mean_u: Any  # ⟨p, u⟩; None if no entropy is asked for
+    sum_weights: Any  # of the live classes; None if "spread" is not wanted
+    mean_u: Any  # ⟨p, u⟩; None if "entropy" is not wanted
     has_label: Array
 
 
 def merge(a: Part, b: Part, scaling: Scaling) -> Part:
-    """Both parts; the classes of `a` come first."""
+    """The numbers over the classes of both parts; the classes of `a` come first."""
     if scaling.temperature is not None:
-        scaling = scaling._replace(temperature=jnp.abs(scaling.temperature))  # the maxima are ordered already
+        scaling = scaling._replace(temperature=jnp.abs(scaling.temperature))  # maxima are in the order of z
     parts = (a, b)
     top = jnp.maximum(a.state.max, b.state.max)
     shifts = [_scaling.shifted(part.state.max, scaling, top).u for part in parts]
@@ -72,7 +72,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
 
 
 def _rest(parts: tuple[Part, Part], shifts: list[Array], top: Array) -> Array:
-    """``1 + rest = Σ exp(maxₖ − max)·(1 + restₖ)``; where maxₖ is the maximum, its 1 is counted apart."""
+    """The rest, by ``1 + rest = Σₖ exp(maxₖ − max)·(1 + restₖ)``; each 1 where maxₖ = max is summed apart."""
 
     def share(part: Part, u: Array) -> tuple[Array, Array]:
         leads = (part.state.max == top) & (top > -jnp.inf)
@@ -84,7 +84,7 @@ def _rest(parts: tuple[Part, Part], shifts: list[Array], top: Array) -> Array:
 
 
 def _costs(parts: tuple[Part, Part], shifts: list[Array]) -> list[Array]:
-    """−log π of either part; +inf of one with no live class, unless the other has none either."""
+    """−log π for each part; +inf for a part without a live class, but 0 for both if neither has one."""
     empty = [part.state.rest < 0 for part in parts]
     alone = empty[0] | empty[1]
     logs = [
@@ -102,5 +102,5 @@ def _softplus(d: Array) -> Array:
 
 
 def _weighted(weight: Array, cost: Array) -> Array:
-    """``weight·cost``, 0 where the weight is 0 and the cost +inf."""
+    """``weight·cost``, but 0 where the weight is 0, even if the cost is +inf."""
     return jnp.where(weight == 0, 0, weight * jnp.where(weight == 0, 0, cost))

@@ -1,9 +1,9 @@
-"""The numbers of the rows of a linear head, ``logits = hidden @ weight + bias``, whose logits are never held.
+"""The row numbers of a linear head, ``logits = hidden @ weight + bias``, without an array of all logits.
 
-Blocks of logits are made, summed up and thrown away. For a derivative they come about in two ways:
+Logits are computed block by block, reduced, and not kept. There are two ways to a derivative:
 
-- `numbers`, for any cotangent of a row: made once more on the way back, four products of matrices in all.
-- `total`, for a plain sum of losses: a block becomes its gradient while it is there, three products.
+- `numbers`, for any cotangents of the rows: the backward pass computes the logits again, four products;
+- `total`, for a plain sum of losses: the forward pass turns each block into its gradient, three products.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _numbers_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Number
 
 
 def numbers(static: Static, rows: Rows, shared: Shared) -> Numbers:
-    """The wanted numbers of every row, [B, 1] each; also "prediction", the first of the largest classes."""
+    """The wanted numbers of every row, [B, 1] each; "prediction" is the index of the first largest logit."""
     return _numbers_of_rows(static, rows, shared)[0]
 
 
@@ -147,7 +147,7 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[t
 
         def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
             found, saved, x = _block.forward(static, size, rows, shared, keep=True)
-            terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # to have a gradient of their own
+            terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # for one gradient per shard
             losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, terms)
             of_found, of_terms = back(jnp.ones_like(losses))
             sums, of_rows = _block.backward(static, size, rows, shared, sums, saved, of_found, x)
@@ -167,7 +167,7 @@ def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:
     return jnp.sum(rows.terms.losses(numbers(static, rows, shared)))
 
 
-# The gradient of targets would be one array more like them.
+# With a gradient in targets, `total` would keep one more array of their size, so it takes the other way.
 _total = with_gradients(_total_and_gradients, _total_by_rows, lambda asked: not asked[0].labels)
 
 
@@ -179,6 +179,7 @@ def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Ar
 def total(static: Static, rows: Rows, shared: Shared) -> Array:
     """The sum of the losses of all rows.
 
-    Of mapped rows every sum has a cotangent of its own: their gradients cannot be summed before it is known.
+    Under `jax.vmap`, each sum has its own cotangent. The gradient of the weight sums over all of them, so it
+    cannot be formed before the cotangents are known.
     """
     return _total_of_rows(static, rows, shared)[1]

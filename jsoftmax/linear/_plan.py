@@ -1,7 +1,7 @@
-"""Blocks of a product of matrices too large to hold: how it is cut, and loops over its parts.
+"""The plan of the blocks of logits of a linear head, and loops over blocks of rows and of classes.
 
-The logits of a linear head, ``hidden @ weight``, have B rows and V classes. A block of them has some of the
-rows and, as a rule, all of the classes, so that its loss and its gradient are known at once.
+The logits, ``hidden @ weight``, have B rows and V classes. A block has some of the rows and usually all
+classes, so that the forward pass can compute its loss and its gradient.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from jax import Array, lax
 from jsoftmax.transforms._platforms import reconverted_on_cpu
 from jsoftmax.transforms._sharding import most_shards, zeros
 
-SMALL_BLOCK = 2**26  # bytes of logits that are never worth cutting
-LARGE_BLOCK = 2**30  # bytes of logits that a block never exceeds, but for one row's
-FEWEST_ROWS = 64  # of a block with all classes: below, products are slow
-ENOUGH_ROWS = 512  # of a block: its products are as fast as larger ones
+SMALL_BLOCK = 2**26  # bytes of logits: a smaller block saves no memory that matters
+LARGE_BLOCK = 2**30  # bytes of logits: the most of a block, unless a single row has more
+FEWEST_ROWS = 64  # of a block with all classes: with fewer rows, products are slow
+ENOUGH_ROWS = 512  # of a block: products with more rows are not faster
 
 
 class BlockPlan(NamedTuple):
-    """How the logits of a linear head are cut into blocks.
+    """The blocks of the logits of a linear head.
 
-    Every block reads the weight once and, where its gradient is asked for, the sum of that gradient so far.
-    With `block_rows` rows that is 1/block_rows of a product's arithmetic; so there are at least 512 rows to a
-    block, with gradients at least half of the number of features too, and more if 64 MiB hold them. Beyond
-    1 GiB there are fewer. Where that would leave less than 64 rows, the classes are cut as well, and
-    gradients need a fourth product.
+    Every block reads the weight once and, for a gradient, the running sum of the weight's gradient. Relative
+    to the arithmetic of a product, this is 1/block_rows. So a block has at least 512 rows, with gradients
+    also at least half as many as features, and more if they fit in 64 MiB; but at most 1 GiB of logits. If
+    1 GiB holds fewer than 64 rows, a block does not have all classes, and gradients need a fourth product.
 
     >>> import jsoftmax
     >>> print(jsoftmax.linear_plan(8192, 512, 128256))
@@ -46,12 +45,12 @@ class BlockPlan(NamedTuple):
 
     @property
     def row_blocks(self) -> int:
-        """How many blocks there are along the rows."""
+        """The number of blocks along the rows."""
         return 1 if self.rows in (0, self.block_rows) else -(-self.rows // self.block_rows)
 
     @property
     def class_blocks(self) -> int:
-        """How many blocks there are along the classes."""
+        """The number of blocks along the classes."""
         return 1 if self.classes == self.block_classes else -(-self.classes // self.block_classes)
 
     @property
@@ -75,7 +74,7 @@ def plan(
     gradient: bool = True,
     block_size: int | tuple[int, int] | None = None,
 ) -> BlockPlan:
-    """The plan for these sizes; `block_size`, if given, is a block's rows, or its rows and classes."""
+    """The plan for these sizes; `block_size`, if given, is the rows of a block, or its rows and classes."""
     row_bytes = classes * itemsize
     block_classes = classes
     if block_size is None:
@@ -92,7 +91,10 @@ def plan(
 
 
 def _even(total: int, size: int) -> int:
-    """The size of as many blocks as `size` needs, or up to twice as many if they divide the total; alike."""
+    """The size of equal blocks of at most `size`, so that they divide the total if possible.
+
+    To divide it, there may be up to twice as many blocks as needed.
+    """
     if not total:
         return 1
     count = -(-total // max(min(size, total), 1))
@@ -103,13 +105,12 @@ def _even(total: int, size: int) -> int:
 def over_rows(
     plan: BlockPlan, body: Callable[[Any, Any, Array | None], tuple[Any, Any]], carry: Any, rows: Any
 ) -> tuple[Any, Any]:
-    """``carry, outputs = body(carry, rows of a block, counted)``, over all blocks.
+    """``carry, outputs = body(carry, rows of a block, counted)``, over all blocks; outputs have all rows.
 
-    Outputs are as long as the rows.
-    A block is read where it lies, and its outputs are written where they will lie: nothing as long as the
-    rows is copied. If these may be sharded, a block has as many rows of every shard. Where blocks do not fill
-    up, the first reaches into the second, which writes the rows again that they share; `counted`, [B, 1], is
-    False there in the first.
+    Each block is a slice of the rows, and its outputs are written into a slice of the outputs: no array of
+    all rows is copied. If the rows may be sharded, a block takes the same number of rows of every shard. If
+    the blocks do not divide the rows, the first two overlap. The second writes the shared rows again, and
+    `counted`, [B, 1], is False there in the first.
     """
     if plan.row_blocks == 1:
         return body(carry, rows, None)
@@ -123,7 +124,7 @@ def over_rows(
 
     def read(i: Array, a: Array) -> Array:
         if a.dtype.itemsize < 4 and a.dtype != bool:
-            a = reconverted_on_cpu(a, i)  # else XLA would convert all blocks at once, before the loop
+            a = reconverted_on_cpu(a, i)  # else XLA converts all blocks at once, before the loop
         return lax.dynamic_slice_in_dim(a, begin(i), size, 1).reshape(groups * size, *a.shape[2:])
 
     def write(i: Array, a: Array, block: Array) -> Array:
@@ -149,7 +150,7 @@ def over_rows(
     rows = jax.tree.map(lambda a: a.reshape(groups, length, *a.shape[1:]), rows)
     _, blocks = jax.eval_shape(of_block, jnp.int32(0), carry)
     outputs = jax.tree.map(lambda a: zeros((groups, length, *a.shape[2:]), a), blocks)
-    # What a derivative of this loop keeps of a block, beyond its rows, it computes again.
+    # A derivative of this loop keeps only the rows of a block, and computes all other residuals again.
     step = jax.checkpoint(step, prevent_cse=False)
     (carry, outputs), _ = lax.scan(step, (carry, outputs), jnp.arange(count, dtype=jnp.int32))
     return carry, jax.tree.map(lambda a: a.reshape(plan.rows, *a.shape[2:]), outputs)
@@ -166,14 +167,14 @@ def over_classes(classes: int, size: int, body: Callable[[Any, Array | int, int]
 
 
 def part(array: Array | None, start: Array | int, size: int, axis: int) -> Any:
-    """A part of an array along an axis; itself, if it is no longer."""
+    """The slice of an array along an axis; the array itself if it is no longer than `size`."""
     if array is None or array.shape[axis] == size:
         return array
     return lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
 def with_part(array: Array | None, part: Array | None, start: Array | int, axis: int) -> Any:
-    """An array with a part replaced."""
+    """The array with a slice replaced by `part`; `part` itself if it has the shape of the array."""
     if array is None or part is None or array.shape == part.shape:
         return part
     return lax.dynamic_update_slice_in_dim(array, part, start, axis)

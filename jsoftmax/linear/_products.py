@@ -1,4 +1,4 @@
-"""The products of matrices of a linear head, block by block: the logits, and the gradients made of theirs."""
+"""The matrix products of a linear head for one block: the logits, and the gradients from their gradient."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from jsoftmax.rows._statistics import Problem
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import is_known, is_whole, laid_out, shards, spec, varying
 
-# On CPU a block's logits are made, and turned into gradients, in tiles of so many classes, which the cache
-# holds.
+# On CPU the logits of a block, and their gradients, are computed in tiles of this many classes, which fit in
+# the cache.
 TILE = 2048
-# On CPU a product over D features is a sum of products over 2¹⁷/D, but at least 128: it has the error of 362.
+# On CPU a product over D features is a sum of products over max(128, 2¹⁷/D) features each. With this length,
+# the rounding error is that of a product over 362 features, up to D = 1024.
 FEWEST_FEATURES = 128
 FEATURES_SQUARED = 2**17
 
 
 class Rows(NamedTuple):
-    """The arguments that are as long as the rows; also their tangents and cotangents."""
+    """The arguments with one entry per row; also their tangents or cotangents."""
 
     hidden: Any  # [B, D]
     labels: Any = None  # class ids [B, 1], or targets [B, V]
-    counted: Array | None = None  # [B, 1]: False in a row whose every number is 0
+    counted: Array | None = None  # [B, 1]: False in a row that does not count, whose numbers are all 0
     temperature: Array | None = None  # [B, 1]
     soft_cap: Array | None = None  # [B, 1]
     terms: LossTerms = LossTerms()  # [B, 1]
 
     @property
     def scaling(self) -> Scaling:
-        """What turns a row's logits into z."""
+        """The scaling of the logits, which gives z."""
         return Scaling(None, self.temperature, self.soft_cap)
 
     @property
     def has_class_ids(self) -> bool:
-        """Whether the labels are class ids, and no targets."""
+        """Whether the labels are class ids, not targets."""
         return bool(jnp.issubdtype(self.labels.dtype, jnp.integer))
 
     def of_block(self, counted: Array | None) -> Rows:
-        """The rows of a block, of which perhaps not all count: nothing is in those that do not."""
+        """The rows of a block; a row counts if it counts here and in `counted`, else its hidden is 0."""
         both = [where for where in (self.counted, counted) if where is not None]
         rows = self._replace(counted=functools.reduce(jnp.logical_and, both) if both else None)
         return rows._replace(hidden=rows.masked(rows.hidden))
 
     def masked(self, hidden: Array | None) -> Any:
-        """What belongs to the features, 0 in rows that do not count."""
+        """`hidden`, or a tangent or cotangent of it, with 0 in rows that do not count."""
         return hidden if hidden is None or self.counted is None else jnp.where(self.counted, hidden, 0)
 
 
 class Shared(NamedTuple):
-    """The arguments that all rows share; also their tangents and cotangents."""
+    """The arguments that all rows share; also their tangents or cotangents."""
 
     weight: Any  # [D, V] or [V, D]
     bias: Any = None  # [1, V]
@@ -65,18 +66,18 @@ class Shared(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What is known when a program is traced."""
+    """The facts that are known when a program is traced."""
 
-    vocab_axis: int  # of the weight
+    vocab_axis: int  # the class axis of the weight
     block_size: int | tuple[int, int] | None
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
-    wanted: frozenset[str]
-    asked: Any = None  # the gradients to find: a tree of booleans, like the rows and what they share
+    wanted: frozenset[str]  # the names of the numbers
+    asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
-        """How the logits are cut; with targets, or sharded classes, along the rows alone.
+        """The blocks of the logits; with targets or sharded classes, a block has all classes.
 
-        A block is planned for what one device holds of it. What has a symbol for a length is one block.
+        The plan is for the part of a block on one device. If a length is a symbol, there is one block.
         """
         (size, features), classes = rows.hidden.shape, shared.weight.shape[self.vocab_axis]
         itemsize = rules.computing_dtype(rows.hidden.dtype).itemsize
@@ -99,12 +100,12 @@ class Static(NamedTuple):
         return plan if cuttable else plan._replace(block_classes=classes)
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
-        """What belongs to some of the classes."""
+        """The slice of the shared arguments for some of the classes."""
         axes = Shared(self.vocab_axis, 1, 1)
         return Shared(*(_plan.part(a, start, size, axis) for a, axis in zip(shared, axes, strict=True)))
 
     def with_part(self, shared: Shared, part: Shared, start: Array | int) -> Shared:
-        """`shared`, with what belongs to some of the classes replaced."""
+        """`shared`, with the slice for some of the classes replaced by `part`."""
         axes = Shared(self.vocab_axis, 1, 1)
         return Shared(
             *(_plan.with_part(a, b, start, axis) for a, b, axis in zip(shared, part, axes, strict=True))
@@ -114,8 +115,8 @@ class Static(NamedTuple):
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     """The logits of a block, in at least float32.
 
-    On CPU a tile is made of products over some of the features at a time: XLA there adds up all of them one
-    after the other, and 512 features have twice the error.
+    On CPU a tile is a sum of products over some of the features each: XLA's product adds all features one
+    after the other there, and with 512 features its error is twice as large.
     """
     hidden, weight = rows.hidden, shared.weight
     features, classes = hidden.shape[1], weight.shape[static.vocab_axis]
@@ -143,7 +144,10 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
 
 
 def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, whole: bool = True) -> Problem:
-    """A block of logits, whose classes begin at `start`; unless it is whole, class ids elsewhere are −1."""
+    """The problem of a block of logits whose classes begin at `start`.
+
+    Unless it has all classes (`whole`), a class id of another block becomes −1.
+    """
     labels = rows.labels
     if not whole:
         here = (labels >= start) & (labels < start + x.shape[1])
@@ -152,7 +156,7 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
 
 
 def none_yet(asked: Shared, rows: Rows, shared: Shared) -> Shared:
-    """The sums of the gradients that are asked for, before the first block."""
+    """The gradients of the shared arguments before the first block: 0, or None if not asked for."""
 
     def zeros(asked: Any, a: Array | None) -> Array | None:
         if not asked or a is None:
@@ -165,9 +169,9 @@ def none_yet(asked: Shared, rows: Rows, shared: Shared) -> Shared:
 def back(
     static: Static, asked: Rows, sums: Shared, hidden: Array, weight: Array, dx: Array, of_weights: Any
 ) -> tuple[Array | None, Shared]:
-    """From the gradient of a block of logits that of its hidden rows, in at least float32, if asked for.
+    """The gradients from dx, the gradient of a block of logits, all in at least float32.
 
-    And the gradients of what all rows share, with the block's added.
+    Returns that of its hidden rows, None if not asked for, and `sums` with the block's gradients added.
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
     of_hidden = _product(narrow, weight, 1, axis, *spec(hidden)) if asked.hidden else None
@@ -183,7 +187,7 @@ def back(
 
 
 def _product(a: Array, b: Array, axis: int, other_axis: int, *layout: Any) -> Array:
-    """The sum of products over an axis of each, accumulated in at least float32."""
+    """The matrix product over one axis of each factor, accumulated in at least float32."""
     return lax.dot_general(
         a,
         b,

@@ -1,1 +1,1 @@
-"""Numbers of a row of logits, and their derivative rules: what losses, maps and divergences are made of."""
+"""Numbers of a row of logits and their derivative rules: the basis of losses, maps and divergences."""

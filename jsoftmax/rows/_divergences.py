@@ -1,7 +1,7 @@
-"""The divergence of two rows of logits and its derivative rule: Kullback-Leibler's and Jensen-Shannon's.
+"""The Kullback-Leibler and the Jensen-Shannon divergence of two rows of logits, with derivative rules.
 
-Both rest on d = log q − log p, which is a difference of logits less the logarithm of a ratio of sums: no
-normalizer is rounded on the way. The sums differ by the sum of the differences of their terms.
+Both use d = log q − log p, computed as a difference of logits minus the logarithm of a ratio of sums, so that
+no normalizer is rounded. The ratio is computed from the sum of the differences of the exponentials.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """Two rows beside each other, class by class; d = log q − log p."""
+    """Two rows, class by class; d = log q − log p."""
 
     u_p: Array
     u_q: Array
@@ -50,13 +50,13 @@ class _Saved(NamedTuple):
     divergences: Numbers
 
     def again(self, *after: Any) -> _Saved:
-        """The same once these sums are known, so that XLA on GPU computes the pair anew.
+        """The same numbers behind a barrier that waits for `after`, so that XLA on GPU recomputes the pair.
 
-        Else it would store what several sums share, in float32 and in the shape of the logits.
+        Without it, XLA stores what several sums share, in float32 and in the shape of the logits.
         """
         of_rows = self.p_state, self.q_state, self.log_ratio
         of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
-        # Sums of this shard alone would make all that follows differ from shard to shard.
+        # A barrier that waits for sums of this shard only would mark its results as varying over the shards.
         known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
         p_state, q_state, log_ratio = recomputed(of_rows, known)
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
@@ -83,7 +83,7 @@ def _shifted(
 
 
 def _apart(z_p: Shifted, z_q: Shifted) -> Array:
-    """``u_q − u_p``; ±inf where one is dead, 0 where both are."""
+    """``u_q − u_p``; +inf where only p is dead, −inf where only q is dead, 0 where both are."""
     dead_p, dead_q = z_p.u == -jnp.inf, z_q.u == -jnp.inf
     u_p, u_q = (jnp.where(dead_p | dead_q, 0, z.u) for z in (z_p, z_q))
     apart = u_q - u_p
@@ -100,21 +100,24 @@ def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: A
     total = 1 + jnp.where(more, rest_p, rest_q)
     empty = (rest_p < 0) | (rest_q < 0)
     log = rules.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
-    return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if one is
+    return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if a rest is
 
 
 def _with_rules(
     compare: Callable[[Axes, _Saved], tuple[Array, Numbers]],
     gradients: Callable[[Axes, _Saved], tuple[_Pair, Array, Array]],
 ) -> Callable[..., Array]:
-    """The function of both logits, mask, and temperature, from that of the pair and its two gradients."""
+    """The divergence as a function of both logits and the scaling, with its rules.
+
+    `compare` computes it from the saved states, and `gradients` its gradients in both shifted logits.
+    """
 
     def save(axes: Axes, p: Array, q: Array, scaling: Scaling) -> tuple[Array, _Saved]:
         (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
         z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
         saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
-        # Computed anew, or XLA on GPU sums a caller's sum over rows beside that of every row.
+        # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
         return out, saved._replace(divergences=divergences)
 
@@ -153,25 +156,25 @@ kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
 
 
 def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Numbers:
-    """The u of the leading class, which is 0 but has a derivative, and Σ p·d over the others."""
+    """The u of the leading class, which is 0 but has a derivative, and Σ p·d over the other classes."""
     return rules.row_sums(axes, jnp.where(leads, u, 0.0), rules.kl_terms_of_others(p, d, leads))
 
 
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
-    """``Σ p`` and ``Σ p·d`` over all but the leading class."""
+    """``Σ p`` and ``Σ p·d`` over all classes except the leading one."""
     return _probabilities.share_of_others(rest, u_lead), terms
 
 
 def _of_some_share(u: Array) -> Array:
-    """A u that is multiplied by p: −inf, as for a dead class, where p is 0 in any dtype.
+    """u, to be multiplied by p: replaced by −inf, as for a dead class, where p is 0 in every dtype.
 
-    It may be as large as any number there, and a product of two is none.
+    There u may be so large that a product with it overflows.
     """
     return jnp.where(u < -1024, -jnp.inf, u)
 
 
 def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:
-    """Of each distribution u, p, the logarithm of the mean over p, and where it leads."""
+    """For each distribution: u, p, log(m/p) with the mean m, and where p leads."""
     d_p, d_q = rules.log_to_mean(pair.d)
     return (pair.u_p, pair.p, d_p, pair.p_leads), (pair.u_q, pair.q, d_q, pair.q_leads)
 
@@ -186,7 +189,7 @@ def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
         saved = saved.again(parts)
     divergences = rules.across(axes, *parts)
     mean, largest = sum(divergences) / 2, math.log(2)
-    # XLA's minimum on CPU may take a NaN for the other number.
+    # A select instead of a minimum: on CPU, XLA's minimum may return the other number for a NaN.
     return jnp.where(mean > largest, largest, mean), divergences
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of a row come to as a loss: label weights, smoothing, z-loss; and the sum over rows."""
+"""The loss of a row from its numbers: label weights, smoothing and z-loss; and the reduction over rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Axes = tuple[int, ...]
 
 
 class LossTerms(NamedTuple):
-    """The options of a loss that act on the numbers of a row: each one number, one a row, or None.
+    """The options of a loss that act on the numbers of a row: each is one number, one per row, or None.
 
     loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
 
-    The order of these products avoids an overflow where the loss itself has none.
+    The products are computed in an order that overflows only if the loss overflows.
     """
 
     label_weights: Array | None = None  # 0 in a row that does not count
@@ -37,12 +37,12 @@ class LossTerms(NamedTuple):
 
     @property
     def wanted(self) -> frozenset[str]:
-        """The numbers that the loss is made of."""
+        """The names of the numbers that the loss needs."""
         options = (("spread", self.label_smoothing), ("log_normalizer", self.z_loss))
         return frozenset({"nll", *(name for name, option in options if option is not None)})
 
     def losses(self, found: Numbers) -> Array:
-        """The loss of every row."""
+        """The loss of every row, from its numbers."""
         losses = found["nll"]
         if self.label_weights is not None:
             losses = _scaled(self.label_weights, losses)
@@ -57,29 +57,32 @@ class LossTerms(NamedTuple):
 
 
 def _scaled(weight: Array, loss: Array) -> Array:
-    """``weight·loss``, where 0 times the +inf of a dead label is 0."""
+    """``weight·loss``, but 0 if the weight is 0 and the loss +inf, as for a dead label."""
     nothing = (weight == 0) & (loss == jnp.inf)
     return weight * jnp.where(nothing, 0, loss)
 
 
 class Loss(NamedTuple):
-    """A loss as a call asks for it: the numbers it takes, in which rows, and their reduction."""
+    """The loss that a call specifies: labels, weights, rows that count, terms and reduction."""
 
     labels: Array
     class_weights: Array | None
-    counted: Array | None  # of `counted_rows`
+    counted: Array | None  # the result of `counted_rows`
     terms: LossTerms  # without the class axes
     reduction: Reduction
-    row_names: tuple[str, ...]  # the mesh axes of the shards of the rows that are reduced
+    row_names: tuple[str, ...]  # the mesh axes of the shards of the rows, over which to reduce
 
     def reduced(self, losses: Array, axes: Axes) -> Array:
-        """The losses of all rows, their sum, or their mean."""
+        """The losses of all rows, their sum, or their mean, as the reduction says."""
         if self.reduction == "none":
             return losses
         return self.of_sum(jnp.sum(losses), losses.shape, axes)
 
     def of_sum(self, total: Array, rows: tuple[int, ...], axes: Axes) -> Array:
-        """The sum, or the mean: over the rows counted, or over the sum of their labels' weights."""
+        """The sum, or the mean, from the sum on this shard.
+
+        The mean divides by the number of counted rows, or by the sum of the weights of their labels.
+        """
         if self.reduction == "sum":
             return rules.across(self.row_names, total)[0]
         if self.terms.label_weights is not None:
@@ -97,15 +100,14 @@ class Loss(NamedTuple):
 def counted_rows(
     labels: Array, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
 ) -> Array | None:
-    """Which rows count, with length 1 along the row; None if all do.
+    """Which rows count, as booleans with length 1 on the class axes; None if all rows count.
 
-    A row does not count if its class id is the ignored one, or if `where` masks every class of it, on all
-    shards of the classes.
+    A row does not count if its class id is `ignored`, or if `where` masks all its classes, on all shards.
     """
     counted = None if ignored is None else is_other(labels, ignored)
     if where is None:
         return counted
-    # If the mask is a constant of the program, XLA would evaluate this as it compiles, for minutes.
+    # Without the barrier, XLA evaluates this at compile time if the mask is a constant, which takes minutes.
     live = jnp.any(hidden(where), axes, keepdims=True)
     if names := tuple(name for name in names if name in varies(live)):
         live = lax.pmax(live.astype(jnp.int32), names) > 0
@@ -120,9 +122,9 @@ def of_call(
     row_names: tuple[str, ...],
     where: Array | None = None,
 ) -> Loss:
-    """The loss that the arguments of a public function ask for.
+    """The loss that the arguments of a public call specify.
 
-    The classes are sharded over mesh axes of some names, the rows over others.
+    `names` are the mesh axes of the shards of the classes, `row_names` those of the rows.
     """
     labels = call.labels(logits.shape, axes)
     dtype = rules.computing_dtype(logits.dtype)
@@ -156,7 +158,7 @@ def of_call(
 
 
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
-    """The weight of each label, wherever its class lies."""
+    """The class weight of each label, from whichever shard has the class."""
     if not names:
         return _taken(weights, labels)
     last = weights.size * shard_count(names) - 1
@@ -167,14 +169,14 @@ def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
 
 
 def _taken(values: Array, index: Array) -> Array:
-    """The entries of an array of one axis at these indices, clipped; laid out as the indices are."""
+    """The entries of a one-dimensional array at these indices, clipped; sharded like the indices."""
     index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
     if layout is None or not any((*spec(values), *spec(index))):
         return values[index]
     if set(spec(values)) & set(spec(index)):
-        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot lay out both
+        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot shard both
     if spec(values) == (None,):
         return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
-    # Where explicit axes shard the values, a sum over the one hit: nothing is gathered.
+    # If explicit axes shard the values: a masked sum, so that no device gathers them.
     hit = _reductions.hits(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
     return jnp.sum(jnp.where(hit, values, 0.0), -1)

@@ -1,4 +1,4 @@
-"""The largest logit of every row, and its class."""
+"""The largest logit of every row, and its class index."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Axes = tuple[int | str, ...]
 
 
 def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Array:
-    """The maximum over the live classes of x (of −x where T < 0), exact in x's dtype; −inf if empty.
+    """The maximum of x over the live classes (of −x where T < 0), exact in x's dtype; −inf in an empty row.
 
-    If `bounded`, it is at most the largest finite number. Shifted by it, the exponentials of a row with +inf
-    add up to +inf, and to NaN where there is a NaN too.
+    If `bounded`, it is at most the largest finite number. Then the exponentials of a row with +inf, shifted
+    by it, add up to +inf, or to NaN if the row also contains NaN.
     """
     own, names = rules.split_axes(axes)
     ordered = lax.stop_gradient(ordered_live(x, scaling))
@@ -30,12 +30,12 @@ def peak(x: Array, scaling: Scaling, axes: Axes, *, bounded: bool = False) -> Ar
 
 
 def _highest(top: Array, names: tuple[str, ...]) -> Array:
-    """The largest over shards; +inf stands for a NaN too, which a maximum over shards may lose."""
+    """The maximum over shards; +inf also stands for a NaN, which a maximum over shards may lose."""
     return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
 def prediction(ordered: Array, axes: Axes) -> Array:
-    """The first of the largest along one axis, and its shards, of logits in the order of z."""
+    """The index of the first largest logit along one axis and its shards, for logits in the order of z."""
     (axis,), names = rules.split_axes(axes)
     ordered = lax.stop_gradient(ordered)
     index = jnp.argmax(ordered, axis, keepdims=True).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""A row of shifted logits, and its probabilities."""
+"""The probabilities of a row, from its shifted logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of_shifted(z: Shifted, rest: Array) -> Array:
 
 
 def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """`of_shifted` of whole rows, and the state of every row."""
+    """The probabilities of every row, and its state."""
 
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return of_shifted(shifted(x, scaling, state.max), state.rest)
@@ -34,7 +34,7 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, on
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """Their logarithms, −inf in an empty row, and the state of every row."""
+    """The log-probabilities of every row, −inf in an empty row, and its state."""
 
     def found(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
@@ -44,7 +44,7 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
 
 
 class _Forms(NamedTuple):
-    """A map, from the state of every row, and in one kernel on GPU."""
+    """The two forms of a map: from the state of every row, and in one kernel on GPU."""
 
     name: Literal["softmax", "log_softmax"]
     found: Callable[[Array, Scaling, online.State], Array]
@@ -52,7 +52,7 @@ class _Forms(NamedTuple):
 
 
 def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """A map, and the state of every row, which XLA leaves out if nothing uses it."""
+    """A map, and the state of every row; XLA drops the state if it is not used."""
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state, _ = _reductions.reduce(x, scaling, axes)
@@ -72,24 +72,24 @@ def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[
         return forms.found(*arrays), state
 
     own, names = rules.split_axes(axes)
-    of_exponentials = forms.name == "softmax"  # XLA may store them, and turn them into the map in place
+    of_exponentials = forms.name == "softmax"  # XLA may store exponentials, and compute the map in place
     plan = choose(Request(forms.name, x, own, bool(names), scaling == Scaling(None)))
     cpu, gpu = _choice.own(plan.cpu, of_many_rows), _choice.own(plan.gpu, beside_state)
     return by_platform("the map", x, scaling, plain=from_state, cpu=cpu, gpu=gpu)
 
 
 def marked(z: Shifted, rest: Array) -> Array:
-    """`of_shifted`, but −1 in an empty row: 0 may also be a live class, rounded."""
+    """`of_shifted`, but −1 in an empty row, because a live class may also round to 0."""
     return jnp.where(rest < 0, -1, of_shifted(z, rest))
 
 
 def lead_sums(
     x: Array, scaling: Scaling, state: online.State, g: Array, axes: Axes, *, weighted: bool = False
 ) -> rules.RowSums:
-    """The `rules.RowSums` of p and g; weighted, of p and p·g.
+    """The `rules.RowSums` of p and g; if `weighted`, of p and p·g.
 
-    At most one sum takes exponentials: what several sums need, XLA on GPU stores, as float32 and in the shape
-    of the logits.
+    At most one sum uses exponentials: XLA on GPU would store exponentials that several sums use, in float32
+    and in the shape of the logits.
     """
     z, leads = shifted(x, scaling, state.max), leading(x, scaling, state)
     rest = jnp.where(state.rest < 0, 0, state.rest)
@@ -103,11 +103,11 @@ def lead_sums(
 
 
 def leading(x: Array, scaling: Scaling, state: online.State) -> Array:
-    """Where a class has p > 1/2, seen by its logit: seen by p, XLA's kernels on GPU fall apart."""
+    """Where a class has p > 1/2, by a comparison of logits: with one of p, XLA on GPU splits its kernels."""
     return is_peak(x, scaling, state.max) & (state.rest >= 0) & (state.rest < 1)
 
 
 def share_of_others(rest: Array, u_lead: Array) -> Array:
-    """The probability of all but the leading class, whose u is 0 but has a derivative."""
+    """The sum of p over all classes except the leading one, whose u is 0 but has a derivative."""
     rest = jnp.where(rest < 0, 0, rest)
     return (rest + (1 - jnp.exp(u_lead))) / (1 + rest)

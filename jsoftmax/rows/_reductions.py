@@ -1,4 +1,4 @@
-"""The state of every row, and further sums over it: every function of the family begins here."""
+"""The state of every row, and further sums over it: all functions of the family start with this."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Axes = tuple[int | str, ...]
 
 
 class Sums(NamedTuple):
-    """Further sums over a row: Σ exp(u)·u, those of every moment, and those over the shards of the row."""
+    """Further sums over a row: Σ exp(u)·u, the sums of every moment, and sums of numbers of its shards."""
 
     entropy: Array | None
     moments: tuple[tuple[Array, ...], ...]
@@ -62,11 +62,11 @@ def reduce(
     feeds: Feeds = "exponentials",
     bounded: bool = False,
 ) -> tuple[online.State, Sums]:
-    """The state of every row, (maximum of x, rest of Σ exp(u)), and any further sums over it.
+    """The state of every row, (maximum of x, rest of Σ exp(u)), and further sums over it.
 
-    `shares` makes of the maximum, and of the logit of a row's label, what each shard of a row adds to sums
-    over them. The rest may be accurate `for_label` alone, for its −log p. `feeds` as for
-    `_choice.Request`. `bounded` as for `peak`: the rest of a row with +inf is +inf then.
+    ``shares(maximum, logit of the label)`` returns the numbers of a shard, which are summed over the shards.
+    With `for_label`, only −log p of the label has to be accurate. `feeds` is as in `_choice.Request`,
+    `bounded` as in `peak`: then the rest of a row with +inf is +inf.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
     static = _Static(axes, kinds, entropy, exact, for_label, feeds, bounded)
@@ -87,7 +87,7 @@ def reduce(
 
 class _Static(NamedTuple):
     axes: Axes
-    kinds: tuple[Moment, ...]  # without their factors
+    kinds: tuple[Moment, ...]  # the moments without their factors
     entropy: bool
     exact: bool
     for_label: bool
@@ -102,9 +102,9 @@ class _Static(NamedTuple):
     def terms(
         self, z: Shifted, half_u: Array, half: Array, dead: Array | None, factors: tuple[Any, ...]
     ) -> tuple[Array, ...]:
-        """Those of Σ exp(u), unscaled and scaled, and of every further sum: of an entropy, scaled alone.
+        """The terms of Σ exp(u), of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
 
-        From u/2 and its exponential; moments also ask which classes are dead.
+        half is exp(u/2); only moments need `dead`.
         """
         scaled = slipped(half * (half * rules.SCALE), z)
         e = scaled / rules.SCALE if self.entropy else exponentials(z)
@@ -117,7 +117,7 @@ class _Static(NamedTuple):
         return e, scaled, *of_entropy, *of_moments
 
     def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
-        """Told apart: that of the entropy, and those of every moment."""
+        """The sum of the entropy, and the sums of every moment, from the sums of their terms in order."""
         each = iter(sums)
         of_entropy = next(each) / rules.SCALE if self.entropy else None
         return of_entropy, tuple(tuple(islice(each, 2 - kind.only_total)) for kind in self.kinds)
@@ -131,7 +131,10 @@ def _in_two_passes(
     factors: tuple[Any, ...],
     labels: Array | None,
 ) -> tuple[online.State, Sums]:
-    """The maximum, then all sums. u and u/2 are two differences: XLA on CPU stores what two sums share."""
+    """The state and the sums: first the maximum, then all sums.
+
+    u and u/2 are separate differences, because XLA on CPU stores what two sums share.
+    """
     axes, kinds, entropy, exact, for_label, feeds, bounded, _ = static
     own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
@@ -174,7 +177,7 @@ def _in_two_passes(
 def _in_one_pass(
     static: _Static, x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None
 ) -> tuple[online.State, Sums, Array | None]:
-    """As `_in_two_passes`, and the logit of a row's label in place of what is made of it."""
+    """As `_in_two_passes`, but it returns the logit of the label instead of the shares."""
     own, _ = rules.split_axes(static.axes)
     axis = own[0]
     picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
@@ -188,14 +191,14 @@ def _in_one_pass(
 
 @_in_one_pass.defjvp
 def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """JAX differentiates no reduction of this kind: the derivative is that of the sums."""
+    """JAX cannot differentiate a `lax.reduce` of this kind: the derivative is that of plain sums."""
     state, sums, label_logit = _in_one_pass(static, *primals)
     own, _ = rules.split_axes(static.axes)
 
     def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
         again = recomputed(
             recomputed(scaling)
-        )  # a gradient's own is one barrier, and XLA takes two alike for one
+        )  # two barriers: XLA merges equal ones, and the gradient has one already
         z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
@@ -208,16 +211,17 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
 
 
 def hits(labels: Array, axis: int, classes: int) -> Array:
-    """Where a class is the label of its row: its index, compared. Nothing gathers or scatters."""
+    """Where a class is the label of its row, by a comparison of indices, without a gather or a scatter."""
     shape = [1] * labels.ndim
     shape[axis] = classes
     return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
 
 
 def of_label(x: Array, labels: Array, axis: int) -> Array:
-    """The logit of each row's label. A sum over the row's one hit, which any sharding of the row keeps.
+    """The logit of the label of each row: a masked sum, which works on any sharding of the row.
 
-    On CPU, where XLA would store the summed array, it is read where it lies, if that is one device.
+    On CPU, XLA would store the masked array, so there the logit is read directly, if the row lies on one
+    device.
     """
 
     def compare(x: Array, labels: Array) -> Array:

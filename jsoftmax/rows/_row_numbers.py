@@ -1,4 +1,4 @@
-"""The row statistics: what a row of logits and its label come to, in a few numbers with one pull-back.
+"""A few numbers of every row of logits and its label, with one derivative rule for all.
 
 Losses, entropies and metrics are ordinary arithmetic on these numbers.
 """
@@ -23,7 +23,7 @@ Axes = tuple[int, ...]
 
 
 class RowStatistics(NamedTuple):
-    """What `row_statistics` finds, each in the shape of the logits without the class axis.
+    """The results of `row_statistics`, each in the shape of the logits without the class axis.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jsoftmax.row_statistics(jnp.array([0.0, 3.0]), 1).prediction)
@@ -47,9 +47,9 @@ def numbers(
     names: tuple[str, ...] = (),
     beside: Any = None,
 ) -> Numbers:
-    """The wanted numbers, in the shape of `x` without `axes`; several class axes become one, the last.
+    """The wanted numbers, in the shape of `x` without `axes`; several class axes are merged into one.
 
-    `names` are the mesh axes of the shards of the classes, `beside` is for `with_rules`.
+    `names` are the mesh axes of the shards of the classes, `beside` is as in `with_rules`.
     """
     if len(axes) != 1:
         where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
@@ -63,7 +63,7 @@ def numbers(
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
     if counted is not None:
-        # Options of a row that does not count may be what they cannot be elsewhere.
+        # In a row that does not count, an option may be out of range: 1 replaces it.
         options = (
             option
             if option is None or not broadcasts(counted.shape, option.shape)
@@ -79,14 +79,14 @@ def numbers(
 
 
 def one_axis(array: Array, axes: Axes) -> Array:
-    """The class axes made one, the last."""
+    """The array with its class axes merged into one, the last."""
     rows = tuple(i for i in range(array.ndim) if i not in axes)
     size = math.prod(array.shape[i] for i in axes)
     return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
 
 
 def _value(static: Static, problem: Problem) -> Numbers:
-    """The numbers alone."""
+    """The numbers without residuals."""
     return save(static, problem, feeds="nothing")[0]
 
 

@@ -1,7 +1,7 @@
-"""The rules of the row statistics: what a row of logits and its label come to, in a few numbers.
+"""The numbers of a row of logits and its label, and their derivative rules.
 
-With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy H and the weighted sum of every
-−log p, the gradient in the logits is
+With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy and the weighted sum of all −log p,
+the gradient in the logits is
 
     dz = a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩) + d·((Σw)·p − w),   u = z − max z
 """
@@ -25,27 +25,27 @@ from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
 from jsoftmax.transforms._sharding import of_first_shard
 
 Axes = tuple[int, ...]
-# The class axis, any mesh axes of the shards of the classes, and the numbers asked for.
+# The class axis, the mesh axes of the shards of the classes, and the names of the wanted numbers.
 Static = tuple[int, tuple[str, ...], frozenset[str]]
 
-# Of every row, each if asked for: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p of targets t;
-# "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the constant "live",
-# how many there are.
+# One number per row, under each wanted name: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p
+# for targets t; "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the
+# constant "live", the number of live classes.
 Numbers = dict[str, Array]
 
 
 class Problem(NamedTuple):
-    """The arguments; also their tangents and cotangents. The class axis is `axis`, alone."""
+    """The arguments; also their tangents or cotangents. There is a single class axis."""
 
     x: Array
-    labels: Any  # class ids [B, 1], of this shard those from 0 up; targets [B, V]; or None
+    labels: Any  # class ids [B, 1], relative to this shard; targets [B, V]; or None
     weights: Array | None  # [1, V]
     scaling: Scaling
-    counted: Array | None  # [B, 1]: False in a row whose every number is 0
+    counted: Array | None  # [B, 1]: False in a row that does not count, whose numbers are all 0
 
 
 class Saved(NamedTuple):
-    problem: Any  # a Problem, but while it is left out because its logits are made again
+    problem: Any  # a Problem; None in a linear head, which computes its logits again
     state: online.State
     numbers: Numbers
     sum_weights: Any  # [B, 1], or None
@@ -61,12 +61,12 @@ def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) ->
 
 
 def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
-    """The class weights, which may be infinite, 0 for a dead class without a target."""
+    """The class weights, which may be infinite, but 0 for a dead class with a target of 0."""
     return jnp.where(dead & (labels == 0), 0, weights)
 
 
 def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tuple[Numbers, Saved]:
-    """The numbers, and what their derivative needs. `feeds` as for `_choice.Request`."""
+    """The numbers, and the residuals of their derivative. `feeds` is as in `_choice.Request`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted = problem
     targets = None if are_ids(labels) or "nll" not in wanted else labels
@@ -82,7 +82,7 @@ def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tup
         moments += [Moment((targets,) if weights is None else (targets, weights), dead_counts=True)]
 
     def of_id(top: Array, logit: Array | None) -> tuple[Array, ...]:
-        """The u of a row's label, and whether there is one: of one shard they are those of the row."""
+        """The u of the label, and whether the label is here: both 0 except on the shard that has it."""
         if logit is None:
             return ()
         u = _scaling.shifted(logit, scaling._replace(where=None), top, at_top=True).u
@@ -120,26 +120,26 @@ def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tup
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
-    # What is kept of a row that does not count is 0: a NaN there would stop `jax_debug_nans` outside jit.
+    # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
     found, state, mean_u = jax.tree.map(lambda a: of_counted(a, counted), (found, state, mean_u))
     return found, Saved(problem, state, found, sum_weights, mean_u)
 
 
 class _Row(NamedTuple):
-    """What a derivative needs again of the logits."""
+    """What a derivative computes again from the logits."""
 
     u: Array
-    cost: Array  # −log p, but 0 for a dead class without a target and in an empty row
+    cost: Array  # −log p, but 0 for a dead class with a target of 0, and in an empty row
     dead: Array
-    residuals: Numbers  # the gradient in z of every number asked for
+    residuals: Numbers  # the gradient in z of every number that is asked for
 
 
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
-        saved = reconverted_on_cpu(saved)  # else it would store x in 32 bits, for the sums and for this
+        saved = reconverted_on_cpu(saved)  # else XLA stores x in 32 bits, for the sums and for this
     (x, labels, weights, scaling, _), state, found, sum_weights, mean_u = saved
-    # With the barrier XLA on GPU computes z anew: else it would store it, in float32 and as long as the row.
+    # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
     p, dead = _probabilities.of_shifted(z, state.rest), _scaling.is_dead(x, scaling)
@@ -169,7 +169,11 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
 def pull(
     static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
 ) -> tuple[Problem]:
-    """`of_maximum`: of the parts of a row, one takes along what belongs to its maximum."""
+    """The cotangents of the problem.
+
+    If it is one of several blocks of classes, `of_maximum` is True for one block: it includes the derivative
+    in the maximum of the row.
+    """
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
@@ -189,7 +193,7 @@ def pull(
         scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
-        # z is u + max, and the row of dz sums to this cotangent.
+        # z = u + max z, and dz sums to this cotangent over a row.
         dt = of_counted(given["log_normalizer"] * _max_slope(saved), counted)
         dt = of_first_shard(dt, static[1])
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
@@ -199,7 +203,7 @@ def pull(
 
 
 def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
-    """As `pull`."""
+    """The tangents of the numbers; `of_maximum` as in `pull`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted = saved.problem
     dx, dlabels, dweights, dscaling, _ = tangents[0]

@@ -1,13 +1,13 @@
-"""The closed forms: every derivative of the softmax family, each written once.
+"""The closed forms of all derivatives of the softmax family, each written once.
 
-Plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to its
-own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1. With
-classes sharded within `jax.shard_map`, `axis` also names the mesh axes of the shards: ``(-1, "classes")``.
-Sums are taken in at least float32; results have the promoted dtype of the arguments.
+These are plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to
+its own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
+If the classes are sharded within `jax.shard_map`, `axis` also names the mesh axes of the shards, as in
+``(-1, "classes")``. Sums are computed in at least float32; results have the promoted dtype of the arguments.
 
-All of them rest on one remark. `1 − p` loses every digit when p is near 1, yet it is the sum of the other
-probabilities, which are small and exact. At most one class of a row has p > 1/2, and leads it: there the
-formulas are evaluated through the others.
+`1 − p` loses all digits when p is near 1, but it equals the sum of the other probabilities, which are small
+and accurate. At most one class of a row has p > 1/2, the leading class: there, the formulas use the sum over
+the other classes.
 """
 
 from jsoftmax.rules._divergences import (
@@ -20,7 +20,7 @@ from jsoftmax.rules._divergences import (
 )
 from jsoftmax.rules._elementary import expm1, log1p
 
-# Given twice, `x as x`: what only the package itself builds on.
+# `x as x` marks a name that the package uses but that is not public.
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import across as across
 from jsoftmax.rules._rows import below_infinity as below_infinity

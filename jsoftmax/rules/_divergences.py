@@ -1,4 +1,4 @@
-"""The closed forms of the divergences of two distributions."""
+"""The closed forms of the divergences of two distributions, and of their derivatives."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jsoftmax.rules._softmax import leading
 
 
 def difference(p: Array, q: Array, d: Array) -> Array:
-    """``q − p`` from d = log q − log p too: it keeps its digits where p and q are close.
+    """``q − p``, from p, q and d = log q − log p, so that it keeps its digits if p and q are close.
 
-    The larger of the two times expm1(−|d|). d is +inf where p alone is 0, −inf where q alone is.
+    Its size is the larger of p and q times −expm1(−|d|). d is +inf where only p is 0, −inf where only q is.
     """
     above = d > 0
     fall = expm1(jnp.where(above, -d, d))
@@ -21,11 +21,11 @@ def difference(p: Array, q: Array, d: Array) -> Array:
 
 
 def divergence_terms(p: Array, q: Array, d: Array) -> Array:
-    """``q − p − p·d``, whose sum is KL(p‖q) = Σ p·(log p − log q) as p and q both sum to 1.
+    """``q − p − p·d``; its sum is KL(p‖q) = Σ p·(log p − log q), because p and q both sum to 1.
 
-    None is negative, so nothing cancels, and an error that all of d share drops out of their sum, for its
-    derivative in d is q − p. Near 0 it is ``p·(expm1(d) − d)``, by its series; further, the larger of p
-    and q times what is left. d is as in `difference`; where q alone is 0 the term is +inf.
+    No term is negative, so nothing cancels. An error that all d share drops out of the sum, because the
+    derivative of a term in d is q − p. For |d| < 1 the term is ``p·(expm1(d) − d)``, by a series; else the
+    larger of p and q is factored out. d is as in `difference`; where only q is 0, the term is +inf.
     """
     near = jnp.abs(d) < 1
     small = jnp.where(near, d, 0.0)
@@ -37,7 +37,7 @@ def divergence_terms(p: Array, q: Array, d: Array) -> Array:
 
 
 def kl_terms_of_others(p: Array, d: Array, leads: Array) -> Array:
-    """``p·d``, but 0 at the leading class, and where either is dead."""
+    """``p·d``, but 0 at the leading class, and where p or q is 0."""
     return jnp.where(leads | jnp.isinf(d), 0, p * jnp.where(jnp.isinf(d), 0, d))
 
 
@@ -52,8 +52,8 @@ def kl_gradient_in_p(
 ) -> Array:
     """The gradient of KL(p‖q) in the logits of p, ``−p·(d + KL)``, d = log q − log p; 0 where KL is +inf.
 
-    `leads` tells the leading class, p > 1/2, and `others` are ``Σ p`` and ``Σ p·d`` over the other classes of
-    its row, if they are known already.
+    If the caller knows them, `leads` marks the leading class, p > 1/2, and `others` are ``Σ p`` and ``Σ p·d``
+    over the other classes of its row.
     """
     leads = leading(p) if leads is None else leads
     if others is None:
@@ -67,15 +67,15 @@ def kl_gradient_in_p(
 
 
 def kl_gradient_in_q(p: Array, q: Array, d: Array) -> Array:
-    """The gradient of KL(p‖q) in the logits of q, ``q − p``; 0 where q alone is 0 and KL is +inf."""
+    """The gradient of KL(p‖q) in the logits of q, ``q − p``; 0 where only q is 0, which makes KL +inf."""
     return jnp.where(d == -jnp.inf, 0, difference(p, q, d))
 
 
 def log_to_mean(d: Array) -> tuple[Array, Array]:
-    """``log(m/p)`` and ``log(m/q)`` of the mean m = (p + q)/2, from d = log q − log p.
+    """``log(m/p)`` and ``log(m/q)`` for the mean m = (p + q)/2, from d = log q − log p.
 
-    JS is the mean of KL(p‖m) and KL(q‖m). As both logits move m, but Σ m stays, its gradients are half of
-    `kl_gradient_in_p`: of p and log(m/p), and of q and log(m/q).
+    JS is the mean of KL(p‖m) and KL(q‖m). Both logits change m, but Σ m stays 1. So the gradients of JS are
+    half of `kl_gradient_in_p`, with p and log(m/p), and with q and log(m/q).
     """
     above = d > 0
     gap = jnp.where(above, d, -d)

@@ -1,4 +1,4 @@
-"""The closed forms of the softmax and of what is made of it."""
+"""The closed forms of the derivatives of the softmax, the log-softmax, the cross-entropy and the entropy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jsoftmax.rules._rows import Axes, computing_dtype, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
-    """The Jacobian of the softmax, ``diag(p) − p pᵀ``: the product with every basis vector.
+    """The Jacobian of the softmax, ``diag(p) − p pᵀ``, of shape ``[..., V, V]``.
 
-    Shape ``[..., V, V]``; entry ``[..., i, j]`` is ∂pᵢ/∂zⱼ. Symmetric, and every row sums to 0.
+    Entry ``[..., i, j]`` is ∂pᵢ/∂zⱼ. The Jacobian is symmetric, and each of its rows sums to 0.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -37,9 +37,9 @@ def softmax_product(
     sums: RowSums | None = None,
     leads: Array | None = None,
 ) -> Array:
-    """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``; symmetric, so both J v and Jᵀ v.
+    """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``. J is symmetric, so this is J v and Jᵀ v.
 
-    If known, `sums` are the `RowSums` of p and p·v, and `leads` tells where p > 1/2.
+    If the caller knows them, `sums` are the `RowSums` of p and p·v, and `leads` is True where p > 1/2.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -47,7 +47,7 @@ def softmax_product(
     Array([ 0.25 , -0.125, -0.125], dtype=float32)
     """
     p, v, dtype = _operands(p, v)
-    # The softmax is exp of the log-softmax: pull p·v back through the latter.
+    # The softmax is exp of the log-softmax: pull p·v back through the log-softmax.
     return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads).astype(dtype)
 
 
@@ -61,7 +61,7 @@ def log_softmax_jvp(
 ) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``.
 
-    If known, `sums` are the `RowSums` of p and p·v, and `leads` tells where p > 1/2.
+    If the caller knows them, `sums` are the `RowSums` of p and p·v, and `leads` is True where p > 1/2.
     """
     p, v, dtype = _operands(p, v)
     leads = leading(p) if leads is None else leads
@@ -71,7 +71,7 @@ def log_softmax_jvp(
 
 
 class RowSums(NamedTuple):
-    """Of every row: the sum of p but for the leading class, of all g, and of g but for that class."""
+    """Sums over every row: of p without the leading class, of all g, and of g without the leading class."""
 
     p_others: Array
     g_all: Array
@@ -93,7 +93,7 @@ def log_softmax_vjp(
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
-    If known, `sums` are the `RowSums` of p and g, and `leads` tells where p > 1/2.
+    If the caller knows them, `sums` are the `RowSums` of p and g, and `leads` is True where p > 1/2.
     """
     p, g, dtype = _operands(p, g)
     leads = leading(p) if leads is None else leads
@@ -108,8 +108,8 @@ def cross_entropy_residual(
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
-    The fused rule, right also where `t` does not sum to 1. It keeps its digits where p is near t = 1.
-    `sums`, if known, are the `RowSums` of p and t.
+    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. If the caller
+    knows them, `sums` are the `RowSums` of p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -120,32 +120,32 @@ def cross_entropy_residual(
 
 
 def weighted_residual(p: ArrayLike, w: ArrayLike, total: ArrayLike) -> Array:
-    """`cross_entropy_residual` for the weights `w` of all classes, whose sum is known: nothing is summed."""
+    """`cross_entropy_residual` with weights `w` of all classes as targets; `total` is their sum."""
     return jnp.asarray(total) * p - jnp.asarray(w)
 
 
 def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
-    """`cross_entropy_residual` for the one-hot target that is 1 where `hit`, from its loss `nll`.
+    """`cross_entropy_residual` for the one-hot target that is 1 where `hit`; `nll` is its loss.
 
-    ``p − 1 = expm1(−nll)`` at the label: exact also where p rounds to 1.
+    At the label it is ``p − 1 = expm1(−nll)``, which is accurate even if p rounds to 1.
     """
     return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
 
 
 def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
-    """The gradient in the logits of the entropy, ``−p·(u − ⟨p, u⟩)``; 0 where p is 0, whatever u is.
+    """The gradient in the logits of the entropy, ``−p·(u − ⟨p, u⟩)``; 0 where p is 0, for any u.
 
-    u is log p, up to a number that all classes share, and `mean` is ⟨p, u⟩. With u = z − max z the difference
-    keeps its digits where all of p are alike; as ``log p + H`` it would have none of them.
+    u is log p up to a constant per row, and `mean` is ⟨p, u⟩. With u = z − max z, the difference keeps its
+    digits if all p are nearly equal; ``log p + H`` would lose all of them.
     """
     p = jnp.asarray(p)
     return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, u) - mean))
 
 
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
-    """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`.
+    """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`: `softmax_product`.
 
-    The gradient is p − t, so its derivative is the softmax's own: `softmax_product`.
+    The gradient is p − t, so its derivative is that of the softmax.
     """
     return softmax_product(p, v, axis)
 
@@ -158,10 +158,10 @@ def _operands(p: ArrayLike, v: ArrayLike) -> tuple[Array, Array, jnp.dtype]:
 
 
 def leading(p: Array) -> Array:
-    """Where p > 1/2, by more than any rounding of p: elsewhere 1 − p keeps its digits."""
+    """Where p is above 1/2 by more than a rounding of p; at all other classes 1 − p keeps its digits."""
     return p > 0.5625
 
 
 def finite(u: Array) -> Array:
-    """Replace −inf by 0: a dead class has dz = 0, and 0·log 0 is 0."""
+    """u with −inf replaced by 0: a dead class has dz = 0, and 0·log 0 is 0."""
     return jnp.where(u == -jnp.inf, 0, u)

@@ -110,7 +110,7 @@ class Difference(NamedTuple):
         return same_place and re.search(self.test, test) and re.search(self.error, error)
 
 
-# Each has its line in the table "What stays different" of .docs/pages/migrating.md.
+# Each has its line in the table "Remaining differences" of .docs/pages/migrating.md.
 EXPECTED = (
     Difference(
         "jax-nn",
