@@ -91,9 +91,9 @@ def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[
     )
 
 
-def marked(z: Shifted, rest: Array) -> Array:
-    """`of_shifted`, but −1 in an empty row: 0 may also be a live class, rounded."""
-    return jnp.where(rest < 0, -1, of_shifted(z, rest))
+def is_live(rest: Array) -> Array:
+    """1, but 0 in an empty row: a factor, as XLA on CPU does not fuse a select with sums."""
+    return lax.stop_gradient(jnp.minimum(1 + rest, 1))
 
 
 def lead_sums(
