@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import online, rules
+from jsoftmax import rules
 from jsoftmax.backends import _accelerators
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
@@ -131,7 +131,7 @@ class _Saved(NamedTuple):
 
     kept: Array
     scaling: Scaling
-    state: online.State
+    state: Any  # an `online.State`; None beside the probabilities of a softmax
 
     def is_p(self, names: tuple[str, ...]) -> bool:
         """Whether the probabilities are kept."""
@@ -163,11 +163,6 @@ class _Saved(NamedTuple):
 
 def _keeps_p(dtype: jnp.dtype, scaling: Scaling, names: tuple[str, ...]) -> bool:
     return rules.computing_dtype(dtype) == dtype and scaling.temperature is None and not names
-
-
-def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
-    _, names = rules.split_axes(axes)
-    return _Saved(p if _keeps_p(x.dtype, scaling, names) else x, scaling, state)
 
 
 def _applied(
@@ -215,8 +210,9 @@ def _applied(
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    p, state = _probabilities.all_probabilities(x, scaling, axes)
-    return p.astype(x.dtype), _save(axes, p, x, scaling, state)
+    keeps_p = _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1])
+    p, state = _probabilities.all_probabilities(x, scaling, axes, with_state=not keeps_p)
+    return p.astype(x.dtype), _Saved(p if keeps_p else x, scaling, state)
 
 
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
@@ -233,8 +229,10 @@ _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     out, state = _probabilities.all_log_probabilities(x, scaling, axes)
-    p = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
-    return out.astype(x.dtype), _save(axes, p, x, scaling, state)
+    kept = x
+    if _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1]):
+        kept = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
+    return out.astype(x.dtype), _Saved(kept, scaling, state)
 
 
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:

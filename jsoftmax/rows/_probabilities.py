@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _cpu_maps
-from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, highest, is_peak, shifted
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, highest, is_peak, peak, shifted
 from jsoftmax.rows import _reductions
 from jsoftmax.transforms._platforms import by_platform, hidden
 from jsoftmax.transforms._sharding import is_known
@@ -23,72 +20,69 @@ def of_shifted(z: Shifted, rest: Array) -> Array:
     return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
 
 
-def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """`of_shifted` of whole rows, and the state of every row."""
+def all_probabilities(
+    x: Array, scaling: Scaling, axes: Axes, *, with_state: bool
+) -> tuple[Array, online.State | None]:
+    """``exp(u)/Σ exp(u)`` of whole rows, 0 in an empty row; and the state of every row, if asked for."""
 
-    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
-        return of_shifted(shifted(x, scaling, state.max), state.rest)
+    def in_one_chain(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        """Without a comparison: XLA's library on CPU makes one kernel of it."""
+        top = peak(x, scaling, axes)
+        terms = exponentials(shifted(x, scaling, top))
+        if x.dtype.itemsize == 2:
+            (total,) = rules.row_sums(axes, terms)
+            rest = total - 1
+        else:
+            # Ones are summed apart: beside a 1, small terms lose digits.
+            ones = jnp.floor(terms)
+            others, ones = rules.row_sums(axes, terms - ones, ones)
+            total, rest = others + ones, others + (ones - 1)
+        return terms / (total + 2.0**-60), online.State(top, rest) if with_state else None
 
-    forms = _Forms(found, _accelerators.fused_softmax, _cpu_maps.for_softmax, of_exponentials=True)
-    return _with_state(forms, x, scaling, axes)
+    def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        state, _ = _reductions.reduce(x, scaling, axes)
+        z = shifted(x, scaling, state.max)
+        return of_shifted(z, state.rest), state if with_state else None
+
+    def in_one_kernel(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        state = _reductions.reduce(x, scaling, axes)[0] if with_state else None
+        return _accelerators.fused_softmax(x, scaling, own), state
+
+    own, names = rules.split_axes(axes)
+    cpu = gpu = tpu = None
+    if not names and scaling == Scaling(None) and not with_state and (form := _cpu_maps.for_softmax(x, own)):
+        cpu = (lambda x, scaling: (form(x), None)), "in blocks of a long row"
+    if not names and _accelerators.takes_one_pass(x, own):
+        gpu = tpu = from_state, "from sums that one pass finds"
+        if _accelerators.fuses(x, own):
+            gpu = in_one_kernel, "one kernel, which reads a row once"
+    return by_platform("the map", x, scaling, plain=in_one_chain, cpu=cpu, gpu=gpu, tpu=tpu)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """Their logarithms, −inf in an empty row, and the state of every row."""
+    """The logarithms of the probabilities, −inf in an empty row, and the state of every row."""
 
-    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
+    def of_state(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
-
-    forms = _Forms(found, _accelerators.fused_log_softmax, None, of_exponentials=False)
-    return _with_state(forms, x, scaling, axes)
-
-
-class _Forms(NamedTuple):
-    """The forms of a map: from the state of every row, in one kernel on GPU, and in one chain on CPU."""
-
-    found: Callable[[Array, Scaling, online.State], Array]
-    fused_on_gpu: Callable[[Array, Scaling, tuple[int, ...]], Array]
-    for_cpu: Callable[[Array, tuple[int, ...]], _cpu_maps.Map | None] | None
-    of_exponentials: bool  # whether XLA may store the exponentials, and turn them into the map in place
-
-
-def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """A map, and the state of every row, which XLA leaves out if nothing uses it."""
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state, _ = _reductions.reduce(x, scaling, axes)
-        return forms.found(x, scaling, state), state
+        return of_state(x, scaling, state), state
 
     def beside_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        return forms.fused_on_gpu(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
+        return _accelerators.fused_log_softmax(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        feeds: _cpu.Feeds = "exponentials" if forms.of_exponentials else "differences"
-        state, _ = _reductions.reduce(x, scaling, axes, feeds=feeds)
-        if form is not None:
-            return form(x, state.max), state
-        arrays = x, scaling, state
-        if not forms.of_exponentials or x.dtype != rules.computing_dtype(x.dtype):
-            arrays = hidden(arrays)
-        return forms.found(*arrays), state
+        state, _ = _reductions.reduce(x, scaling, axes, feeds="differences")
+        return of_state(*hidden((x, scaling, state))), state
 
     own, names = rules.split_axes(axes)
-    form = None
-    if forms.for_cpu is not None and not names and scaling == Scaling(None):
-        form = forms.for_cpu(x, own)
-    many = not names and is_known(x) and x.size >= _cpu.LEAST_SIZE
-    of_gpu = not names and _accelerators.fuses(x, own)
-    if not (many or of_gpu):
-        return from_state(x, scaling)
-    reason = "from the exponentials of the sums" if form is None else "one chain, which XLA's library fuses"
-    return by_platform(
-        "the map",
-        x,
-        scaling,
-        plain=from_state,
-        cpu=(of_many_rows, reason) if many else None,
-        gpu=(beside_state, "one kernel, which reads a row once") if of_gpu else None,
-    )
+    cpu = gpu = None
+    if not names and is_known(x) and x.size >= _cpu.LEAST_SIZE:
+        cpu = of_many_rows, "from the exponentials of the sums"
+    if not names and _accelerators.fuses(x, own):
+        gpu = beside_state, "one kernel, which reads a row once"
+    return by_platform("the map", x, scaling, plain=from_state, cpu=cpu, gpu=gpu)
 
 
 def is_live(rest: Array) -> Array:
