@@ -93,6 +93,15 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
     return State(top, jnp.where(leads, scaled_rest / scale, total - 1))
 
 
+def from_others(top: Array, others: Array, ones: Array, bounded: bool = False) -> State:
+    """The state of a row from its maximum, the scaled sum of all but the maximal elements, and their number.
+
+    If the maximum is `bounded`, an element of +inf above it makes that number +inf, and the rest as well.
+    """
+    rest = others / rules.SCALE + (ones - 1)
+    return State(top, jnp.where(ones == jnp.inf, ones, rest) if bounded else rest)
+
+
 def merge(a: State, b: State) -> State:
     """The state of all classes of both states, which belong to the same rows."""
     _refuse_others(Call("online.merge", a=a, b=b), a=a, b=b)

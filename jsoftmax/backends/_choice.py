@@ -23,14 +23,23 @@ LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then 
 SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
-LONGEST_16_BIT_CHAIN = 8192  # the softmax of 16-bit logits has one sum
 BLOCK = 256  # the approximate block size: one block of every row is read twice
 LEAST_STRIDE = 2**16  # in elements, between neighbouring classes: from here on, one row at a time is slow
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
 
-What = Literal["state", "rest", "sums", "softmax", "log_softmax", "derivative of a map", "maximum", "label"]
+What = Literal[
+    "state",
+    "rest",
+    "sums",
+    "softmax",
+    "log_softmax",
+    "derivative of a map",
+    "gradient with targets",
+    "maximum",
+    "label",
+]
 Feeds = Literal["nothing", "differences", "exponentials"]
 
 _REASONS = {
@@ -39,12 +48,12 @@ _REASONS = {
     "whole": "one bare sum, and a second one where a class leads",
     "blocks": "blocks of {size} classes: only the block with the maximum is read again",
     "loop": "a loop over blocks of classes, so that XLA stores no terms",
-    "chain": "one chain, which XLA's library fuses",
-    "stored blocks": "one chain, which XLA's library fuses",
+    "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
     "from the sums": "from the exponentials of the sums",
     "read": "read where it lies",
     "one pass": "one pass over the logits: their 16 bits allow it",
-    "fused": "one kernel, which reads a row once",
+    "sums in one pass": "the sums of a row in one pass",
+    "one kernel": "one kernel, which reads a row once",
 }
 
 
@@ -157,17 +166,15 @@ def _sums_on_cpu(request: Request) -> Form | None:
 def _map_on_cpu(request: Request) -> Form | None:
     if not request.is_large:
         return None
-    x, axes = request.x, request.axes
-    if request.what == "softmax" and request.bare:
-        # XLA stores the exponentials in the memory of the probabilities, if both have the same dtype.
-        stored = x.dtype == rules.computing_dtype(x.dtype)
-        longest = LONGEST_CHAIN if stored else LONGEST_16_BIT_CHAIN
-        if x.ndim - 1 in axes and 0 < request.classes <= longest:
-            return Form("chain")
-        cuttable = stored and request.is_whole_row and not request.is_strided
-        if cuttable and request.classes > longest and (size := block_size(request.classes)):
-            return Form("stored blocks", size)
-    return Form("from the sums")
+    if request.what == "log_softmax":
+        return Form("from the sums")
+    x, classes = request.x, request.classes
+    # XLA stores the exponentials in the memory of the probabilities if both have one dtype.
+    is_stored = request.bare and x.dtype == rules.computing_dtype(x.dtype)
+    if not is_stored or classes <= LONGEST_CHAIN or not request.is_whole_row or request.is_strided:
+        return None
+    size = block_size(classes)
+    return None if size is None else Form("stored blocks", size)
 
 
 def block_size(classes: int) -> int | None:
@@ -182,17 +189,24 @@ def block_size(classes: int) -> int | None:
 
 
 def _on_accelerators(request: Request) -> tuple[Form | None, Form | None]:
-    x, axes = request.x, request.axes
-    # Merging parts of a row rounds, up to 3 ulp over a row. 16-bit logits allow it; float32 logits take two
-    # passes. So do classes that a mesh shards: XLA would gather the parts of a row, but it reduces plain
-    # sums on every shard.
-    if request.sharded or x.dtype.itemsize != 2 or any(spec(x)[axis] is not None for axis in axes):
+    """The forms for a GPU and for a TPU."""
+    x, axes, what = request.x, request.axes, request.what
+    if request.sharded:
         return None, None
-    if request.what == "state":
+    # Merging parts of a row loses up to 3 ulp over a row. Only 16-bit logits allow that: float32 logits get
+    # two passes. So do classes that a mesh shards: XLA would gather the parts of a row, but reduces sums.
+    one_pass = x.dtype.itemsize == 2 and all(spec(x)[axis] is None for axis in axes)
+    is_fused = one_pass and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED
+    if what == "state" and one_pass:
         return Form("one pass", _pieces(x.shape, axes)), Form("one pass", 1)
-    if request.what in ("softmax", "log_softmax", "derivative of a map"):
-        fuses = axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED
-        return Form("fused") if fuses else None, None
+    if what == "softmax" and one_pass:
+        return Form("one kernel" if is_fused else "from the sums"), Form("from the sums")
+    if what == "log_softmax" and is_fused:
+        return Form("one kernel"), None
+    if what == "gradient with targets":
+        return Form("sums in one pass"), Form("sums in one pass")
+    if what == "derivative of a map":
+        return Form("one kernel" if is_fused else "sums in one pass"), Form("sums in one pass")
     return None, None
 
 

@@ -7,29 +7,12 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends import _by_class, _cpu
-from jsoftmax.backends._choice import Form
 from jsoftmax.transforms._autodiff import with_tangent
 
-Axes = tuple[int, ...]
 
-
-def softmax(form: Form, axes: Axes, x: Array, top: Array) -> Array:
-    """The probabilities, from logits and the maximum of every row, in the form "chain" or "stored blocks"."""
-    if form.name == "chain":
-        return _softmax(axes, x, top)
-    return _stored((form.size, axes[0]), x)
-
-
-def _softmax(axes: Axes, x: Array, top: Array) -> Array:
-    """``exp(u)/Σ exp(u)``; 0 in an empty row. A separate sum of the ones keeps the digits of small terms."""
-    terms = _by_class.exponentials(x, _by_class.tops(x, top)[1])
-    if x.dtype.itemsize == 2:
-        total = jnp.sum(terms, axes, keepdims=True)
-    else:
-        ones = jnp.floor(terms)
-        rest, ones = (jnp.sum(a, axes, keepdims=True) for a in (terms - ones, ones))
-        total = rest + ones
-    return terms / (total + 2.0**-60)  # the sum is NaN even if XLA's maximum has dropped a NaN
+def softmax_in_blocks(size: int, axis: int, x: Array) -> Array:
+    """The probabilities of long rows, whose sums are computed in blocks of `size` classes."""
+    return _stored((size, axis), x)
 
 
 def _stored_value(static: tuple[int, int], x: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax import online, rules
+from jsoftmax import rules
 from jsoftmax.backends import _accelerators, _choice
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.border import _mesh_axes
@@ -17,7 +17,7 @@ from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import Scaling, Shifted
+from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
@@ -125,31 +125,28 @@ def log_softmax(
 class _Saved(NamedTuple):
     """The residuals of a map: one array in the shape of its output, and possibly the state of every row.
 
-    `kept` are the probabilities, and `state` is None, if three conditions hold; else `kept` are the logits.
-    The dtype is not a 16-bit one, which would round the probabilities too far; there is no temperature, whose
-    derivative needs the logits; and the classes are not sharded: there the state saves a sum over the shards.
+    `kept` are the probabilities if three conditions hold; else `kept` are the logits. The dtype is not a
+    16-bit one, which would round the probabilities too far; there is no temperature, whose derivative needs
+    the logits; and the classes are not sharded: there the state saves a sum over the shards.
     """
 
     kept: Array
     scaling: Scaling
-    state: online.State | None
+    state: Any  # an `online.State`; None beside the probabilities of a softmax
+
+    def is_p(self, names: tuple[str, ...]) -> bool:
+        """Whether the probabilities are kept."""
+        return _keeps_p(self.kept.dtype, self.scaling, names)
 
     # Each use of the logits has a barrier. Without it, XLA on GPU finds the same exponentials here and in the
     # value, and stores them in float32 in the shape of the logits.
 
-    def restore(self, probabilities: Callable[[Shifted, Array], Array]) -> tuple[Array, Array]:
+    def restore(self, names: tuple[str, ...]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""
-        if self.state is None:
+        if self.is_p(names):
             return self.kept, self.kept
         shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
-        return probabilities(shifted, self.state.rest), shifted.u
-
-    def sums(self, g: Array, axes: Axes, *, weighted: bool = False) -> rules.RowSums | None:
-        """The sums over whole rows that the rules need, if the state is known, which makes them cheaper."""
-        if self.state is None:
-            return None
-        state = self.state._replace(max=hidden(self.state.max))
-        return _probabilities.lead_sums(self.kept, self.scaling, state, g, axes, weighted=weighted)
+        return _probabilities.of_shifted(shifted, self.state.rest), shifted.u
 
     def live(self, u: Array, g: Array) -> Array:
         """The cotangent g of the output, set to 0 where masked."""
@@ -165,11 +162,8 @@ class _Saved(NamedTuple):
         return _scaling.push(self.kept, u, dx, of_scaling, self.scaling)
 
 
-def _save(axes: Axes, p: Array, x: Array, scaling: Scaling, state: online.State) -> _Saved:
-    _, names = rules.split_axes(axes)
-    if p.dtype == x.dtype and scaling.temperature is None and not names:
-        return _Saved(p, scaling, None)
-    return _Saved(x, scaling, state)
+def _keeps_p(dtype: jnp.dtype, scaling: Scaling, names: tuple[str, ...]) -> bool:
+    return rules.computing_dtype(dtype) == dtype and scaling.temperature is None and not names
 
 
 def _applied(
@@ -178,50 +172,62 @@ def _applied(
     given: Any,
     rule: Callable[..., Array],
     *,
-    forward: bool,
-    marks_empty: bool,
-    weighted: bool,
+    forward: bool = False,
+    weighted: bool = False,
+    marks_empty: bool = False,
 ) -> tuple[Array, Array]:
     """u, and the rule applied to `given`: a cotangent of the output, or tangents if `forward`."""
     own, names = rules.split_axes(axes)
     in_z = _Saved.push if forward else _Saved.live
-    # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
-    knows_sums = not (forward and names)
 
-    def in_two_sweeps(saved: _Saved, given: Any) -> tuple[Array, Array]:
-        p, u = saved.restore(_probabilities.marked if marks_empty else _probabilities.of_shifted)
-        v, empty = in_z(saved, u, given), p < 0
-        sums = saved.sums(v, axes, weighted=weighted) if knows_sums else None
-        if not marks_empty:
-            return u, rule(p, v, axes, sums=sums)
-        return u, jnp.where(empty, 0, rule(jnp.where(empty, 0, p), v, axes, sums=sums))
+    def after_two_sums(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        p, u = saved.restore(names)
+        out = rule(p, in_z(saved, u, given), axes)
+        return u, out * _probabilities.is_live(saved.state.rest) if marks_empty else out
 
-    def in_one(saved: _Saved, given: Any) -> tuple[Array, Array]:
+    def after_one_pass(saved: _Saved, given: Any) -> tuple[Array, Array]:
+        p, u = saved.restore(names)
+        v = in_z(saved, u, given)
+        sums, leads = None, rules.leading(p)
+        if not saved.is_p(names):
+            row = saved.kept, saved.scaling, saved.state._replace(max=hidden(saved.state.max))
+            sums = _probabilities.lead_sums(*row, v, axes, weighted=weighted)
+        out = rule(p, v, axes, sums=sums, leads=leads)
+        return u, jnp.where(saved.state.rest < 0, 0, out) if marks_empty else out
+
+    def in_one_kernel(saved: _Saved, given: Any) -> tuple[Array, Array]:
         row = _accelerators.fused_row(hidden(saved.kept), saved.scaling, own)
         out = rule(row.p, in_z(saved, row.u, given), axes, leads=row.leads)
         return row.u, jnp.where(row.empty, 0, out) if marks_empty else out
 
-    form = choose(Request("derivative of a map", saved.kept, own, bool(names))).gpu
-    gpu = _choice.own(form, in_one)
-    return by_platform("the derivative of a map", saved, given, plain=in_two_sweeps, gpu=gpu)
+    if names:
+        # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
+        return (after_two_sums if forward else after_one_pass)(saved, given)
+    plan = choose(Request("derivative of a map", saved.kept, own))
+    on_gpu = in_one_kernel if plan.gpu is not None and plan.gpu.name == "one kernel" else after_one_pass
+    return by_platform(
+        "the derivative of a map",
+        saved,
+        given,
+        plain=after_two_sums,
+        gpu=_choice.own(plan.gpu, on_gpu),
+        tpu=_choice.own(plan.tpu, after_one_pass),
+    )
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
-    p, state = _probabilities.all_probabilities(x, scaling, axes)
-    return p.astype(x.dtype), _save(axes, p, x, scaling, state)
-
-
-def _softmax_product(axes: Axes, saved: _Saved, given: Any, *, forward: bool) -> tuple[Array, Array]:
-    rule = rules.softmax_product
-    return _applied(axes, saved, given, rule, forward=forward, marks_empty=False, weighted=True)
+    keeps_p = _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1])
+    p, state = _probabilities.all_probabilities(x, scaling, axes, with_state=not keeps_p)
+    return p.astype(x.dtype), _Saved(p if keeps_p else x, scaling, state)
 
 
 def _softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    return saved.pull(*_softmax_product(axes, saved, g, forward=False))
+    return saved.pull(*_applied(axes, saved, g, rules.softmax_product, weighted=True))
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
-    return _softmax_product(axes, saved, tangents, forward=True)[1].astype(saved.kept.dtype)
+    _, out = _applied(axes, saved, tangents, rules.softmax_product, forward=True, weighted=True)
+    return out.astype(saved.kept.dtype)
 
 
 _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
@@ -229,19 +235,19 @@ _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push)
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     out, state = _probabilities.all_log_probabilities(x, scaling, axes)
-    shifted = _scaling.shifted(x, scaling, state.max)
-    p = _probabilities.marked(shifted, state.rest)
-    return out.astype(x.dtype), _save(axes, p, x, scaling, state)
+    kept = x
+    if _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1]):
+        kept = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
+    return out.astype(x.dtype), _Saved(kept, scaling, state)
 
 
 def _log_softmax_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-    rule = rules.log_softmax_vjp
-    return saved.pull(*_applied(axes, saved, g, rule, forward=False, marks_empty=True, weighted=False))
+    return saved.pull(*_applied(axes, saved, g, rules.log_softmax_vjp, marks_empty=True))
 
 
 def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
     rule = rules.log_softmax_jvp
-    _, out = _applied(axes, saved, tangents, rule, forward=True, marks_empty=True, weighted=True)
+    _, out = _applied(axes, saved, tangents, rule, forward=True, weighted=True, marks_empty=True)
     return _scaling.masked(out, saved.scaling.where).astype(saved.kept.dtype)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
-
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _choice, _cpu_maps
-from jsoftmax.backends._choice import Feeds, Request, choose
+from jsoftmax.backends._choice import Request, choose
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted
 from jsoftmax.rows import _reductions
+from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
 Axes = tuple[int | str, ...]
@@ -23,64 +21,78 @@ def of_shifted(z: Shifted, rest: Array) -> Array:
     return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
 
 
-def all_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """The probabilities of every row, and its state."""
+def all_probabilities(
+    x: Array, scaling: Scaling, axes: Axes, *, with_state: bool
+) -> tuple[Array, online.State | None]:
+    """``exp(u)/Σ exp(u)`` of whole rows, 0 in an empty row; and the state of every row, if asked for."""
 
-    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
-        return of_shifted(shifted(x, scaling, state.max), state.rest)
+    def in_one_chain(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        """Without a comparison: XLA's library on CPU makes one kernel of it."""
+        top = peak(x, scaling, axes)
+        terms = exponentials(shifted(x, scaling, top))
+        if x.dtype.itemsize == 2:
+            (total,) = rules.row_sums(axes, terms)
+            rest = total - 1
+        else:
+            # Ones are summed apart: beside a 1, small terms lose digits.
+            ones = jnp.floor(terms)
+            others, ones = rules.row_sums(axes, terms - ones, ones)
+            total, rest = others + ones, others + (ones - 1)
+        return terms / (total + 2.0**-60), online.State(top, rest) if with_state else None
 
-    forms = _Forms("softmax", found, _accelerators.fused_softmax)
-    return _with_state(forms, x, scaling, axes)
+    def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        state, _ = _reductions.reduce(x, scaling, axes)
+        z = shifted(x, scaling, state.max)
+        return of_shifted(z, state.rest), state if with_state else None
+
+    def in_one_kernel(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        state = _reductions.reduce(x, scaling, axes)[0] if with_state else None
+        return _accelerators.fused_softmax(x, scaling, own), state
+
+    def in_blocks(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        return _cpu_maps.softmax_in_blocks(plan.cpu.size if plan.cpu else 0, own[0], x), None
+
+    own, names = rules.split_axes(axes)
+    bare = scaling == Scaling(None) and not with_state
+    plan = choose(Request("softmax", x, own, bool(names), bare))
+    gpu = in_one_kernel if plan.gpu is not None and plan.gpu.name == "one kernel" else from_state
+    return by_platform(
+        "the map",
+        x,
+        scaling,
+        plain=in_one_chain,
+        cpu=_choice.own(plan.cpu, in_blocks),
+        gpu=_choice.own(plan.gpu, gpu),
+        tpu=_choice.own(plan.tpu, from_state),
+    )
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """The log-probabilities of every row, −inf in an empty row, and its state."""
+    """The logarithms of the probabilities, −inf in an empty row, and the state of every row."""
 
-    def found(x: Array, scaling: Scaling, state: online.State) -> Array:
+    def of_state(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
-
-    forms = _Forms("log_softmax", found, _accelerators.fused_log_softmax)
-    return _with_state(forms, x, scaling, axes)
-
-
-class _Forms(NamedTuple):
-    """The two forms of a map: from the state of every row, and in one kernel on GPU."""
-
-    name: Literal["softmax", "log_softmax"]
-    found: Callable[[Array, Scaling, online.State], Array]
-    fused_on_gpu: Callable[[Array, Scaling, tuple[int, ...]], Array]
-
-
-def _with_state(forms: _Forms, x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """A map, and the state of every row; XLA drops the state if it is not used."""
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state, _ = _reductions.reduce(x, scaling, axes)
-        return forms.found(x, scaling, state), state
+        return of_state(x, scaling, state), state
 
     def beside_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        return forms.fused_on_gpu(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
+        return _accelerators.fused_log_softmax(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
     def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        feeds: Feeds = "exponentials" if of_exponentials else "differences"
-        state, _ = _reductions.reduce(x, scaling, axes, feeds=feeds)
-        if plan.cpu is not None and plan.cpu.name != "from the sums":
-            return _cpu_maps.softmax(plan.cpu, own, x, state.max), state
-        arrays = x, scaling, state
-        if not of_exponentials or x.dtype != rules.computing_dtype(x.dtype):
-            arrays = hidden(arrays)
-        return forms.found(*arrays), state
+        state, _ = _reductions.reduce(x, scaling, axes, feeds="differences")
+        return of_state(*hidden((x, scaling, state))), state
 
     own, names = rules.split_axes(axes)
-    of_exponentials = forms.name == "softmax"  # XLA may store exponentials, and compute the map in place
-    plan = choose(Request(forms.name, x, own, bool(names), scaling == Scaling(None)))
+    plan = choose(Request("log_softmax", x, own, bool(names)))
     cpu, gpu = _choice.own(plan.cpu, of_many_rows), _choice.own(plan.gpu, beside_state)
     return by_platform("the map", x, scaling, plain=from_state, cpu=cpu, gpu=gpu)
 
 
-def marked(z: Shifted, rest: Array) -> Array:
-    """`of_shifted`, but −1 in an empty row, because a live class may also round to 0."""
-    return jnp.where(rest < 0, -1, of_shifted(z, rest))
+def is_live(rest: Array) -> Array:
+    """1, but 0 in an empty row: a factor, as XLA on CPU does not fuse a select with sums."""
+    return lax.stop_gradient(jnp.minimum(1 + rest, 1))
 
 
 def lead_sums(

@@ -29,6 +29,14 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
     return softmax_product(p, jnp.broadcast_to(basis, (*p.shape[:-2], *basis.shape)))
 
 
+class RowSums(NamedTuple):
+    """Of every row: the sum of p but for the leading class, of all g, and of g but for that class."""
+
+    p_others: Array
+    g_all: Array
+    g_others: Array
+
+
 def softmax_product(
     p: ArrayLike,
     v: ArrayLike,
@@ -39,7 +47,7 @@ def softmax_product(
 ) -> Array:
     """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``. J is symmetric, so this is J v and Jᵀ v.
 
-    If the caller knows them, `sums` are the `RowSums` of p and p·v, and `leads` is True where p > 1/2.
+    `sums` and `leads` as for `log_softmax_vjp`, of p and p·v.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -61,26 +69,17 @@ def log_softmax_jvp(
 ) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``.
 
-    If the caller knows them, `sums` are the `RowSums` of p and p·v, and `leads` is True where p > 1/2.
+    `sums` and `leads` as for `log_softmax_vjp`, of p and p·v.
     """
     p, v, dtype = _operands(p, v)
+    if sums is None and leads is None:
+        for _ in range(2):
+            v = v - row_sums(axis, p * v)[0]
+        return v.astype(dtype)
     leads = leading(p) if leads is None else leads
     sums = _row_sums(p, p * v, leads, axis) if sums is None else sums
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
     return jnp.where(leads, v * sums.p_others - sums.g_others, v - sums.g_all).astype(dtype)
-
-
-class RowSums(NamedTuple):
-    """Sums over every row: of p without the leading class, of all g, and of g without the leading class."""
-
-    p_others: Array
-    g_all: Array
-    g_others: Array
-
-
-def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
-    (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
-    return RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
 
 
 def log_softmax_vjp(
@@ -93,9 +92,18 @@ def log_softmax_vjp(
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
-    If the caller knows them, `sums` are the `RowSums` of p and g, and `leads` is True where p > 1/2.
+    The result sums to 0, so the formula leaves it as it is. Rounded, it does not: where p is near 1 the two
+    terms cancel. Applied to its own result, the formula takes away the sum of the roundings, which is the
+    error of that class.
+
+    This takes two sums, one after the other. Given the `RowSums` of p and g, or where a class `leads` (p is
+    above 1/2), that class is evaluated through the others, from sums that one pass can find.
     """
     p, g, dtype = _operands(p, g)
+    if sums is None and leads is None:
+        for _ in range(2):
+            g = g - p * row_sums(axis, g)[0]
+        return g.astype(dtype)
     leads = leading(p) if leads is None else leads
     sums = _row_sums(p, g, leads, axis) if sums is None else sums
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
@@ -103,13 +111,18 @@ def log_softmax_vjp(
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
 
 
+def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
+    (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
+    return RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
+
+
 def cross_entropy_residual(
     p: ArrayLike, t: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
-    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. If the caller
-    knows them, `sums` are the `RowSums` of p and t.
+    The fused rule, right also where `t` does not sum to 1. It keeps its digits where p is near t = 1.
+    `sums` as for `log_softmax_vjp`, of p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
