@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from jax import Array
@@ -77,6 +78,18 @@ class Plan(NamedTuple):
     gpu: Form | None = None
     tpu: Form | None = None
 
+    def functions(self, named: dict[str, Callable[..., Any]]) -> dict[str, Own]:
+        """The function and the reason for each platform, as `by_platform` takes them.
+
+        A form with a size passes it to its function first.
+        """
+        found: dict[str, Own] = {}
+        for platform, form in self._asdict().items():
+            if form is not None:
+                function = named[form.name]
+                found[platform] = (partial(function, form.size) if form.size else function), form.reason
+        return found
+
 
 class Request(NamedTuple):
     """A computation on rows of logits, as `choose` sees it."""
@@ -117,11 +130,6 @@ class Request(NamedTuple):
 def choose(request: Request) -> Plan:
     """The form for each platform."""
     return Plan(_on_cpu(request), *_on_accelerators(request))
-
-
-def own(form: Form | None, function: Callable[..., Any]) -> Own:
-    """A platform's own form as `by_platform` takes it, (function, reason); None for the plain form."""
-    return None if form is None else (function, form.reason)
 
 
 def _on_cpu(request: Request) -> Form | None:

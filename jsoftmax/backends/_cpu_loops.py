@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.backends import _choice
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.transforms._platforms import by_platform
 
@@ -31,12 +30,8 @@ def maximum(x: Array, axes: tuple[int, ...], *, bare: bool = True) -> Array:
 
         return lax.fori_loop(1, x.shape[axis], higher, lax.dynamic_index_in_dim(x, 0, axis))
 
-    form = choose(Request("maximum", x, axes, bare=bare)).cpu
-    return (
-        plain(x)
-        if form is None
-        else by_platform("the maximum of every row", x, plain=plain, cpu=_choice.own(form, by_class))
-    )
+    own_forms = choose(Request("maximum", x, axes, bare=bare)).functions({"by class": by_class})
+    return by_platform("the maximum of every row", x, plain=plain, **own_forms)
 
 
 def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
@@ -66,7 +61,7 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
         begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
         return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
-    return by_platform("the sums of every row", row, plain=whole, cpu=_choice.own(form, in_loop))
+    return by_platform("the sums of every row", row, plain=whole, cpu=(in_loop, form.reason))
 
 
 def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:

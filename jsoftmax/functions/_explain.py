@@ -51,10 +51,10 @@ def explain(function: Callable[..., Any], *arguments: Any, platform: str | None 
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> x = jax.ShapeDtypeStruct((4096, 1000), jnp.float32)
-    >>> print(jsoftmax.explain(jsoftmax.softmax, x, platform="cpu"))
-    softmax on cpu
+    >>> print(jsoftmax.explain(jsoftmax.log_softmax, x, platform="cpu"))
+    log_softmax on cpu
       value
-        the map               one chain, which XLA's library fuses
+        the map               from the exponentials of the sums
         the sum of every row  blocks of 250 classes: only the block with the maximum is read again
       gradient
         plain: array operations alone, the same on every platform

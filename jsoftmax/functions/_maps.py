@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import rules
-from jsoftmax.backends import _accelerators, _choice
+from jsoftmax.backends import _accelerators
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
@@ -203,16 +203,9 @@ def _applied(
     if names:
         # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
         return (after_two_sums if forward else after_one_pass)(saved, given)
-    plan = choose(Request("derivative of a map", saved.kept, own))
-    on_gpu = in_one_kernel if plan.gpu is not None and plan.gpu.name == "one kernel" else after_one_pass
-    return by_platform(
-        "the derivative of a map",
-        saved,
-        given,
-        plain=after_two_sums,
-        gpu=_choice.own(plan.gpu, on_gpu),
-        tpu=_choice.own(plan.tpu, after_one_pass),
-    )
+    forms = {"sums in one pass": after_one_pass, "one kernel": in_one_kernel}
+    own_forms = choose(Request("derivative of a map", saved.kept, own)).functions(forms)
+    return by_platform("the derivative of a map", saved, given, plain=after_two_sums, **own_forms)
 
 
 def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _choice, _cpu_maps
+from jsoftmax.backends import _accelerators, _cpu_maps
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted
 from jsoftmax.rows import _reductions
@@ -14,6 +17,8 @@ from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
 Axes = tuple[int | str, ...]
+Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
+Forms = dict[str, Callable[..., Any]]  # by the name of a `_choice.Form`
 
 
 def of_shifted(z: Shifted, rest: Array) -> Array:
@@ -49,22 +54,14 @@ def all_probabilities(
         state = _reductions.reduce(x, scaling, axes)[0] if with_state else None
         return _accelerators.fused_softmax(x, scaling, own), state
 
-    def in_blocks(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        return _cpu_maps.softmax_in_blocks(plan.cpu.size if plan.cpu else 0, own[0], x), None
+    def in_blocks(size: int, x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+        return _cpu_maps.softmax_in_blocks(size, own[0], x), None
 
     own, names = rules.split_axes(axes)
     bare = scaling == Scaling(None) and not with_state
-    plan = choose(Request("softmax", x, own, bool(names), bare))
-    gpu = in_one_kernel if plan.gpu is not None and plan.gpu.name == "one kernel" else from_state
-    return by_platform(
-        "the map",
-        x,
-        scaling,
-        plain=in_one_chain,
-        cpu=_choice.own(plan.cpu, in_blocks),
-        gpu=_choice.own(plan.gpu, gpu),
-        tpu=_choice.own(plan.tpu, from_state),
-    )
+    forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
+    own_forms = choose(Request("softmax", x, own, bool(names), bare)).functions(forms)
+    return by_platform("the map", x, scaling, plain=in_one_chain, **own_forms)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -85,9 +82,9 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
         return of_state(*hidden((x, scaling, state))), state
 
     own, names = rules.split_axes(axes)
-    plan = choose(Request("log_softmax", x, own, bool(names)))
-    cpu, gpu = _choice.own(plan.cpu, of_many_rows), _choice.own(plan.gpu, beside_state)
-    return by_platform("the map", x, scaling, plain=from_state, cpu=cpu, gpu=gpu)
+    forms: Forms = {"from the sums": of_many_rows, "one kernel": beside_state}
+    own_forms = choose(Request("log_softmax", x, own, bool(names))).functions(forms)
+    return by_platform("the map", x, scaling, plain=from_state, **own_forms)
 
 
 def is_live(rest: Array) -> Array:
@@ -123,3 +120,21 @@ def share_of_others(rest: Array, u_lead: Array) -> Array:
     """The sum of p over all classes except the leading one, whose u is 0 but has a derivative."""
     rest = jnp.where(rest < 0, 0, rest)
     return (rest + (1 - jnp.exp(u_lead))) / (1 + rest)
+
+
+def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
+    """The gradient of −Σ t·log p in z; the row is its logits, scaling and state."""
+
+    def after_two_sums(p: Array, t: Array, row: Row) -> Array:
+        return rules.cross_entropy_residual(p, t, axes)
+
+    def after_one_pass(p: Array, t: Array, row: Row) -> Array:
+        sums = lead_sums(*row, t, axes)
+        return rules.cross_entropy_residual(p, t, axes, sums=sums)
+
+    own, names = rules.split_axes(axes)
+    if names:
+        return after_one_pass(p, t, row)
+    forms: Forms = {"sums in one pass": after_one_pass}
+    own_forms = choose(Request("gradient with targets", row[0], own)).functions(forms)
+    return by_platform("the gradient with targets", p, t, row, plain=after_two_sums, **own_forms)

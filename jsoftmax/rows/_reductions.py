@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _choice, _cpu, _reading
+from jsoftmax.backends import _accelerators, _cpu, _reading
 from jsoftmax.backends._by_class import Label
 from jsoftmax.backends._choice import Feeds, Request, choose
 from jsoftmax.backends._cpu_loops import sums
@@ -77,11 +77,8 @@ def reduce(
         state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
         return state, sums._replace(shares=shares(state.max, label_logit))
 
-    plan = choose(Request("state", x, own, bool(names)))
-    gpu, tpu = (
-        form and _choice.own(form, partial(on_accelerator, form.size)) for form in (plan.gpu, plan.tpu)
-    )
-    return by_platform("the sums of every row", *arrays, plain=two_passes, gpu=gpu, tpu=tpu)
+    own_forms = choose(Request("state", x, own, bool(names))).functions({"one pass": on_accelerator})
+    return by_platform("the sums of every row", *arrays, plain=two_passes, **own_forms)
 
 
 class _Static(NamedTuple):
@@ -163,7 +160,7 @@ def _in_two_passes(
         label = None
         if for_label and labels is not None and label_logit is not None:
             label = Label(labels, label_logit)
-        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=_choice.own(form, on_cpu))
+        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
         return online.State(top, rest), Sums(None, (), shares(top, label_logit))
     own_sums = sums(all_terms, (x, scaling.where, factors), own)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
@@ -229,5 +226,5 @@ def of_label(x: Array, labels: Array, axis: int) -> Array:
     def read(x: Array, labels: Array) -> Array:
         return _reading.picked(x, labels, axis)
 
-    form = choose(Request("label", x, (axis,))).cpu
-    return by_platform("the logit of the label", x, labels, plain=compare, cpu=_choice.own(form, read))
+    own_forms = choose(Request("label", x, (axis,))).functions({"read": read})
+    return by_platform("the logit of the label", x, labels, plain=compare, **own_forms)

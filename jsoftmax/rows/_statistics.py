@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _choice
-from jsoftmax.backends._choice import Feeds, Request, choose
+from jsoftmax.backends._choice import Feeds
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
-from jsoftmax.transforms._platforms import by_platform, hidden, reconverted_on_cpu
+from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
 from jsoftmax.transforms._sharding import of_first_shard
 
 Axes = tuple[int, ...]
@@ -153,7 +152,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     if soft:
         t = _weighted_targets(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
-        in_z = _of_targets((axis, *names), p, t, (x, again, state))
+        in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
         in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
@@ -164,25 +163,6 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
         residuals["spread"] = rules.weighted_residual(p, w, sum_weights)
     return _Row(z.u, cost, dead, residuals)
-
-
-def _of_targets(axes: tuple[int | str, ...], p: Array, t: Array, row: Any) -> Array:
-    """The gradient of −Σ t·log p in z; the row is its logits, scaling and state."""
-
-    def after_two_sums(p: Array, t: Array, row: Any) -> Array:
-        return rules.cross_entropy_residual(p, t, axes)
-
-    def after_one_pass(p: Array, t: Array, row: Any) -> Array:
-        x, scaling, state = row
-        sums = _probabilities.lead_sums(x, scaling, state, t, axes)
-        return rules.cross_entropy_residual(p, t, axes, sums=sums)
-
-    own, names = rules.split_axes(axes)
-    if names:
-        return after_one_pass(p, t, row)
-    plan = choose(Request("gradient with targets", row[0], own))
-    gpu, tpu = (_choice.own(form, after_one_pass) for form in (plan.gpu, plan.tpu))
-    return by_platform("the gradient with targets", p, t, row, plain=after_two_sums, gpu=gpu, tpu=tpu)
 
 
 def pull(
