@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
     sampling.mark(items)
     if config.getoption("--one-of-each"):
         first = {}
-        for item in items:
+        for item in sorted(items, key=lambda item: item.get_closest_marker("full") is not None):
             first.setdefault((item.path, getattr(item, "originalname", item.name)), item)
         kept = set(first.values())
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

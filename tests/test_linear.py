@@ -475,7 +475,7 @@ EVERY_MAPPED = [*((mapped, "reverse") for mapped in MAPPED), ("rows", "forward")
 
 @pytest.mark.parametrize(
     "how",
-    sampling.sample(EVERY_MAPPED, ("rows", "reverse"), ("weight", "reverse"), ("rows", "forward")),
+    sampling.sample(EVERY_MAPPED, ("weight", "reverse"), ("rows", "forward")),
     ids=str,
 )
 def test_a_mapped_head(how, x64):
