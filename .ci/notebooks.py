@@ -1,10 +1,10 @@
-"""Run the notebooks, all or those named, and store what they print and draw, in few bytes.
+"""Run all notebooks, or the named ones, and store their outputs in few bytes.
 
 python .ci/notebooks.py [--check | --check-changed] [NOTEBOOK ...]
 
-With --check nothing is stored. With --check-changed a notebook is left out where what it stores was made by
-the same cells, the same code of the package, and the same version of JAX. As many run at once as there are
-processors, each in an empty folder: it needs no file beside it. Needs the extra "notebooks".
+With --check nothing is stored. With --check-changed a notebook is left out if its stored outputs are from the
+same cells, the same code of the package, and the same version of JAX. As many notebooks run at once as there
+are processors, each in an empty folder, so that it needs no other file. It needs the extra "notebooks".
 """
 
 import argparse
@@ -27,11 +27,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 LIMIT = 100_000  # bytes of a file
-TOLERANCE = 10  # of 255: no channel of a stored pixel is off by as much
+TOLERANCE = 10  # of 255: the largest difference of a channel of a stored pixel
 
 
 def made_by(notebook: nbformat.NotebookNode) -> str:
-    """A digest of what a notebook is made by: its cells, the package without its comments, JAX's version."""
+    """A digest of the inputs of a notebook: its cells, the package without its comments, JAX's version."""
     found = hashlib.sha256(importlib.metadata.version("jax").encode())
     for cell in notebook.cells:
         found.update(f"\n{cell.cell_type}\n{cell.source}".encode())
@@ -41,13 +41,13 @@ def made_by(notebook: nbformat.NotebookNode) -> str:
 
 
 def run(path: Path) -> nbformat.NotebookNode:
-    """The notebook, with what its cells gave."""
+    """The notebook with the outputs of its cells."""
     notebook = nbformat.read(path, as_version=4)
     with TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         NotebookClient(notebook, timeout=300, resources=resources, coalesce_streams=True).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when it ran
+        cell.metadata.pop("execution", None)  # the time of the run
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
                 assert output.name == "stdout", f"{path.name} warns: {output.text}"
@@ -59,7 +59,7 @@ def run(path: Path) -> nbformat.NotebookNode:
 
 
 def smaller(png: str) -> str:
-    """The picture with a palette of its own, which makes it a third as large."""
+    """The picture with its own palette, which makes it a third as large."""
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")).astype(int)
     colours, places, counts = np.unique(
         pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
@@ -77,7 +77,7 @@ def smaller(png: str) -> str:
 
 
 def covering(colours: np.ndarray) -> np.ndarray:
-    """Of these colours, most frequent first, so many that each of the others is near to one of them."""
+    """The most frequent of these colours, enough of them that each other colour is near to one of them."""
     palette = colours[:1]
     for colour in colours[1:]:
         if np.abs(palette - colour).max(axis=1).min() >= TOLERANCE:
@@ -86,7 +86,7 @@ def covering(colours: np.ndarray) -> np.ndarray:
 
 
 def text_of(path: Path) -> str:
-    """The file as it is to be stored, and a line on what it took."""
+    """The text of the file to store, and a line about the changes."""
     begun = time.perf_counter()
     text = nbformat.writes(run(path)) + "\n"
     size = len(text.encode())
@@ -96,7 +96,7 @@ def text_of(path: Path) -> str:
 
 
 def main() -> None:
-    """Stop at the first cell that fails."""
+    """Run the notebooks; stop at the first cell that fails."""
     parser = argparse.ArgumentParser()
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--check", action="store_true")

@@ -1,4 +1,4 @@
-"""Docstrings made ready for Markdown: examples and formulas as blocks, names of this package as links."""
+"""Prepares docstrings for Markdown: examples and formulas as blocks, names of this package as links."""
 
 import re
 
@@ -22,19 +22,19 @@ class Ready(griffe.Extension):
     """Changes every docstring of the package."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
-        """Called for each, when it has been loaded."""
+        """Called for each object after it has been loaded."""
         if obj.docstring is not None:
             module = obj.path.removeprefix("jsoftmax.").partition(".")[0]
             obj.docstring.value = ready(obj.docstring.value, module)
 
 
 def ready(docstring: str, module: str) -> str:
-    """The docstring, its paragraphs one by one."""
+    """The docstring in Markdown, paragraph by paragraph."""
     return "\n\n".join(_paragraph(part, module) for part in re.split(r"\n\s*\n", _sectioned(docstring)))
 
 
 def _sectioned(docstring: str) -> str:
-    """A line such as ``Args, Returns: as for `softmax`.`` is a sentence, no section."""
+    """A line such as ``Args, Returns: as for `softmax`.`` is a sentence, not a section."""
     return re.sub(rf"^((?:(?:{SECTIONS})(?:, )?)+): (?=\S)", r"\1 ", docstring, flags=re.MULTILINE)
 
 

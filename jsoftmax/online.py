@@ -94,9 +94,10 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
 
 
 def from_others(top: Array, others: Array, ones: Array, bounded: bool = False) -> State:
-    """The state of a row from its maximum, the scaled sum of all but the maximal elements, and their number.
+    """The state of a row from its maximum, the sum of all smaller elements, times `rules.SCALE`, and `ones`.
 
-    If the maximum is `bounded`, an element of +inf above it makes that number +inf, and the rest as well.
+    `ones` is the number of elements equal to the maximum. If the maximum is `bounded`, an element of +inf
+    makes `ones` +inf, and the rest too.
     """
     rest = others / rules.SCALE + (ones - 1)
     return State(top, jnp.where(ones == jnp.inf, ones, rest) if bounded else rest)

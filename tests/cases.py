@@ -1,4 +1,4 @@
-"""The one table: every public function beside its definition, and the inputs they are compared on."""
+"""The table of all public functions with their definitions, and the inputs on which tests compare them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import jsoftmax
 
 
 def curvature(scalar, arguments, along=None):
-    """The Hessian of a scalar of some arrays times a vector; a random one shows every wrong or NaN entry."""
+    """The Hessian of a scalar in some arrays times a random vector, which shows every wrong or NaN entry."""
     if along is None:
         rng = np.random.default_rng(4)
         along = tuple(jnp.asarray(rng.normal(size=a.shape), a.dtype) for a in arguments)
@@ -21,26 +21,26 @@ def curvature(scalar, arguments, along=None):
 
 
 class Function(NamedTuple):
-    """A public function with some of its options, and the textbook definition of the same."""
+    """A public function with some of its options, and the textbook definition of the same function."""
 
     name: str
-    ours: Callable[..., Any]  # of the logits, the further arrays, and axis=
+    ours: Callable[..., Any]  # takes the logits, the further arrays, and axis=
     plain: Callable[..., Any]
-    arrays: Callable[..., tuple[np.ndarray, ...]]  # the further arrays, of (generator, shape, axis)
-    reduces: bool = True  # whether the class axis is gone from the output
+    arrays: Callable[..., tuple[np.ndarray, ...]]  # the further arrays, from (generator, shape, axis)
+    reduces: bool = True  # whether the output has no class axis
 
     def arguments(self, x, axis=-1, seed=1):
-        """The logits and the further arrays, floats in the dtype of the logits."""
+        """The logits and the further arrays; floats are in the dtype of the logits."""
         others = self.arrays(np.random.default_rng(seed), x.shape, axis)
         return tuple(jnp.asarray(a, x.dtype if a.dtype == np.float64 else a.dtype) for a in (x, *others))
 
     def exact(self, arguments, axis=-1):
-        """The definition of these very numbers, in mpmath."""
+        """The definition on the same numbers, in mpmath."""
         exact = [definitions.exactly(a) if _is_float(a) else np.asarray(a) for a in arguments]
         return np.asarray(self.plain(*exact, axis=axis))
 
     def floats(self, arguments):
-        """The positions of the arguments it is differentiable in."""
+        """The positions of the arguments in which it is differentiable."""
         return tuple(i for i, a in enumerate(arguments) if _is_float(a))
 
 
@@ -53,19 +53,19 @@ def nothing(rng, shape, axis):
 
 
 def mask(rng, shape, axis):
-    """About a third masked, one class of every row live."""
+    """A mask of about a third of the classes, with one live class in every row."""
     live = rng.random(shape) < 0.7
     live[tuple(slice(0, 1) if i == axis % len(shape) else slice(None) for i in range(len(shape)))] = True
     return (live,)
 
 
 def temperature(rng, shape, axis):
-    """One a row."""
+    """One temperature per row."""
     return (rng.uniform(0.3, 3.0, np.delete(shape, axis)),)
 
 
 def weights(rng, shape, axis):
-    """Some of them 0."""
+    """Weights, some of them 0."""
     b = rng.uniform(0.1, 2.0, shape)
     b[rng.random(shape) < 0.2] = 0
     b[tuple(slice(0, 1) if i == axis % len(shape) else slice(None) for i in range(len(shape)))] = 1
@@ -77,7 +77,7 @@ def ids(rng, shape, axis):
 
 
 def live_ids(rng, shape, axis):
-    """Class ids, and a mask that leaves them live."""
+    """Class ids, and a mask under which their classes are live."""
     (y,) = ids(rng, shape, axis)
     (live,) = mask(rng, shape, axis)
     np.put_along_axis(live, np.expand_dims(y, axis), True, axis)
@@ -85,7 +85,7 @@ def live_ids(rng, shape, axis):
 
 
 def targets(rng, shape, axis):
-    """Sums other than 1, and a 0."""
+    """Targets whose sums are not 1, with a 0 among them."""
     t = rng.gamma(0.5, size=shape)
     t[tuple(slice(0, 1) if i == axis % len(shape) else slice(None) for i in range(len(shape)))] = 0
     return (t,)
@@ -102,7 +102,7 @@ def other(rng, shape, axis):
 
 
 def together(*kinds):
-    """The arrays of several kinds, one after the other."""
+    """A function that returns the arrays of several kinds in order."""
     return lambda rng, shape, axis: tuple(a for kind in kinds for a in kind(rng, shape, axis))
 
 
@@ -121,7 +121,7 @@ def _live(where, values):
 
 
 def _weighted(remainders):
-    """Class weights from the class ids modulo 7, the same in any dtype."""
+    """Class weights from the class ids modulo 7, the same in every dtype."""
     return 0.5 + 0.25 * remainders
 
 
@@ -249,7 +249,7 @@ FUNCTIONS = (
 
 
 def ahead(by):
-    """Rows of normal logits, the middle class ahead of the others."""
+    """Rows of normal logits in which the middle class leads the others by `by`."""
 
     def rows(rng, shape):
         x = rng.normal(size=shape)
@@ -287,7 +287,7 @@ REGIMES = {
     "offset 1e4": lambda rng, shape, axis: 1e4 + rng.normal(size=shape),
 }
 
-# Shapes and class axes: one class, two, odd sizes, every position of the axis, and no rows at all.
+# Shapes and class axes: one class, two, odd sizes, every position of the axis, and no rows.
 SHAPES = (
     ((7,), 0),
     ((3, 1), -1),
@@ -300,10 +300,10 @@ SHAPES = (
 
 
 def logits(regime, shape=(4, 9), axis=-1, dtype=np.float64, seed=0):
-    """Rows of the regime, the same values whatever the dtype: those that float32 holds."""
+    """Rows of the regime, with the same values in every dtype: float32 holds them."""
     return REGIMES[regime](np.random.default_rng(seed), shape, axis).astype(np.float32).astype(dtype)
 
 
 def named(functions=FUNCTIONS):
-    """Pytest's parametrize arguments for the functions."""
+    """The arguments of pytest's parametrize for the functions."""
     return {"argvalues": functions, "ids": [f.name for f in functions]}

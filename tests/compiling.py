@@ -1,8 +1,8 @@
-"""How the tests' programs are compiled. Most run once, on small arrays: to optimise them would take longest.
+"""How the programs of the tests are compiled. Most run once on small arrays, so optimising takes longest.
 
-`conftest` has them all compiled quickly: the same operations, in machine code that is not optimised.
-`jit_in_full` compiles as users do, for tests of digits, of memory and of what is fused. XLA_FLAGS of the
-caller's own win: ``XLA_FLAGS=$(python tests/compiling.py) pytest`` compiles every program in full.
+`conftest` compiles all programs quickly: the same operations, in machine code that is not optimised.
+`jit_in_full` compiles as users do, for tests of digits, of memory and of fusion. The caller's XLA_FLAGS take
+precedence: ``XLA_FLAGS=$(python tests/compiling.py) pytest`` compiles all programs in full.
 """
 
 from functools import partial

@@ -1,9 +1,9 @@
-"""A strict world: no silent promotion of dtypes or ranks, and eight devices on any CPU."""
+"""Strict settings: no implicit promotion of dtypes or ranks; eight devices on any CPU."""
 
 import gc
 import os
 
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where in the source an operation is from takes time
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # the source locations of operations take time
 
 import jax
 import pytest
@@ -18,8 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 collect_ignore = ["data/record_torch.py", "converters", "other_suites"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(100_000)  # tracing makes many objects, and little garbage
-_sharding.one_device = lambda: True  # as where users are: the forms for arrays that lie on one device
+gc.set_threshold(100_000)  # tracing creates many objects, and little garbage
+_sharding.one_device = lambda: True  # as for most users: this enables the forms for arrays on one device
 
 
 def pytest_addoption(parser):
@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
-    """With --one-of-each, functions that are parametrized run with their first parameters alone."""
+    """With --one-of-each, a parametrized test runs only with its first parameters."""
     sampling.mark(items)
     if config.getoption("--one-of-each"):
         first = {}
@@ -41,6 +41,6 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def x64():
-    """Float64 within the test."""
+    """Enables float64 within the test."""
     with jax.enable_x64(True):
         yield

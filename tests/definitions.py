@@ -1,7 +1,7 @@
-"""The textbook definitions: no rule of derivative, nothing saved, nothing clever.
+"""The textbook definitions, without derivative rules and without optimisations.
 
-On JAX arrays they are what `jax.grad` differentiates for the tests, in float64. On object arrays of mpmath
-numbers they are exact, to 400 bits.
+The tests differentiate them with `jax.grad`, on JAX arrays in float64. On object arrays of mpmath numbers
+they are exact, to 400 bits.
 """
 
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from mpmath import mp, mpf
 
 mp.prec = 400
 gmpy2.get_context().precision = 400
-# The same numbers as MPFR's, with its functions: where there are many, in a tenth of the time.
+# The same for MPFR's numbers and functions, which take a tenth of the time for many numbers.
 FINE = np.frompyfunc(lambda a: gmpy2.mpfr(float(a)), 1, 1)
 EXP, LOG, LOG1P = (np.frompyfunc(f, 1, 1) for f in (gmpy2.exp, gmpy2.log, gmpy2.log1p))
 
@@ -23,7 +23,7 @@ EXACT = SimpleNamespace(
     log=np.frompyfunc(mp.log, 1, 1),
     tanh=np.frompyfunc(mp.tanh, 1, 1),
     where=np.where,
-    top=lambda x, axis: mpf(0),  # nothing overflows
+    top=lambda x, axis: mpf(0),  # no shift: nothing overflows
 )
 FLOAT = SimpleNamespace(
     exp=jnp.exp,
@@ -35,12 +35,12 @@ FLOAT = SimpleNamespace(
 
 
 def exactly(values):
-    """The same numbers as mpmath's."""
+    """The numbers as mpmath's, exactly."""
     return np.asarray(np.frompyfunc(lambda v: mpf(float(v)), 1, 1)(np.asarray(values)), object)
 
 
 def error(ours, exact):
-    """``ours − exact``, and `exact` itself, as float64s."""
+    """``ours − exact``, and `exact`, as float64."""
     high = exact.astype(np.float64)
     low = (exact - high).astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Which items of a grid of parameters run by default: the others have the mark "full", of `pytest -m full`.
+"""Selects the items of a parameter grid that run by default: the others get the mark "full" (`-m full`).
 
 A test with the mark "diagonal" runs on the diagonal of its grid; `sample` marks the values of one list.
 """
@@ -11,16 +11,16 @@ import pytest
 
 
 def sample(values, *kept):
-    """The values of a list, or the keys of a table, as parameters: all but those kept are "full"."""
+    """The values of a list, or the keys of a table, as parameters; those not kept get the mark "full"."""
     assert set(kept) <= set(values)
     return [pytest.param(value, marks=() if value in kept else pytest.mark.full) for value in values]
 
 
 def diagonal(sizes):
-    """Places in lists of these sizes, as many as the longest list has; all places of each list are there.
+    """Tuples of indices into lists of these sizes, as many as the longest list has; every index occurs.
 
-    Step t takes place t in every list, modulo its length. Longer lists come first, and the places in those
-    that follow a list are shifted by one each time it starts again: so the values of short lists meet.
+    Tuple t has index t in every list, modulo its length. Longer lists come first. Each time a list starts
+    again, the indices of the lists after it are shifted by one, so that short lists combine their values.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     for step in range(max(sizes)):
@@ -32,13 +32,13 @@ def diagonal(sizes):
 
 
 def mark(items):
-    """With "full" what lies off the diagonal of a test that asks for it, unless items were chosen by name."""
+    """Mark as "full" the items off the diagonal of a marked test, unless items were selected by name."""
     grids = defaultdict(list)
     for item in items:
         if item.get_closest_marker("diagonal"):
             grids[item.path, item.originalname].append(item)
     for grid in grids.values():
-        marks = grid[0].iter_markers("parametrize")  # that which changes most seldom comes first
+        marks = grid[0].iter_markers("parametrize")  # the parameter that changes least often comes first
         sizes = [
             len(mark.kwargs["argvalues"] if "argvalues" in mark.kwargs else mark.args[1]) for mark in marks
         ]

@@ -1,4 +1,4 @@
-"""Named real shapes, shared by tests and benchmarks: the vocabularies of well-known models, and the grid."""
+"""Named real shapes for tests and benchmarks: the vocabularies of well-known models, and the grid."""
 
 VOCABULARIES = {
     "GPT-2": 50257,
@@ -10,7 +10,7 @@ GRID = (2, 10, 100, 256, 1000, 4096, 8192, 32000, 32768, 65536, 100000, 131072, 
 CLASSES = tuple(sorted({*GRID, *VOCABULARIES.values()}))
 SMALL = ((1, 10), (32, 10), (256, 1000))
 ELEMENTS = 2**25
-# What a device is timed on: rows of logits, the most telling first, and heads as rows, features, classes.
+# The shapes for a device: rows of logits, the most important first, and heads as rows, features, classes.
 DEVICE_ROWS = tuple((8192, n) for n in (131072, *VOCABULARIES.values()))
 DEVICE_HEADS = (
     (8192, 4096, 128256),
@@ -24,5 +24,5 @@ DEVICE_HEADS = (
 
 
 def model(classes):
-    """The model with this many classes, or nothing."""
+    """The model with this number of classes, or an empty string."""
     return next((name for name, n in VOCABULARIES.items() if n == classes), "")

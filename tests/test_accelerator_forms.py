@@ -1,4 +1,4 @@
-"""The forms for accelerators, run on CPU: beside float64, and beside the CPU's own forms."""
+"""The forms for accelerators, run on CPU: compared with float64, and with the forms for CPU."""
 
 import functools
 import re
@@ -38,7 +38,7 @@ def accelerator_forms():
 
 @jit_in_full
 def by_a_device(x):
-    """The rest of every row in the order of a GPU: each of 256 threads has a chain, and a tree joins them."""
+    """The rest of every row in the order of a GPU: 256 threads sum a chain each, and a tree adds these."""
     parts = _accelerators.classes(x, Scaling(None), (), False, None)
     chains = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, 256), parts)
     parts = jax.tree.map(lambda a: jnp.squeeze(a, 1), _accelerators.one_pass(chains, (1,)))
@@ -86,7 +86,7 @@ def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
-    """Beyond it, a few roundings of float32 of what they are sums of: of a leading class, of the others."""
+    """Besides, a few float32 roundings of the terms that they sum; a leading class uses the others."""
     rng = np.random.default_rng(0)
     x, g = (
         jnp.asarray(a, jnp.bfloat16) for a in (REGIMES[regime](rng, (16, 257)), rng.normal(size=(16, 257)))
@@ -98,20 +98,20 @@ def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
     rest = np.where(leads, np.where(leads, 0, p).sum(1, keepdims=True), 1)  # 1 − p where that is small
 
     def sums(v):
-        """Over a row; at a leading class, over the others."""
+        """The sum over a row; at a leading class, over the others."""
         others = np.where(leads, 0, v).sum(1, keepdims=True)
         return np.where(leads, others, v.sum(1, keepdims=True))
 
     def of_softmax(v):
-        """Both terms of ``p·(v − ⟨p, v⟩)``, cotangent and tangent; at a leading class, of what is left."""
+        """Both terms of ``p·(v − ⟨p, v⟩)``, cotangent and tangent; a leading class uses the other classes."""
         return p * v * rest, p * sums(p * v)
 
     def of_log_softmax(v):
-        """Of ``v − p·Σv``."""
+        """The terms of ``v − p·Σv``."""
         return v * rest, p * sums(v)
 
     def along(v):
-        """Of ``v − ⟨p, v⟩``, the tangent of the log-softmax."""
+        """The terms of ``v − ⟨p, v⟩``, the tangent of the log-softmax."""
         return v * rest, sums(p * v)
 
     def pulled(f, x, g):
@@ -149,7 +149,7 @@ MASKED = [
 
 @pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
 def test_what_they_compute_is_what_the_cpu_does(function):
-    """With ties, dead classes, an empty row, overflows, and NaN: to a rounding of bfloat16 at most."""
+    """With ties, dead classes, an empty row, overflows, and NaN: equal to at most a rounding of bfloat16."""
     x = np.random.default_rng(0).normal(size=(8, 7)) * 3
     x[0, 2:4] = x[0].max() + 1
     x[1, 1] = x[2, :] = -np.inf
@@ -173,7 +173,7 @@ def test_what_they_compute_is_what_the_cpu_does(function):
 
 @pytest.mark.parametrize("classes", [20000, 13 * 1291, 16411], ids=["5 pieces", "13 pieces", "a prime"])
 def test_long_rows_are_cut_into_pieces(classes):
-    """One piece dead, a maximum in the last, an empty row. Run on CPU, a piece is one long chain of sums."""
+    """With a dead piece, the maximum in the last, and an empty row. On CPU a piece is a chain of sums."""
     rng = np.random.default_rng(0)
     x = 3 * rng.normal(size=(4, classes))
     x[0, : classes // 4] = -np.inf
@@ -225,7 +225,7 @@ def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("over", [("rows", None), (None, "classes"), ("rows", "classes")], ids=str)
 def test_sharded_logits_are_not_gathered(over, kind, accelerator_forms):
-    """Parts of rows that may be sharded are, where nothing says so: as many numbers a row as shards."""
+    """If the sharding of rows is unknown, only numbers per row and shard are gathered, not the logits."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 64)), jnp.bfloat16)
     labels = jnp.arange(16)
 

@@ -1,8 +1,8 @@
-"""What the compilers for a GPU and for TPUs make of this package: facts of compiled programs, nothing is run.
+"""Facts about the programs that compilers for a GPU and for TPUs make of this package; nothing runs.
 
 No accelerator is needed, only its compiler: ``pip install -e ".[accelerators]"``, then
 ``JAX_PLATFORMS=cpu pytest -n 2 --dist=loadgroup -m accelerators``, or ``-m "accelerators and not full"`` for
-one kind of TPU. A group of items compiles a program once. The logits are bfloat16, in shapes alone.
+one kind of TPU. A group of items compiles a program once. The logits are shapes in bfloat16, without values.
 """
 
 import functools
@@ -27,11 +27,11 @@ import jsoftmax
 ROWS = 8192
 CLASSES = (8192, 131072)
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
-TEMPORARIES = {"h200": 0.01, "v5e": 0.002, "v6e": 0.002, "v7x": 0.002}  # the most, over what the logits take
+TEMPORARIES = {"h200": 0.01, "v5e": 0.002, "v6e": 0.002, "v7x": 0.002}  # the largest share of the logits
 
 
 def backward(function):
-    """The backward alone, from what is kept for it."""
+    """The backward pass only, from its residuals."""
 
     def of(x):
         kept = jax.eval_shape(lambda x: jax.vjp(function, x)[1], x)
@@ -41,7 +41,7 @@ def backward(function):
 
 
 def value_and_backward(function):
-    """Both in one program, as in a step of training."""
+    """Forward and backward pass in one program, as in a training step."""
 
     def both(x, g):
         out, pull = jax.vjp(function, x)
@@ -51,7 +51,7 @@ def value_and_backward(function):
 
 
 def masked(x, g, where):
-    """The same of a softmax as attention calls it, one mask for all rows or one each."""
+    """The same for a softmax as attention calls it, with one mask for all rows or one per row."""
     out, pull = jax.vjp(lambda x: jsoftmax.softmax(x, where=where), x)
     return out, pull(g)[0]
 
@@ -62,7 +62,7 @@ def value_and_gradient(labels):
 
 
 def with_every_option(*traced):
-    """All that acts on a row, on the classes, or on the sum over the rows; some numbers only when it runs."""
+    """All options that act on a row, on the classes, or on the sum; some are known only at run time."""
     numbers = {"label_smoothing": 0.1, "z_loss": 1e-4, "soft_cap": 30.0, "temperature": 0.7}
 
     def of(x):
@@ -86,10 +86,10 @@ def targets(x):
 
 
 class Case(NamedTuple):
-    """A function and its arguments, given the logits; what is counted in its program.
+    """A function and its arguments, given the logits; and the counts of its program.
 
-    A pass reads or writes one array of the logits' size; kernels are those on the H200, with those that make
-    one number of an option. Both for 8192 classes and for 131072.
+    A pass reads or writes one array of the size of the logits. The kernels are those on the H200, including
+    kernels for a single number of an option. Both counts are for 8192 and for 131072 classes.
     """
 
     of: object
@@ -127,7 +127,7 @@ CASES = {
 
 @functools.cache
 def device(platform):
-    """A device that the compiler alone knows; None where that compiler is not installed."""
+    """A device that only the compiler knows; None if that compiler is not installed."""
     if platform == "h200":
         if importlib.util.find_spec("jax_cuda13_plugin") is None:
             return None
@@ -136,16 +136,16 @@ def device(platform):
     else:
         if importlib.util.find_spec("libtpu") is None:
             return None
-        os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or it asks the network which TPU this machine has
+        os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # else it asks the network which TPU this machine has
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         options = {"platform": "tpu", "topology_name": TPUS[platform]}
     return topologies.get_topology_desc(**options).devices[0]
 
 
 class Program:
-    """A compiled program as its kernels, each with the arrays it takes and makes in the device's memory."""
+    """A compiled program as its kernels, each with the arrays that it reads and writes in device memory."""
 
-    # These name arrays, or end what another began.
+    # These operations name arrays, or end an operation that another one began.
     NAMES = frozenset({"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "copy-done"})
 
     def __init__(self, compiled, logits):
@@ -163,7 +163,7 @@ class Program:
         }
 
     def of_the_logits_size(self, arrays):
-        """The dtypes of the arrays that are as large."""
+        """The dtypes of the arrays that are as large as the logits."""
         found = re.findall(r"\b([a-z]+[0-9]*)\[([\d,]*)\]", arrays)
         sizes = [(dtype, math.prod(int(n) for n in shape.split(",") if n)) for dtype, shape in found]
         return [dtype for dtype, size in sizes if size >= self.logits]
@@ -194,7 +194,7 @@ def program(platform, name, classes):
 
 def on(*platforms):
     def mark(test):
-        # A TPU's compiler takes its time; for it, the longer rows are enough, and by default one kind of TPU.
+        # The TPU compiler is slow: it compiles only the longer rows, by default for one kind of TPU.
         rows = [
             pytest.param(
                 p, n, marks=[pytest.mark.xdist_group(p), *([pytest.mark.full] if p in ("v5e", "v7x") else [])]
@@ -211,7 +211,7 @@ def on(*platforms):
 
 @on("h200", *TPUS)
 def test_no_array_of_the_logits_size_is_made_but_the_results_in_bfloat16(program, name):
-    """So no float32 copy, no one-hot labels, no mask."""
+    """So there is no float32 copy, no one-hot labels, no mask."""
     given = {"pred"} if name == "softmax, masks" else set()
     assert {dtype for dtypes in program.large.values() for dtype in dtypes} - given == {"bf16"}
     assert program.passes()[1] == CASES[name].writes
@@ -224,7 +224,7 @@ def test_temporaries_are_numbers_of_a_row(program, platform, name):
 
 @on("h200", *TPUS)
 def test_nothing_gathers_or_scatters(program):
-    """But the weight of each row's label."""
+    """Except for the weight of the label of each row."""
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* (?:gather|scatter)\(", program.text)
     assert all(math.prod(int(n) for n in shape.split(",")) <= ROWS for shape in shapes)
     assert len(shapes) == len(re.findall(r"\b(?:gather|scatter)\(", program.text))
@@ -232,7 +232,7 @@ def test_nothing_gathers_or_scatters(program):
 
 @on("h200", *TPUS)
 def test_how_often_the_logits_are_read(program, name, classes):
-    """Labels and cotangents of their size included."""
+    """Reads of labels and cotangents of the size of the logits count too."""
     assert program.passes()[0] == CASES[name].reads[CLASSES.index(classes)]
 
 
@@ -247,7 +247,7 @@ def test_how_often_the_logits_are_read(program, name, classes):
     ),
 )
 def test_a_tpu_reads_short_rows_as_it_reads_long_ones(name):
-    """Where a GPU has a kernel that keeps a row. Masks are moved to a nearer memory, another kind of pass."""
+    """A GPU has a kernel that keeps a row. Moving a mask to a nearer memory is not a pass here."""
     program = of_case("v6e", name, min(CLASSES))
     assert program.passes() == (CASES[name].reads[1], CASES[name].writes)
 
@@ -269,7 +269,7 @@ def test_how_many_kernels_are_launched(program, name, classes):
     ids=str,
 )
 def test_a_head_of_128256_classes(platform, asked, products, megabytes):
-    """The temporaries: a block of logits; with gradients also that of the weight in float32, 2101 MB."""
+    """Temporaries: a block of logits, and with gradients that of the weight in float32, 2101 MB."""
     features, classes = 4096, 128256
     loss = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
     function = jax.value_and_grad(loss, asked) if asked else loss
@@ -279,7 +279,7 @@ def test_a_head_of_128256_classes(platform, asked, products, megabytes):
     program = compiled_for(platform, function, hidden, weight, class_ids(hidden))
     text = program.as_text()
     memory = program.memory_analysis()
-    # A TPU's compiler counts twice, in what it calls temporary, what it places once.
+    # The TPU compiler counts twice, in its temporaries, the arrays that it places once.
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     assert memory.peak_memory_in_bytes - kept <= megabytes * 1e6
     assert len(re.findall(r" (?:dot|convolution)\(", text)) == products
@@ -339,7 +339,7 @@ def loss_and_every_gradient(x):
 
 
 def curvature(gradient_of):
-    """A Hessian-vector product, of the value and gradient in x alone."""
+    """A Hessian-vector product of the value, and of its gradient in x only."""
 
     def of(x):
         value_and_gradient, arguments = gradient_of(x)
@@ -369,7 +369,7 @@ ON_GPU = {
     "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (6, 5), 1, (6, 9)),
     "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (13, 17)),
 }
-if jax.__version_info__ >= (0, 11):  # whose compiler fuses it otherwise
+if jax.__version_info__ >= (0, 11):  # its compiler fuses it in another way
     ON_GPU["js_divergence"] = Case(divergence("js_divergence"), (6, 6), 0, (14, 19))
 
 
@@ -378,7 +378,7 @@ if jax.__version_info__ >= (0, 11):  # whose compiler fuses it otherwise
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("name", ON_GPU)
 def test_sums_and_arrays_of_the_same_exponentials_share_none_on_a_gpu(name, classes):
-    """XLA would store them, in float32 and as long as the logits."""
+    """XLA would store these, in float32 and in the shape of the logits."""
     of, reads, writes, kernels = ON_GPU[name]
     function, arguments = of(jax.ShapeDtypeStruct((ROWS, classes), jnp.bfloat16))
     program = Program(compiled_for("h200", function, *arguments), ROWS * classes)

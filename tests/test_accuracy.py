@@ -1,4 +1,4 @@
-"""The accuracy of the contract, against MPFR at 400 bits, in every regime; and what the peers lose.
+"""The accuracy of the contract in every regime, compared with MPFR at 400 bits, and the errors of the peers.
 
 Errors are in ulp of the exact value, over the outputs that are normal numbers. `pytest -rP -k accuracy -m ""`
 prints the tables.
@@ -61,15 +61,15 @@ def logsumexp(x):
 
 
 class Exact(NamedTuple):
-    """Of every row, by mpmath: what the functions should be, and the bounds of the contract in ulp."""
+    """For every row, by mpmath: the exact results, and the bounds of the contract in ulp."""
 
     softmax: np.ndarray
     log_softmax: np.ndarray
     logsumexp: np.ndarray
     label_loss: np.ndarray
     label_gradient: np.ndarray
-    gap: np.ndarray  # max − x, over T
-    lead: np.ndarray  # of the largest over the next, over T, [rows, 1]
+    gap: np.ndarray  # (max − x)/T
+    lead: np.ndarray  # the lead of the largest class over the next, divided by T, [rows, 1]
 
 
 def exact(x, labels, temperature):
@@ -99,7 +99,7 @@ def exact(x, labels, temperature):
 
 
 def ulps(ours, exact, largest=0):
-    """The error of every entry in ulp of the exact value, or of what it is a sum of, if that is larger.
+    """The error of every entry in ulp of the exact value, or of the sum of its |terms|, if that is larger.
 
     0 where that is below the normal numbers.
     """
@@ -112,10 +112,10 @@ def ulps(ours, exact, largest=0):
 
 @functools.cache
 def programs(temperature=None):
-    """Functions × (ours, the peer's), of logits, labels, the same one-hot; compiled once for a shape.
+    """For each function (ours, the peer's), of logits, labels and one-hot labels; compiled once per shape.
 
-    T is a constant of the program, or else one more argument. A gradient is that of the logits before the
-    division by T, which the exact one leaves out too.
+    T is a constant of the program, or one more argument. A gradient is the one in the logits before the
+    division by T, and the exact gradient leaves out this division too.
     """
 
     def divided(f):
@@ -160,12 +160,12 @@ def programs(temperature=None):
 
 
 def measure(dtype, regime, peers=False, names=None):
-    """Functions, or those named, × (ulps of ours, of the peer if asked for, the bound), every entry."""
+    """For each function, or the named ones: ulps of ours, of the peer on request, and the bound, by entry."""
     x = regime.rows(np.random.default_rng(0), regime.shape).astype(dtype)
     labels = np.where(np.arange(len(x)) % 2, 0, x.argmax(1))
     labels[0] = x[0].argmax()
     e = exact(x, labels, regime.temperature)
-    tiny_loss = 4 + np.where(e.gap == 0, e.lead, 0)  # the largest class, by its lead
+    tiny_loss = 4 + np.where(e.gap == 0, e.lead, 0)  # the largest class: its lead counts
     rows = np.arange(len(x))
     gradient_bound = 4 + e.gap
     gradient_bound[rows, labels] = tiny_loss[rows, labels]
@@ -181,7 +181,7 @@ def measure(dtype, regime, peers=False, names=None):
     if x.shape[1] < 2000:
         one_hot = np.eye(x.shape[1], dtype=dtype)[labels]
         table |= {"cross_entropy, targets": loss, "  gradient of targets": gradient}
-    # A constant T in float32, one that is an argument in float64.
+    # A constant T in float32, an argument in float64.
     traced = regime.temperature is not None and dtype == np.float64
     found = programs(None if traced else regime.temperature)
     given = {"temperature": dtype(regime.temperature)} if traced else {}
@@ -194,7 +194,7 @@ def measure(dtype, regime, peers=False, names=None):
 
 
 def grid():
-    """Every regime in float32, and but for many classes in float64; by default those that compile no more."""
+    """All regimes in float32, and in float64 without many classes; the default sample compiles less."""
     new_programs = ("one of 1000 ahead by 80", "128256 classes", "temperature 0.01", "temperature 100.0")
     for dtype in (np.float32, np.float64):
         for name, regime in REGIMES.items():
@@ -207,7 +207,7 @@ def grid():
 @pytest.mark.parametrize("peers", sampling.sample([False, True], False), ids=["ours", "peers"])
 @pytest.mark.parametrize(("regime", "dtype"), [*grid()])
 def test_accuracy(regime, dtype, peers):
-    """With the errors of jax.nn and optax beside ours, if asked for."""
+    """On request, with the errors of jax.nn and optax."""
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
         print(f"\n{regime}, {np.dtype(dtype).name}: error in ulp, jax {jax.__version__}")
         print(f"{'':24}{'ours':>10}{'bound':>10}{'peer':>10}")
@@ -249,7 +249,7 @@ NEAR_ZERO = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_logsumexp_near_zero(dtype):
-    """Where the maximum and the logarithm cancel, 4 ulp of the maximum."""
+    """Where the maximum and the logarithm cancel: 4 ulp of the maximum."""
     rng = np.random.default_rng(0)
     rows = {name: make(rng).astype(dtype) for name, make in NEAR_ZERO.items()}
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
@@ -266,7 +266,7 @@ def test_logsumexp_near_zero(dtype):
 
 
 def test_the_peers_lose_every_digit_of_a_confident_loss():
-    """What the accuracy is for: optax's loss and gradient are exactly 0 here."""
+    """The reason for the accuracy: the loss and the gradient of optax are exactly 0 here."""
     names = ("log_softmax", "cross_entropy, ids", "  gradient")
     for _, ours, peer, _ in measure(np.float32, REGIMES["one ahead by 30"], peers=True, names=names):
         assert ours.max() <= 35

@@ -1,4 +1,4 @@
-"""Classes sharded within shard_map: the answers of one device, and only sums of the rows' size are sent."""
+"""Classes sharded within shard_map: the results of one device, and transfers of the rows' size only."""
 
 import math
 import re
@@ -21,7 +21,7 @@ MESH = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Auto,) * 
 
 
 def arrays(seed=0):
-    """Rows that are confident, tied across shards, without a live class, with NaN, with a bad label."""
+    """Rows that are confident, tied between shards, without a live class, with NaN, or with a bad label."""
     rng = np.random.default_rng(seed)
     x = 3 * rng.normal(size=(ROWS, CLASSES)).astype(np.float32)
     where = rng.random((ROWS, CLASSES)) < 0.8
@@ -55,7 +55,7 @@ def arrays(seed=0):
 
 
 def layout(a, classes="classes", rows="rows"):
-    """By its lengths."""
+    """The placement of each array, from its lengths."""
     return P(*({ROWS: rows, CLASSES: classes}.get(n) for n in a.shape))
 
 
@@ -156,19 +156,19 @@ def floats(tree):
 
 
 def values(found):
-    """The float outputs, one after the other."""
+    """All float outputs, concatenated."""
     found = found if isinstance(found, tuple) else (found,)
     return tuple(a for a in found if jnp.issubdtype(a.dtype, jnp.floating))
 
 
 def product(tree, other):
-    """The inner product, over all shards."""
+    """The inner product over all shards."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return sum(_sharding.brought_back(jnp.sum(a * b), NOWHERE) for a, b in pairs)
 
 
 def derivatives(function, a, tangents, cotangents, **on):
-    """The derivative of the gradients, and what forward-mode rules tell, tangents and gradients."""
+    """The derivative of the gradients, and the tangents and gradients of forward mode."""
 
     def of_floats(f):
         return values(function({**a, **f}, **on))
@@ -185,7 +185,7 @@ def derivatives(function, a, tangents, cotangents, **on):
 
 
 def value_and_gradients(function, a, cotangents):
-    """Of the function, sharded or not."""
+    """Value and gradients of the function, sharded or not."""
 
     def of_floats(f):
         found = function({**a, **f})
@@ -203,7 +203,7 @@ def agree(got, want, message=""):
 
 
 def sent(compiled, over):
-    """What is sent within groups of so many devices: the kinds, and the elements of each array, sorted."""
+    """The transfers within groups of this many devices: kinds, and the sorted sizes of their arrays."""
     kinds, sizes = set(), []
     pattern = r"= (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-\w+)\(.*replica_groups=(.*?), \w+="
     for arrays, kind, groups in re.findall(pattern, compiled.as_text()):
@@ -219,7 +219,7 @@ def sent(compiled, over):
 
 
 def drawn(name):
-    """A function and its arguments; outputs in shapes; tangents and cotangents."""
+    """A function and its arguments; the shapes of its outputs; tangents and cotangents."""
     function, needs, _ = FUNCTIONS[name]
     a = given(*needs.split())
     rng = np.random.default_rng(1)
@@ -246,7 +246,7 @@ def test_the_answers_of_one_device(name):
     assert [n / (ROWS // 2) for n in sizes] == FUNCTIONS[name][2]
 
 
-# Those whose rules the other functions share.
+# The functions whose rules the other functions share.
 RULES = (
     "softmax",
     "log_softmax, temperature",
@@ -259,7 +259,7 @@ RULES = (
 
 @pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *RULES))
 def test_derivatives_are_those_of_one_device(name):
-    """The derivative of the gradients, tangents, and gradients in forward mode."""
+    """The derivative of the gradients, and the tangents and gradients of forward mode."""
     function, _, *arguments = drawn(name)
     want = jax.jit(partial(derivatives, function))(*arguments)
     within = jax.shard_map(
@@ -290,7 +290,7 @@ def test_several_axes_hold_the_classes_in_the_order_of_their_names():
 
 
 def test_a_confident_row_keeps_its_digits():
-    """Whichever shard has its class, and ulp by ulp: 4, and the gap for gradients and tiny losses."""
+    """On whichever shard its class is, compared in ulp: 4, and the gap more for gradients and tiny losses."""
     gap = 60
     y = jnp.arange(ROWS) * 3
     x = arrays()["other"].astype(np.float32)
@@ -311,7 +311,7 @@ def test_a_confident_row_keeps_its_digits():
 
 
 def test_a_mean_over_the_mesh_counts_each_row_once():
-    """And the ignored ones on no shard, though there are more of them on one; an option once for all rows."""
+    """Ignored rows count on no shard, though one shard has more of them; an option counts once per row."""
     a = given("hidden", "weight", "class_weights", "y", "z_loss", "soft_cap")
     a["y"] = jnp.array([0, -1, -1, -1, 7, 5, -1, 9])
     a |= {"label_smoothing": jnp.float32(0.1), "temperature": jnp.float32(0.7)}
@@ -336,7 +336,7 @@ def test_a_mean_over_the_mesh_counts_each_row_once():
 
 
 def test_a_mean_counts_no_row_that_is_masked_on_every_shard():
-    """By a mask of rows and classes, of rows alone, and of classes alone."""
+    """With a mask of rows and classes, of rows only, and of classes only."""
     a = given("x", "y", "targets", "class_weights")
     a["y"] = jnp.where(jnp.arange(ROWS) == 3, -7, a["y"] % CLASSES)
     shard = jnp.arange(CLASSES)[None] // (CLASSES // 4)
@@ -371,11 +371,11 @@ def test_a_mean_counts_no_row_that_is_masked_on_every_shard():
     for name in ("both", "rows"):
         agree((got[name][0], got[name][1][kept]), want[name], name)
         assert not got[name][1][3].any()
-    assert np.isnan(got["classes"][0])  # of the bad label, in a row that counts
+    assert np.isnan(got["classes"][0])  # the bad label, in a row that counts
 
 
 def test_a_head_of_which_the_last_shard_is_shorter():
-    """Its padding has a bias of −inf."""
+    """The padding has a bias of −inf."""
     a = given("hidden", "weight", "bias", "y", "label_smoothing")
     a["y"] = jnp.minimum(a["y"], CLASSES - 4)
     live = jnp.arange(CLASSES) < CLASSES - 3
@@ -399,7 +399,7 @@ def test_a_head_of_which_the_last_shard_is_shorter():
 
 
 def test_rows_gathered_from_the_shards_of_the_classes():
-    """Sequence parallel: hidden varies over the axis, though it is the same; its gradient is scattered."""
+    """Sequence parallel: hidden varies over the axis but is equal on it; its gradient is scattered."""
     a = given("hidden", "weight", "y")
     y = jnp.minimum(a["y"], CLASSES - 1)
 
@@ -432,7 +432,7 @@ def test_shards_within_vmap():
 
 
 def head_step(hidden, shard, labels):
-    """Of a weight whose features are sharded over the rows' axis (FSDP), its classes over the other."""
+    """A step with the weight's features sharded along the rows (FSDP), its classes over the other axis."""
 
     def loss(hidden, shard):
         weight = jax.lax.all_gather(shard, "rows", axis=0, tiled=True)
@@ -450,7 +450,7 @@ def head_step(hidden, shard, labels):
 
 
 def test_a_head_sharded_over_rows_features_and_classes():
-    """What each device holds and sends: its part of the weight, one block of logits, numbers of rows."""
+    """Per device: its shard of the weight, one block of logits, and numbers of rows."""
     specs = (P("rows"), P("rows", "classes"), P("rows"))
     step = jax.jit(jax.shard_map(head_step, mesh=MESH, in_specs=specs, out_specs=(P(), specs[:2])))
     a = given("hidden", "weight", "y")
@@ -465,13 +465,11 @@ def test_a_head_sharded_over_rows_features_and_classes():
     rows, features, classes = 2**14, 128, 2**16
     shapes = ((rows, features), jnp.bfloat16), ((features, classes), jnp.bfloat16), ((rows,), jnp.int32)
     compiled = step.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile()
-    rows, classes = rows // 2, classes // 4  # of a device
+    rows, classes = rows // 2, classes // 4  # per device
     plan = jsoftmax.linear_plan(rows, features, classes)
     block = plan.block_rows
     assert sent(compiled, 4) == ({"all-reduce"}, [block, 4 * block, rows * features])
-    kinds, sizes = sent(
-        compiled, 2
-    )  # the sum and the count; the weight, gathered, and its gradient, scattered
+    kinds, sizes = sent(compiled, 2)  # the sum and the count; the gathered weight, and its scattered gradient
     assert kinds == {"all-reduce", "all-gather", "reduce-scatter"}
     assert sizes == [2, features // 2 * classes, features * classes]
     memory = compiled.memory_analysis()

@@ -1,4 +1,4 @@
-"""The benchmark programs run: tiny sizes, a few of the functions."""
+"""The benchmark programs run, at tiny sizes and for a few functions."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def on_device(tmp_path):
 
 
 def test_a_tiny_run_for_devices(on_device, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(device_peers, "CHUNK", 16)  # and the last one holds 2 of the 50 classes
+    monkeypatch.setattr(device_peers, "CHUNK", 16)  # the last chunk has 2 of the 50 classes
     report = on_device("--only", "loss and gradient", "logsumexp")
     assert json.loads((tmp_path / "device.json").read_text()) == report
     assert (tmp_path / "roofline.png").stat().st_size > 1000
@@ -68,7 +68,7 @@ def test_a_tiny_run_for_devices(on_device, tmp_path, capsys, monkeypatch):
 
 
 def test_what_is_wrong_is_not_timed(on_device, tmp_path, monkeypatch):
-    """Away from the labels, where gradients are small; and in one of a head's gradients."""
+    """A wrong value away from the labels, where gradients are small, and in one gradient of a head."""
     value_and_gradient = dense.PAIRS["loss and gradient"]
 
     def wrong(x, y, axis):
@@ -95,7 +95,7 @@ def test_a_run_out_of_time_names_what_it_left_out(on_device, capsys):
 
 
 def test_results_are_those_of_devices():
-    """With date, versions and command; and the page says that there are none, or lists them."""
+    """Results have a date, versions and a command; the page lists them, or says that there are none."""
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.rglob("device.json"))]
     page = (RESULTS / "README.md").read_text()
     assert ("nothing is measured" in page) == (not reports)

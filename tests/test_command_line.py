@@ -1,4 +1,4 @@
-"""The command line as its users run it: a subprocess, on the digits, on good and bad IDX files and texts."""
+"""The command line as users run it: a subprocess, on the digits, on good and bad IDX files and texts."""
 
 import argparse
 import dataclasses
@@ -46,7 +46,7 @@ def run(*arguments, folder, more_flags=""):
 
 
 def assert_refused(status, stderr, *words):
-    """One line on stderr that says these words, and status 2."""
+    """Status 2, and one line on stderr that contains these words."""
     assert status == 2
     assert len(stderr.splitlines()) == 1, stderr
     for word in words:
@@ -61,7 +61,7 @@ def assert_is_a_picture(path):
 
 @pytest.fixture
 def refuse(capsys):
-    """Asserts that `train` with these arguments, in this process, is refused in these words."""
+    """Assert that `train` with these arguments, in this process, fails with these words."""
 
     def refuse(*arguments, words):
         assert_refused(main(["train", *map(str, arguments)]), capsys.readouterr().err, *words)
@@ -105,9 +105,9 @@ def images_of(part, count):
 
 
 def write_set(folder, names="{}-{}-{}", parts=("train", "t10k"), labels=LABELS, **changes):
-    """Random images and these labels in IDX files, whose names have a part, "images" or "labels", and a type.
+    """Random images and these labels in IDX files; `names` takes part, "images" or "labels", and type.
 
-    `changes` maps a file's name (dashes as _) to bytes -> bytes.
+    `changes` maps the name of a file (with _ for dashes) to a function of its bytes.
     """
     for part in parts:
         of_labels = "idx2-int" if labels.ndim == 2 else "idx1-ubyte"
@@ -147,7 +147,7 @@ SETS = {  # how it is written, its name, its classes
 @pytest.mark.parametrize(("written", "name", "classes"), SETS.values(), ids=SETS)
 def test_a_set_is_read_as_people_have_it(written, name, classes, tmp_path):
     folder = write_set(tmp_path, **written)
-    (tmp_path / "._train-images-idx3-ubyte").touch()  # as macOS leaves them
+    (tmp_path / "._train-images-idx3-ubyte").touch()  # as macOS leaves such files
     found, upright = data.mnist(folder), data.mnist(folder, transpose=True)
     assert found.name == name
     labels = written.get("labels", LABELS)
@@ -181,7 +181,7 @@ def test_letters_are_learnt_under_their_own_numbers(tmp_path):
 
 
 def test_many_classes_keep_their_pictures_small():
-    """A matrix without numbers; no table is wider than the screen; names are spelled as ranges."""
+    """A matrix without numbers; every table fits the screen; names are given as ranges."""
     confusion = np.random.default_rng(0).integers(0, 9, (31, 31))
     assert max(figures.confusion_matrix(confusion, range(31)).get_size_inches()) < 7
     assert len(train.confusion_table(confusion, range(31)).columns) == 4
@@ -260,7 +260,7 @@ def test_missing_folders_and_files_are_one_line(tmp_path, refuse):
 
 
 def test_of_several_sets_one_is_chosen(tmp_path, refuse):
-    """And its files are never another's: a part that is missing is not taken from there."""
+    """A part that is missing is not taken from the files of another set."""
     folder = write_set(tmp_path)
     write_set(folder, names="emnist-letters-{}-{}-{}", parts=TEST, labels=LETTERS)
     write_set(folder, names="qmnist-{}-{}-{}", parts=("train",), labels=QMNIST)
@@ -273,7 +273,7 @@ def test_of_several_sets_one_is_chosen(tmp_path, refuse):
 
 
 def test_without_the_extras_train_names_them_and_check_runs(tmp_path):
-    """A folder of its own with the package and nothing but stubs of the extras, each failing to import."""
+    """A folder with only the package, and stubs of the extras that fail to import."""
     for module in ("optax", "sklearn", "matplotlib", "rich"):
         (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
     shutil.copytree(next(iter(jsoftmax.__path__)), tmp_path / "jsoftmax")
@@ -282,7 +282,7 @@ def test_without_the_extras_train_names_them_and_check_runs(tmp_path):
     outcome = run("check", folder=tmp_path)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "All within their bounds." in outcome.stdout
-    # A confident loss beside jax.nn's, which is lost altogether.
+    # A confident loss, in which jax.nn has no correct digit.
     ours, peer = re.search(
         r"one class ahead by 30 .* (\S+) / (\S+) +\S+ / \S+$", outcome.stdout, re.M
     ).groups()
@@ -311,7 +311,7 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
 
 def test_a_language_is_learnt(tmp_path):
     arguments = ("train", "--data", "text", "--epochs", 1)
-    # It runs for longer than it compiles.
+    # Training takes longer than compiling.
     outcome = run(*arguments, folder=tmp_path, more_flags=flags(IN_FULL))
     assert outcome.returncode == 0, outcome.stderr
     assert not outcome.stderr
@@ -416,7 +416,7 @@ def test_no_text_is_one_line(tmp_path, refuse):
 
 JOBS = ("", "--model mlp", "--data mnist", "--data mnist --model mlp", "--data text")
 IMAGES, MLP, TEXT = JOBS[:4], (JOBS[1], JOBS[3]), JOBS[4:]
-USED = {  # by an option, where
+USED = {  # by option: where it applies
     "--path x": (*JOBS[2:4], *TEXT),
     "--hidden 64": (*MLP, *TEXT),
     "--dropout 0": (*MLP, *TEXT),
@@ -425,7 +425,7 @@ USED = {  # by an option, where
     "--learning-rate 1": JOBS,
     "--seed 0": JOBS,
     "--out x": JOBS,
-    "--model linear": (JOBS[0], JOBS[2]),  # where it is not the mlp already
+    "--model linear": (JOBS[0], JOBS[2]),  # where mlp is not chosen already
     "--activation relu": MLP,
     "--l2 0": IMAGES,
     "--set x": JOBS[2:4],

@@ -1,4 +1,4 @@
-"""Inside real models: trained on real data, each is the same model as on jax.nn and optax."""
+"""Real models on real data: they train as they do with jax.nn and optax."""
 
 import functools
 from collections.abc import Callable
@@ -22,15 +22,15 @@ PADDING = -1
 
 
 class Parts(NamedTuple):
-    """What a model takes from a library."""
+    """The functions that a model takes from a library."""
 
-    attention: Callable[..., jax.Array]  # the probabilities, of scores and a mask
-    loss: Callable[..., jax.Array]  # the mean over the labels that are not PADDING, of logits
-    head: Callable[..., jax.Array]  # the same, of features and a table of embeddings
+    attention: Callable[..., jax.Array]  # probabilities, from scores and a mask
+    loss: Callable[..., jax.Array]  # the mean over the labels that are not PADDING, from logits
+    head: Callable[..., jax.Array]  # the same, from features and a table of embeddings
 
 
 def jax_attention(scores, mask):
-    """In float32, as trainers do it; nothing attends where everything is masked."""
+    """In float32, as trainers do; a position whose scores are all masked attends to nothing."""
     any_live = jnp.any(mask, axis=-1, keepdims=True)
     p = jax.nn.softmax(scores.astype(jnp.float32), where=mask | ~any_live)
     return jnp.where(any_live, p, 0).astype(scores.dtype)
@@ -59,7 +59,7 @@ THEIRS = Parts(jax_attention, optax_loss, optax_head)
 
 @functools.cache
 def sentences():
-    """Paragraphs of a text, [STEPS, ROWS, LENGTH]: padded at either end, so that some rows see nothing."""
+    """Paragraphs of a text, [STEPS, ROWS, LENGTH], padded at both ends, so that some positions see none."""
     words = text.load(None, WORDS - 2).train
     parts = [p[:LENGTH] for p in np.split(words, np.flatnonzero(words == text.PARAGRAPH_ID)) if len(p) > 4]
     padded = [
@@ -71,7 +71,7 @@ def sentences():
 
 @functools.cache
 def digits():
-    """Images and labels of as many batches."""
+    """Images and labels of several batches."""
     images, labels = load_digits(return_X_y=True)
     count = STEPS * 4 * ROWS
     return (
@@ -81,7 +81,7 @@ def digits():
 
 
 def may_see(words):
-    """Who attends to whom: the words before, but no padding."""
+    """Which positions attend to which: to those before, but not to padding."""
     return jnp.tri(words.shape[-1], dtype=bool) & (words != PADDING)[:, None, None, :]
 
 
@@ -95,7 +95,7 @@ def attend(attention, q, k, v, mask):
 
 
 def optimise(loss, parameters, batches, optimizer):
-    """The losses on the way, and the first gradient; the way optax is used."""
+    """The losses of all steps, and the first gradient, with an optax optimizer."""
 
     @jax.jit
     def step(parameters, state, batch):
@@ -111,7 +111,7 @@ def optimise(loss, parameters, batches, optimizer):
 
 
 def block(parts: Parts, dtype: Any = jnp.float32, remat: Callable[..., Any] = lambda f: f):
-    """One block of attention in plain JAX, its table of embeddings also its head."""
+    """One block of attention in plain JAX, whose table of embeddings is also its head."""
 
     def of_block(weights, x, mask):
         q, k, v = jnp.einsum("btd,sdhe->sbthe", x, weights["qkv"])
@@ -137,7 +137,7 @@ def block(parts: Parts, dtype: Any = jnp.float32, remat: Callable[..., Any] = la
 
 
 class Block(nnx.Module):
-    """Of a transformer, its attention function ours or theirs."""
+    """A transformer block, with their attention function or ours."""
 
     def __init__(self, attention, rngs):
         self.attention = nnx.MultiHeadAttention(
@@ -158,7 +158,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A language model; its table of embeddings is also its head."""
+    """A language model, whose table of embeddings is also its head."""
 
     def __init__(self, parts, remat, rngs):
         self.parts, self.remat = parts, remat
@@ -188,7 +188,7 @@ def nnx_transformer(parts: Parts, remat: Callable[..., Any] = lambda f: f):
 
 
 class Classifier(eqx.Module):
-    """Of one image."""
+    """A classifier of one image."""
 
     layers: eqx.nn.Sequential
 
@@ -209,7 +209,7 @@ class Classifier(eqx.Module):
 
 
 def equinox_classifier(parts: Parts):
-    """Its loss within the function that is mapped over the images, as Equinox has it."""
+    """The loss inside the function that is mapped over the images, as in Equinox."""
     model, optimizer = Classifier(jax.random.key(0)), optax.adam(1e-2)
 
     def loss(model, images, labels, key):
@@ -231,7 +231,7 @@ def equinox_classifier(parts: Parts):
 
 
 def accumulated(parts: Parts):
-    """A network on the digits, one update for two batches."""
+    """A network on the digits, with one update for two batches."""
 
     def loss(weights, images, labels):
         first, second = weights
@@ -269,7 +269,7 @@ ONE_OF_EACH = (
 
 @pytest.mark.parametrize("name", sampling.sample(MODELS, *ONE_OF_EACH))
 def test_a_model_trains_as_on_jax_and_optax(name):
-    """To float32's rounding; in bfloat16, as near to the model in float32 as theirs is, or twice as far."""
+    """Equal to float32 rounding; in bfloat16, at most twice as far from the float32 model as theirs."""
     model, options = MODELS[name]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         found = model(OURS, **options)

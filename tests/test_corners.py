@@ -1,4 +1,4 @@
-"""The corners of the contract, in value, gradient and second derivative.
+"""The corner cases of the contract, in value, gradient and second derivative.
 
 Wherever the contract says finite, `jax_debug_nans` is on.
 """
@@ -40,17 +40,17 @@ LOGITS_ONLY = {
     "entropy": jsoftmax.entropy,
 }
 TAKES_TEMPERATURE = [name for name in LOGITS_ONLY if name != "logsumexp"]
-SHIFTS = [name for name in LOGITS_ONLY if "options" not in name]  # a soft cap feels an offset
+SHIFTS = [name for name in LOGITS_ONLY if "options" not in name]  # a soft cap depends on an offset
 each = pytest.mark.parametrize("name", LOGITS_ONLY)
 
 
 def finite_sum(values):
-    """Of what can be finite: the −inf of dead classes is a constant."""
+    """The sum of the values that can be finite: the −inf of dead classes is a constant."""
     return jnp.sum(jnp.where(jnp.isfinite(values), values, 0))
 
 
 def derivatives(function, *floats):
-    """The gradient of every float argument, and a product with the Hessian in the first, jitted."""
+    """The gradient of every float argument, and a product with the Hessian in the first, under jit."""
 
     def total(*floats):
         return finite_sum(function(*floats))
@@ -99,7 +99,7 @@ def test_a_row_with_no_live_class(name, forward):
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
 def test_a_dead_class_changes_nothing(name, temperature):
-    """Masked, whatever lies there, or −inf: the live classes are as if it were dropped."""
+    """A class that is masked, with any value, or −inf: the live classes behave as if it were removed."""
     options = {}
     if temperature is not None:
         if name not in TAKES_TEMPERATURE:
@@ -133,7 +133,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
 @pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
 def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
-    """Its logit is finite, its square is not."""
+    """Its logit is finite, but the square of its logit is not."""
     live, x = jnp.array([0, 1, 3]), jnp.array([[0.5, -1.0, 0.25, 2.0], [1.0, 1.0, -0.5, 0.0]])
 
     @jax.jit
@@ -152,7 +152,7 @@ def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
 @pytest.mark.parametrize("kind", ["masked", "-inf"])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
-    """And pulls the live classes along p, finite."""
+    """The gradient in the live classes is p, which is finite."""
     x = jnp.array([[1.0, 2.0, -INF if kind == "-inf" else 7.0]])
     where = jnp.array([[True, True, False]]) if kind == "masked" else None
     labels = jnp.array([[0.0, 0.0, 1.0]]) if soft else jnp.array([2])
@@ -174,14 +174,14 @@ def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
     (gradient,) = pull(jnp.ones_like(out))
     for values in (out, gradient):
         rows = np.isnan(values).reshape(3, -1)
-        assert rows[1].all() or name == "logsumexp"  # of +inf it is +inf
+        assert rows[1].all() or name == "logsumexp"  # the logsumexp of +inf is +inf
         assert not rows[[0, 2]].any()
     assert np.isnan(gradient[1]).any()
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (2**13, 3), (64, 1000), (8, 8192)], ids=str)
 def test_the_logsumexp_of_infinity_is_infinity(shape):
-    """With a NaN it is NaN; beside −inf too, in every form on CPU, weighted, and in blocks."""
+    """With a NaN it is NaN; also together with −inf, in every form on CPU, with weights, and in blocks."""
     x = np.zeros(shape, np.float32)
     x[1, 1] = x[2, :2] = x[3] = x[4, 0] = x[5, 0] = INF
     x[4, 1], x[5, 1:] = NAN, -INF
@@ -204,7 +204,7 @@ def test_the_logsumexp_of_infinity_is_infinity(shape):
 
 
 def test_no_classes():
-    """Maps are empty, and the sum of nothing is 0; a loss has nothing to choose from."""
+    """Maps are empty, and the logsumexp is −inf; a loss raises."""
     for shape, axis in (((3, 0), -1), ((0,), 0), ((0, 3), 0), ((2, 0, 4), (0, 1))):
         x = jnp.zeros(shape, jnp.bfloat16)
         for function in (jsoftmax.softmax, jsoftmax.log_softmax, jax.nn.softmax):
@@ -289,20 +289,20 @@ OF_EACH_KIND = ("softmax", "cross_entropy, ids", "weighted", "linear_cross_entro
 
 @pytest.mark.parametrize("name", sampling.sample(WITHOUT_JIT, *OF_EACH_KIND))
 def test_good_values_stop_nothing_without_jit(name):
-    """What is NaN elsewhere is made where it is found: as a constant it would stop `jax_debug_nans`."""
+    """The NaN of other rows is computed where it is needed: a constant would trigger `jax_debug_nans`."""
     x = jnp.array([[1.0, 2.0], [0.5, 0.0]])
     with jax.debug_nans(True), jax.disable_jit():
         assert_finite(WITHOUT_JIT[name](x))
 
 
 def test_differences_that_overflow():
-    """Of two logits the difference may be beyond the largest number, where a loss is not."""
+    """The difference of two logits may exceed the largest number although the loss does not."""
     x, apart = jnp.array([1.8e38, -1.8e38]), 3.6e38
 
     loss, gradient = jax.value_and_grad(lambda x: jsoftmax.cross_entropy(x, 0, label_smoothing=0.1))(x)
     np.testing.assert_allclose(loss, apart * 0.05, rtol=1e-6)
     np.testing.assert_allclose(gradient, [0.05, -0.05], rtol=1e-6)
-    # The mean of −log p overflows, and a tenth of it does not.
+    # The mean of −log p overflows, but a tenth of it does not.
     ten = jnp.full(10, -3e38).at[0].set(3e38)
     np.testing.assert_allclose(jsoftmax.cross_entropy(ten, 0, label_smoothing=0.1), 0.09 * 6e38, rtol=1e-6)
     np.testing.assert_allclose(jsoftmax.cross_entropy(x, jnp.array([0.75, 0.25])), apart / 4, rtol=1e-6)
@@ -314,7 +314,7 @@ def test_differences_that_overflow():
 
 
 def test_a_large_temperature_or_cap():
-    """1/T would be below the normal numbers."""
+    """1/T would be subnormal."""
     x = jnp.array([1e38, 0.0])
     p = 1 / (1 + np.exp(-1.0))
     for temperature in (1e38, -1e38):
@@ -355,7 +355,7 @@ def test_an_infinite_weight_of_a_class_without_a_target_counts_for_nothing():
 
 
 def test_the_hessian_is_symmetric_beside_a_dead_target():
-    """A target on a masked class is a constant: its gradient is 0, and so is that of the others in it."""
+    """A target on a dead class is a constant: its gradient is 0, and no other gradient depends on it."""
     x, mask = jnp.array([1.0, 2.0, 3.0]), jnp.array([True, True, False])
     for logits, where in ((x, mask), (x.at[2].set(-INF), None)):
         for options in ({}, {"class_weights": jnp.array([0.5, 2.0, 1.0])}):
@@ -370,7 +370,7 @@ def test_the_hessian_is_symmetric_beside_a_dead_target():
 
 @pytest.mark.parametrize("name", SHIFTS)
 def test_huge_logits_and_offsets(name):
-    """The shift comes first: adding what float32 can add exactly changes no digit."""
+    """The shift comes first: an offset that float32 adds exactly changes no digit."""
     x = jnp.array([[0.0, -1.0, -2.5, -8.0]])
     function = LOGITS_ONLY[name]
     for offset in (1024.0, 2.0**20, -(2.0**20)):
@@ -436,7 +436,7 @@ def test_nothing_times_log_nothing_is_nothing():
 
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_any_temperature(name):
-    """Near 0 the largest class takes all; far out the row is flat; below 0 the order turns round."""
+    """Near T = 0 one class has all probability; for a large T the row is flat; below 0 the order reverses."""
     x = jnp.array([[3.0, 1.0, 2.0], [1e30, -1e30, 0.0]])
     function = LOGITS_ONLY[name]
     value = jit_in_full(lambda x, t: function(x, temperature=t))
@@ -495,7 +495,7 @@ def test_checkify_names_a_bad_label_and_its_row():
 
 
 def test_without_checkify_the_check_is_not_in_the_program():
-    """Nor is it an effect, for which every call of the program would take JAX's slow way."""
+    """It is not an effect either, which would make every call of the program slow."""
     x, labels = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
     step = jax.jit(jax.value_and_grad(lambda x, y: jsoftmax.cross_entropy(x, y, reduction="mean")))
     traced = step.trace(x, labels)
@@ -503,7 +503,7 @@ def test_without_checkify_the_check_is_not_in_the_program():
     assert "check" in str(traced.jaxpr)
     text = traced.lower().as_text()
     assert "check" not in text
-    assert "applies stablehlo.minimum" not in text  # over the rows that are bad
+    assert "applies stablehlo.minimum" not in text  # a minimum over the bad rows
 
 
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
@@ -546,7 +546,7 @@ def good_options(names):
 
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_an_option_that_is_none_makes_its_row_nan(name):
-    """In value and in every gradient: an array is not read when a call is made."""
+    """In value and in every gradient: a call does not read the values of an array."""
     function, names = WITH_OPTIONS[name]
 
     @jax.jit

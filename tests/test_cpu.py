@@ -1,4 +1,4 @@
-"""The forms that rows take on CPU: each gives the rest of any row, and none stores the row."""
+"""The forms of rows on CPU: each gives the rest of any row, and none stores the row."""
 
 import functools
 
@@ -24,7 +24,7 @@ FORMS = {
 
 
 def rows(rng, shape):
-    """Rows of every regime, one under the other, and their names."""
+    """Rows of all regimes in one array, and their names."""
     _, classes = shape
     unit = rng.normal(size=classes).astype(np.float32)
     middle = np.arange(classes) == classes // 2
@@ -56,13 +56,13 @@ def exact_rest(x):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", FORMS)
 def test_the_rest_of_any_row(name, axis):
-    """Its digits stay where one class leads by any distance: a relative error of a few ulp and the gap."""
+    """It keeps its digits for any lead of a class: a relative error of a few ulp and the gap."""
     shape, form = FORMS[name]
     names, x = rows(np.random.default_rng(0), shape)
     rest = jit_in_full(lambda x: _cpu.rest(form, x, x.max(axis, keepdims=True), axis))
     got = np.ravel(rest(x if axis else x.T))
     for kind, ours, want in zip(names, got, exact_rest(x), strict=True):
-        want = want if want >= np.finfo(np.float32).tiny else 0  # XLA on CPU has no smaller numbers
+        want = want if want >= np.finfo(np.float32).tiny else 0  # XLA on CPU has no subnormal numbers
         gap = max(0.0, -np.log(want)) if want else 0
         assert abs(ours - want) <= (6 + gap) * 2**-23 * want, (kind, ours, want)
 
@@ -70,7 +70,7 @@ def test_the_rest_of_any_row(name, axis):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("classes", [2, 8, 100, 512, 1000])
 def test_a_rest_that_is_good_for_a_label(classes, axis):
-    """Wherever the label stands: in ``−log p`` a relative error of a few ulp and the gap."""
+    """Wherever the label is: ``−log p`` has a relative error of a few ulp and the gap."""
     names, x = rows(np.random.default_rng(0), (1, classes))
     ids = np.stack([x.argmax(1), x.argmin(1), *np.full((2, len(x)), [[0], [classes // 2]])]).reshape(-1, 1)
     x = np.concatenate([x] * 4)
@@ -159,14 +159,14 @@ STORES = {
 
 
 def share_stored(name, classes, dtype):
-    """What is stored beside the logits, over their bytes; their gradient is a result."""
+    """The bytes stored besides the logits, divided by theirs; their gradient is a result."""
     x = jax.ShapeDtypeStruct((2**24 // classes, classes), dtype)
     compiled = jit_in_full(STORES[name]).lower(x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)).compile()
     return compiled.memory_analysis().temp_size_in_bytes / (x.size * x.dtype.itemsize)
 
 
 def of_block(name, classes):
-    """The share of the block that is read again, in float32."""
+    """The size of the block that is read again, in float32, as a share."""
     return 0 if name == "softmax" else (_choice.block_size(classes) or 0) / classes
 
 
@@ -224,7 +224,7 @@ ACROSS = {
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ACROSS)
 def test_rows_that_lie_across_memory(name, dtype):
-    """Values and gradients as of the same rows along memory; what is wrong in a row stays there."""
+    """Values and gradients as for the same rows with adjacent classes; an error stays in its row."""
     rng = np.random.default_rng(0)
     x = 3 * rng.normal(size=(2, 40, 2, _choice.LEAST_STRIDE // 2)).astype(np.float32)
     x[:, 7, 0] += 30
@@ -267,7 +267,7 @@ def test_bfloat16_rows_in_blocks():
 @pytest.mark.parametrize("classes", [3, 10, 20, 100, 1000, 9000, 40000])
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_rows_of_16_bits(name, classes, dtype):
-    """In many rows, what float32 makes of the same logits, rounded."""
+    """Many rows: the results of float32 for the same logits, rounded."""
     _, x = rows(np.random.default_rng(0), (1, classes))
     x = np.tile(x, (MOST_PLAIN // x.size + 1, 1))
     ids = jnp.arange(len(x)) % classes
@@ -296,7 +296,7 @@ def test_what_is_read_has_its_derivative(read, dtype):
 @pytest.mark.parametrize("classes", [100, 1000, 9000, 40000])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_second_derivatives_of_many_rows(name, classes):
-    """Along one direction, of the sum of the cubes of the probabilities; some rows are led by one class."""
+    """Along one direction, of the sum of the cubes of the probabilities; some rows have a leading class."""
     rng, shape = np.random.default_rng(0), (MOST_PLAIN // classes + 2, classes)
     x, v = rng.normal(size=(2, *shape)).astype(np.float32)
     x[::2, 3] += 14
@@ -318,7 +318,7 @@ def test_second_derivatives_of_many_rows(name, classes):
 
 @pytest.mark.parametrize("name", [*FORMS, "one sum"])
 def test_a_nan_stays_in_its_row(name):
-    """Beside it a leading class keeps its digits, and an empty row is empty."""
+    """Next to it, a leading class keeps its digits, and an empty row is empty."""
     shape = FORMS[name][0] if name in FORMS else (4, 7)
     x = np.random.default_rng(0).normal(size=(4, shape[1])).astype(np.float32)
     x[0, 1] += 40
@@ -338,7 +338,7 @@ def test_a_nan_stays_in_its_row(name):
 @pytest.mark.parametrize("classes", [2, 9, 40, 100, 9000])
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_a_nan_is_seen_in_many_rows(name, classes):
-    """Though XLA's library takes −inf for the maximum of a row of NaNs, and may lose one in other maxima."""
+    """XLA's library returns −inf as the maximum of a row of NaNs, and may drop a NaN from other maxima."""
     count = max(2**19 // classes, 8)
     x = np.zeros((count, classes), np.float32)
     x[1], x[2], x[2, 1:], x[3, -1], x[4, 0] = np.nan, np.nan, -np.inf, np.nan, np.inf
@@ -361,7 +361,7 @@ def test_a_nan_is_seen_in_gradients(classes):
 
 @pytest.mark.parametrize("classes", [8, 100])
 def test_probabilities_of_logits_that_are_a_product(classes):
-    """XLA computes the product anew beside the shift, unrounded: the maximum's term is not quite 1."""
+    """XLA computes the product again in the shift, without rounding: the term of the maximum is not 1."""
     x = 30 * np.random.default_rng(0).normal(size=(2**14 // classes, classes)).astype(np.float32)
     got = jit_in_full(lambda x: jsoftmax.softmax(0.3535534 * x))(x)
     np.testing.assert_allclose(got, jax.nn.softmax(np.float32(0.3535534) * x), rtol=1e-4, atol=1e-6)
@@ -378,7 +378,7 @@ def sure_losses(logits, labels):
 
 @pytest.mark.parametrize("classes", [8, 100, 1000, 40000])
 def test_logits_that_are_a_product(classes):
-    """XLA computes the product anew beside the shift, unrounded, and the maximum's term is not quite 1."""
+    """XLA computes the product again in the shift, without rounding: the term of the maximum is not 1."""
     rng, count = np.random.default_rng(0), max(16, 2**14 // classes)
     x = rng.normal(size=(count, classes)).astype(np.float32)
     labels = rng.integers(0, classes, count).astype(np.int32)
@@ -396,7 +396,7 @@ def test_logits_that_are_a_product(classes):
 @pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("classes", [2, 3, 8, 9, 60, 600, 9000, 40000])
 def test_classes_that_are_alike_round_alike(classes, function):
-    """As label smoothing leaves them: beside the leading one's 1, each would lose the same in a plain sum."""
+    """As with label smoothing: next to the 1 of the leading class, a plain sum rounds each by the same."""
     rng = np.random.default_rng(0)
     count = max(MOST_PLAIN // classes + 1, min(2000, 2**21 // classes))
     x = np.repeat(rng.uniform(-20, 0, (count, 1)), classes, 1).astype(np.float32)

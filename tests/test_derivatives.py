@@ -1,4 +1,4 @@
-"""Every rule is the derivative of its definition. The second order is in `test_transforms`."""
+"""Every rule is the derivative of its definition. `test_transforms` tests the second order."""
 
 from functools import partial
 from operator import add, sub
@@ -16,7 +16,7 @@ from jsoftmax import rules
 
 
 def scalar(function, arguments, which, axis=-1, cotangent=True):
-    """The function as a scalar of its float arguments, and the same of its definition."""
+    """The function as a scalar of its float arguments, and its definition in the same form."""
 
     def dot(f, *floats):
         full = list(arguments)
@@ -30,7 +30,7 @@ def scalar(function, arguments, which, axis=-1, cotangent=True):
 
 
 def assert_close(ours, plain, rtol=1e-11):
-    """Leaf by leaf, relative to the largest entry of the leaf."""
+    """Compare leaf by leaf, relative to the largest entry of the leaf."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
@@ -45,7 +45,7 @@ def in_float64(function):
 
 
 def inputs(function, regimes):
-    """Their float arguments in every regime, with a tolerance for the plain one."""
+    """Their float arguments in every regime, with a tolerance for the plain definition."""
     for regime in regimes:
         arguments = function.arguments(logits(regime, (3, 6)))
         floats = tuple(arguments[i] for i in function.floats(arguments))
@@ -54,7 +54,7 @@ def inputs(function, regimes):
 
 @pytest.mark.parametrize("function", **named())
 def test_gradient_is_that_of_the_definition(function, x64):
-    """Reverse, in both modes, and forward; and the value's difference quotients, which no rule enters."""
+    """In reverse and forward mode; and difference quotients of the value, which use no rule."""
     ours, plain, positions = in_float64(function)
     want, got = (jax.jit(jax.value_and_grad(f, positions)) for f in (plain, ours))
     forward, reverse = (jax.jit(d(ours, positions)) for d in (jax.jacfwd, jax.jacrev))
@@ -101,7 +101,7 @@ def perceptron(softmax, cross_entropy, inputs, weights, labels):
 
 @pytest.mark.parametrize("model", sampling.sample([attention, perceptron], perceptron))
 def test_models_push_forward_in_float64(model, x64):
-    """jvp, jacfwd, hessian, and linearize of whole models, nested jits included, in forward mode."""
+    """jvp, jacfwd, hessian and linearize of whole models in forward mode, with nested jits."""
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=(5, 4)))
     weights = jnp.asarray(rng.normal(size=(4, 4, 4)))
@@ -168,7 +168,7 @@ def test_the_gradient_of_the_loss_is_p_minus_t():
 
 @pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
 def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
-    """−p·(u − ⟨p, u⟩): as −p·(log p + H), both terms are log V, and their difference has no digits."""
+    """−p·(u − ⟨p, u⟩): in −p·(log p + H), both terms are log V, and their difference has no digits."""
     x = np.float32(1 + spread * np.random.default_rng(0).normal(size=(4, 9)))
     p = np.float64(x) - x.max(1, keepdims=True)
     u, p = p, np.exp(p) / np.exp(p).sum(1, keepdims=True)
@@ -192,7 +192,7 @@ def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
 @pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
 @pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])
 def test_mixed_second_derivatives_pushed_forward(option, kind):
-    """First in an option, then forward in the logits, while no argument of the rule is asked for."""
+    """First in an option, then forward in the logits, without a derivative in an argument of the rule."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
     labels = jnp.array([0, 4, 2]) if kind != "targets" else jsoftmax.softmax(x[::-1])
@@ -222,7 +222,7 @@ def test_rows_of_the_jacobian_are_gradients_of_the_outputs():
 
 
 def test_a_padding_row_of_targets_pulls_nothing():
-    """The rule is (Σt)·p − t: with p − t, an all-zero row would pull the logits along p."""
+    """The rule is (Σt)·p − t: with p − t, a row of zero targets would change the logits along p."""
     z, t = jnp.asarray(logits("unit", (2, 5), dtype=np.float32)), jnp.zeros((2, 5)).at[0, 1].set(1)
     gradient = jax.grad(jsoftmax.cross_entropy)(z, t, reduction="sum")
     np.testing.assert_array_equal(gradient[1], jnp.zeros(5))
@@ -261,7 +261,7 @@ def test_the_jacobian_is_diag_p_minus_p_p(axis, x64):
 
 
 def test_closed_forms_keep_their_digits_where_p_is_near_one():
-    """1 − p is 1e-9 here, and 0 in float32."""
+    """1 − p is 1e-9 here, and rounds to 0 in float32."""
     p = jnp.array([1.0, 1e-9], jnp.float32)
     one = jnp.array([1.0, 0.0])
     want = jnp.array([1e-9, -1e-9])

@@ -1,4 +1,4 @@
-"""Every command and example of the README runs; the docstrings run as doctests of their modules."""
+"""All commands and examples of the README run. (Docstrings run as doctests of their modules.)"""
 
 import contextlib
 import importlib.metadata
@@ -29,7 +29,7 @@ def test_an_example_prints_what_its_comments_say(example):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), np.printoptions():
         exec(example, {})
-    # Beside the call, or in lines below it.
+    # Next to the call, or in the lines below it.
     expected = [
         one or line for one, line in re.findall(r"print\(.*\)  # (.*)|^# (.*)", example, re.MULTILINE)
     ]
@@ -106,7 +106,7 @@ def what_the_lines_speak_of():
 
 @pytest.mark.parametrize("package", re.findall(r"^## From (.+)", MIGRATING, re.MULTILINE))
 def test_migrating_is_as_it_says(package):
-    """Every new line runs; those that take the place of jax.nn and optax give what these gave."""
+    """Every new line runs; the lines for jax.nn and optax give the same values as before."""
     lines = MIGRATING.split(f"## From {package}\n")[1].partition("\n## ")[0]
     pairs = re.findall(r"^\| `(.+?)` \| `(.+?)` \|", lines, re.MULTILINE)
     assert len(pairs) == lines.count("\n| ") - 1
@@ -131,7 +131,7 @@ def test_the_version_is_that_of_the_metadata_and_has_its_changes():
 
 
 def test_every_public_name_has_its_place_in_the_pages():
-    """Named there, or of a module that is there as a whole."""
+    """By its own name, or as part of a module that a page shows completely."""
     pages = "\n".join(path.read_text() for path in (ROOT / ".docs/pages").glob("*.md"))
     for name in jsoftmax.__all__:
         assert f"\n::: jsoftmax.{name}\n" in pages, name

@@ -1,4 +1,4 @@
-"""Calls outside any transformation: one compiled program each, and the same answers."""
+"""Calls outside all transformations: one compiled program each, with the same results."""
 
 import inspect
 import pickle
@@ -27,7 +27,7 @@ COMPILED = [
 
 
 def programs(caplog, call):
-    """The names of what is compiled during a call."""
+    """The names of the programs that are compiled during a call."""
     caplog.clear()
     with jax.log_compiles():
         jax.block_until_ready(call())
@@ -109,7 +109,7 @@ def test_it_is_a_function_as_any(function):
 
 
 def test_a_call_within_a_program_is_part_of_it():
-    """Its arguments may be known there, and what is compiled alone may not be differentiated."""
+    """Its arguments may be known there, but a program of its own could not be differentiated."""
     x = jnp.array([1.0, 2.0, 3.0])
 
     def of_weight(w):

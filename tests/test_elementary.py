@@ -1,4 +1,4 @@
-"""Elementary functions."""
+"""The elementary functions."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""User errors are raised at the border: they repeat the call, and say what to write instead."""
+"""User errors are raised before any computation; they repeat the call and say what to write instead."""
 
 import jax
 import jax.numpy as jnp
@@ -424,7 +424,7 @@ OF_IDS = {
 
 @pytest.mark.parametrize("name", OF_IDS)
 def test_ids_that_32_bits_do_not_hold_are_no_classes(name):
-    """Each would wrap to class 1 or 0; to ignore one, it has to be the very number."""
+    """Truncated, each would be class 1 or 0; only the same number can be the one to ignore."""
     of = OF_IDS[name]
     for wide in (
         np.array([1, 2**32 + 1]),
@@ -453,7 +453,7 @@ def test_one_wide_id_is_compared_too():
     assert np.isnan(jsoftmax.cross_entropy(X[0], 2**32 + 1))
     assert np.isnan(jsoftmax.log_prob(X[0], np.int64(2**32)))
     assert jsoftmax.cross_entropy(X[0], 2**32, ignore_index=2**32) == 0
-    mixed = np.array([-1, -2, 2**32, 0])  # −1 and −2 stay what they are
+    mixed = np.array([-1, -2, 2**32, 0])  # −1 and −2 stay
     for index, ignored in ((-1, [0]), (-2, [1]), (2**32, [2]), (2**33, [])):
         losses = jsoftmax.cross_entropy(X, mixed, ignore_index=index)
         np.testing.assert_array_equal(losses == 0, np.isin(np.arange(4), ignored))
@@ -476,7 +476,7 @@ def test_class_ids_may_be_any_integers(loss, dtype, x64):
     "index", [1, 156, -100, -1, 2**32 - 1, 2**40, np.int64(-100), jnp.int32(-1), jnp.int8(1)]
 )
 def test_only_the_class_id_to_ignore_is_ignored(index, dtype):
-    """A number that the labels' type does not hold is none of them, and not the one it would wrap to."""
+    """A number that the type of the labels cannot hold equals none of them, not even truncated."""
     labels, logits = np.array([1, 156, 255, 2**32 - 1]).astype(dtype), jnp.zeros((4, 256))
     given = {"labels": jnp.asarray(labels), "ignore_index": index}
     wanted = [int(label) == int(index) for label in labels]

@@ -1,4 +1,4 @@
-"""Evaluation: the metrics of scikit-learn and numpy, the same in any batches, order and shards."""
+"""Evaluation: the metrics of scikit-learn and numpy, equal for any batches, order and shards."""
 
 import contextlib
 import functools
@@ -21,13 +21,13 @@ from jsoftmax import evaluation
 INF, NAN = np.inf, np.nan
 EPS = np.finfo(np.float32).eps
 IGNORED = -100
-SUMS = {"rtol": 1e-12, "atol": 1e-300}  # of two words; a rounding of one is 6e-8
+SUMS = {"rtol": 1e-12, "atol": 1e-300}  # for two words; a rounding of one word is 6e-8
 is_sum = functools.partial(lambda kind, node: isinstance(node, kind), type(evaluation.empty().nll))
 
 
 @functools.cache
 def digits():
-    """Handwritten digits under a linear model: 1797 rows of real logits, some confident, some wrong."""
+    """Handwritten digits with a linear model: 1797 rows of real logits, some confident, some wrong."""
     images, labels = datasets.load_digits(return_X_y=True)
     images = np.c_[images / 16, np.ones(len(images))]
     learnt, *_ = np.linalg.lstsq(images[:600], np.eye(10)[labels[:600]], rcond=None)
@@ -35,7 +35,7 @@ def digits():
 
 
 def sums(state):
-    """Every sum of a state, in float64."""
+    """All sums of a state, in float64."""
     return [np.float64(s.high) + np.float64(s.low) for s in jax.tree.leaves(state, is_leaf=is_sum)]
 
 
@@ -54,7 +54,7 @@ def assert_equal(got, want):
 
 
 def definition(logits, labels, weights=None, top_k=5, bins=15):
-    """The same metrics, by the book and in float64."""
+    """The textbook definitions of the metrics, in float64."""
     z, rows = np.float64(logits), np.arange(len(labels))
     w = np.ones(len(labels)) if weights is None else np.float64(weights)
     p = np.exp(z - z.max(1, keepdims=True))
@@ -136,7 +136,7 @@ def test_row_statistics_tell_the_same():
 
 
 def many_rows(rows, classes=4):
-    """A loss that no float32 sum of the rows keeps, drifting along the rows."""
+    """Losses that drift along the rows: no float32 sum over them keeps its digits."""
     rng = np.random.default_rng(0)
     x = (
         rng.normal(size=(rows, classes)).astype(np.float32)
@@ -147,7 +147,7 @@ def many_rows(rows, classes=4):
 
 @jax.jit
 def scanned(state, x, y):
-    """Over chunks of rows."""
+    """A scan over chunks of rows."""
     return jax.lax.scan(lambda s, batch: (evaluation.update(s, *batch), None), state, (x, y))[0]
 
 
@@ -169,7 +169,7 @@ def test_a_million_rows_agree_with_float64_in_any_order():
         own = scanned(jax.lax.pcast(nothing, "rows", to="varying"), x, y)
         return evaluation.merge_across(own, "rows"), entry(own, None)
 
-    together, stacked = jax.device_get(across(*chunks))  # indexed where it lies, each entry runs on all eight
+    together, stacked = jax.device_get(across(*chunks))  # to the host: else all eight devices index
     assert_same_sums(together, whole)
     shards = [entry(stacked, i) for i in range(8)]
     for seed in range(3):
@@ -214,7 +214,7 @@ def seen(x, y, w):
 
 
 def state_of(rows):
-    """Padded to one shape with rows that count for nothing."""
+    """The state of rows, padded to one shape with rows that do not count."""
     rows = [*rows, *[((NAN,) * 3, 7, 0.0)] * (24 - len(rows))]
     x, y, w = zip(*rows, strict=True)
     return seen(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32), jnp.asarray(w, jnp.float32))
@@ -249,7 +249,7 @@ def test_rows_that_do_not_count_are_not_seen():
 
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_rows_masked_whole_are_not_seen(axis):
-    """Padding, whatever lies there; of statistics, by a weight of 0."""
+    """Padding with any values; for statistics, rows of weight 0."""
     x, y = (a[:64].copy() for a in digits())
     kept = np.arange(64) % 3 > 0
     live = np.broadcast_to(kept[:, None], x.shape)
@@ -327,7 +327,7 @@ def test_a_bad_row_leaves_no_plausible_number(x, y, w):
 
 
 def test_the_corners_of_a_row():
-    """Each row alone: a dead label, a masked one, no live class, a tie, a confident row."""
+    """Single rows: a dead label, a masked one, no live class, a tie, a confident row."""
     x = jnp.array([[0, -INF, 1], [0, 3, 1], [-INF] * 3, [0, 0, 0], [60, 0, -INF]])
     live = jnp.ones((5, 3), bool).at[1, 1].set(False)
 
@@ -580,13 +580,13 @@ fit = jax.jit(evaluation.fit_temperature)
 def test_the_temperature_of_the_smallest_loss(regime):
     rng = np.random.default_rng(0)
     x, y = digits()
-    if regime == "noise":  # the labels follow the logits a little
+    if regime == "noise":  # the labels depend a little on the logits
         x = rng.normal(size=x.shape).astype(np.float32)
         y = np.argmax(0.3 * x + rng.gumbel(size=x.shape), 1)
     elif regime == "one wrong of many":
         y = x.argmax(1)
         y[7] = x[7].argmin()
-    elif regime == "mostly flat":  # a step from where most rows suggest would go too far
+    elif regime == "mostly flat":  # a step that suits most rows would go too far
         x = np.where(np.arange(len(x))[:, None] == 7, np.float32(np.arange(10)), 1)
         y = np.full(len(x), 6)
     elif regime == "all scales":
@@ -613,7 +613,7 @@ FLOAT32_SCALES = (1e30, 1e-30, 1e37, 3e37, 1e-37)
     ],
 )
 def test_the_temperature_at_every_scale_of_the_logits(dtype, scales, x64):
-    """Right to a few ulp, of logits that XLA on CPU does not take for 0."""
+    """Accurate to a few ulp, for logits that XLA on CPU does not flush to 0."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 5))
     y = np.argmax(x + rng.gumbel(size=x.shape), 1)

@@ -1,4 +1,4 @@
-"""The divergences: their accuracy beside mpmath, their laws, and corners that take two rows."""
+"""The divergences: accuracy compared with mpmath, laws, and corner cases of two rows."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -31,8 +31,8 @@ def normal(scale=1, offset=0):
 
 class Regime(NamedTuple):
     p: object
-    q: object = None  # rows of their own, or those of p
-    apart: float = 0  # and so much noise
+    q: object = None  # its own rows, or those of p
+    apart: float = 0  # plus noise of this size
     shape: tuple[int, int] = (8, 100)
     temperature: float | None = None
 
@@ -67,7 +67,7 @@ def total(values):
 
 
 class Exact:
-    """By MPFR: the divergences and gradients of every row, and the roundings that each may carry."""
+    """By MPFR: the divergences and gradients of every row, and the roundings that each may have."""
 
     def __init__(self, p_logits, q_logits, temperature):
         scale = 1 if temperature is None else FINE(p_logits.dtype.type(temperature))
@@ -77,17 +77,17 @@ class Exact:
         s_p, s_q = total(e_p), total(e_q)
         p, q, d = e_p / s_p, e_q / s_q, (u_q - u_p) - LOG(s_q / s_p)
         m = (p + q) / 2
-        # d is a difference of logits, rounded, less a logarithm, whose argument sums differences of 4 ulp.
-        # Its error reaches the terms of a sum times their derivative in d, which is a difference of p and q.
+        # d is a difference of logits, rounded, minus the logarithm of a sum of differences to 4 ulp.
+        # The error of d changes a sum by its derivative in d, which is a difference of p and q.
         of_d = abs(u_q - u_p) / 2 + abs(d) / 2 + 4 * total(abs(e_q - e_p)) / np.maximum(s_p, s_q)
         kl = total(-p * d)
         from_p, from_q = LOG(m / p), LOG(m / q)
         kl_p, kl_q = total(-p * from_p), total(-q * from_q)
-        # Of the logarithm's error, which all of d share, the sums feel nothing.
+        # The error of the logarithm is common to all d, and cancels in the sums.
         of_sum = total(abs(q - p) * (abs(u_q - u_p) + abs(d)) / 2)
         self.values = {"kl": (kl, of_sum), "js": ((kl_p + kl_q) / 2, of_sum / 4)}
         self.gradients = {
-            # Of q − p the larger is a probability, of 4 + |x − max|/T ulp.
+            # The larger of q and p is a probability, with an error of 4 + |x − max|/T ulp.
             "kl": (
                 self.in_first(p, d, kl, of_d),
                 (q - p, np.minimum(p, q) * of_d - abs(q - p) * np.where(q > p, u_q, u_p)),
@@ -100,7 +100,7 @@ class Exact:
 
     @staticmethod
     def in_first(p, d, kl, of_d):
-        """−p·(d + KL), and the roundings of both; of a leading class, of what it is summed from."""
+        """−p·(d + KL), and the roundings of both; for a leading class, of the terms that it sums."""
         apart = of_d + 4 * abs(d)
         others = np.where(p > 0.5, 0, p)
         of_lead = apart * total(others) + total(others * apart)
@@ -126,13 +126,13 @@ compiled = jit_in_full(divergences_and_gradients, static_argnums=2)
 
 
 def worst(ours, exact, roundings, slack):
-    """The largest error over 4 ulp and the roundings, of the entries that are normal numbers."""
+    """The largest error relative to 4 ulp plus the roundings, over the entries that are normal numbers."""
     ours, dtype = np.asarray(ours).reshape(exact.shape), ours.dtype
     off, exact = error(ours, exact)
     size = abs(exact).astype(dtype)
     tiny = np.finfo(dtype).tiny
     ulp = np.spacing(np.maximum(size, tiny)).astype(float)
-    # A term below the normal numbers may be lost.
+    # A subnormal term may be lost.
     bound = 4 * ulp + float(np.finfo(dtype).eps) * roundings.astype(float) + slack * float(tiny)
     normal = size >= tiny
     assert normal.any()
@@ -140,7 +140,7 @@ def worst(ours, exact, roundings, slack):
 
 
 def grid():
-    """Every regime in float32, and but for many classes in float64; by default those that compile no more."""
+    """All regimes in float32, and in float64 without many classes; the default sample compiles less."""
     new_programs = ("1000 classes", "temperature 0.01", "temperature 100.0")
     for dtype in (np.float32, np.float64):
         for name, regime in REGIMES.items():
@@ -185,7 +185,7 @@ def test_scipy_agrees_in_float64(x64):
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_equal_distributions_do_not_diverge(dtype):
-    """Exactly, and their gradients are exactly 0; a shift that the logits can hold changes nothing."""
+    """Exactly 0, with gradients of exactly 0; a shift without roundings changes nothing."""
     x = jnp.asarray(np.random.default_rng(0).integers(-64, 64, (5, 40)) / 8, dtype)
     ours = compiled
     for q in (x, x + 16):
@@ -250,7 +250,7 @@ def _first_and_second(p, q, where, temperature):
 
 
 def first_and_second(p, q, where=None, temperature=None, forward=False):
-    """By divergence: values, gradients in both logits and the temperature, and a product with the Hessian."""
+    """For each divergence: values, gradients in both logits and T, and a product with the Hessian."""
     temperature = None if temperature is None else jnp.float32(temperature)
     with jsoftmax.forward_mode() if forward else nullcontext():
         return jax.tree.map(np.asarray, _first_and_second(p, q, where, temperature))
@@ -275,7 +275,7 @@ def by_scipy(p_logits, q_logits):
 
 @corners
 def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward):
-    """In both rows, or in p alone: finite to the second order, and a dead logit has gradient 0."""
+    """In both rows, or only in p: finite to the second order, and a dead logit has gradient 0."""
     p, q = jnp.array([[-INF, -1.0, -INF, 2.0]]), jnp.array([[1.0, 0.0, -INF, -0.5]])
     with jax.debug_nans(True):
         results = first_and_second(p, q, temperature=temperature, forward=forward)
@@ -292,7 +292,7 @@ def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward
 @corners
 @pytest.mark.parametrize("logit", [0.5, -200.0], ids=["normal", "underflowing"])
 def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forward):
-    """Its gradient is q − p in q, 0 at the dead class, and 0 in p; JS is finite."""
+    """Its gradient in q is q − p, 0 at the dead class, and 0 in p; JS is finite."""
     p, q = jnp.array([[logit, -1.0, 2.0, 0.5]]), jnp.array([[-INF, 0.0, -0.5, 1.0]])
     with jax.debug_nans(True):
         results = first_and_second(p, q, temperature=temperature, forward=forward)
@@ -310,7 +310,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
 @corners
 @pytest.mark.parametrize("huge", [1e20, 1e36])
 def test_logits_whose_square_is_no_number(huge, temperature, forward):
-    """In either row, or in both: finite to the second order."""
+    """In one of the rows, or in both: finite to the second order."""
     usual = jnp.array([[0.3, -0.2, 0.1, 1.0]])
     for row in [0, -huge, 1, 2], [0, -huge, -huge / 2, 1], [huge, -huge, 1, 0]:
         x = jnp.array([row], jnp.float32)
@@ -332,7 +332,7 @@ def test_a_row_that_is_empty_in_either(temperature, forward):
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("side", [0, 1], ids="pq")
 def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
-    """Also beside dead classes, and beside a row with no live class."""
+    """Also with dead classes in that row, and next to a row without a live class."""
     pair = [jnp.array([[0.0, 1.0, 2.0], [3.0, -INF, 1.0], [-INF] * 3]), jnp.array([[0.5, -INF, 1.0]] * 3)]
     good = first_and_second(*pair)
     for row in range(3):
@@ -344,7 +344,7 @@ def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
                 for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
                     np.testing.assert_array_equal(np.delete(a, row, 0), np.delete(b, row, 0))
             value, gradients, _ = results[name]
-            # Where one row of a pair has a live class and the other has none, there was nothing to compare.
+            # Without a live class in one of the two rows, the divergence is 0.
             assert np.isnan(value[row])
             assert all(np.isnan(gradient[row, [0, 2]]).all() for gradient in gradients)
 
@@ -362,7 +362,7 @@ def test_what_lies_under_the_mask_does_not_matter():
 
 @modes
 def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
-    """The Hessian at p = q is that of the softmax, diag(p) − p pᵀ, in either; a quarter for JS."""
+    """At p = q the Hessian in either is that of the softmax, diag(p) − p pᵀ; a quarter of it for JS."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=7))
     jacobian = jsoftmax.rules.softmax_jacobian(jsoftmax.softmax(x))
     for divergence, share in ((jsoftmax.kl_divergence, 1), (jsoftmax.js_divergence, 0.25)):
@@ -375,7 +375,7 @@ def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
 
 @each
 def test_short_logits_beside_full_ones_stay_short(divergence):
-    """Where they are kept, and in their gradient; the values are those of the same numbers, widened."""
+    """As residuals and in their gradient; the values are those of the same numbers in float32."""
     rng = np.random.default_rng(0)
     p, q = (
         jnp.asarray(rng.normal(size=(4, 9)), jnp.bfloat16),

@@ -1,4 +1,4 @@
-"""The architecture, read off the imports: arrows go down only, and only public JAX is used."""
+"""The architecture, read from the imports: arrows only go down, and only public JAX is used."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jsoftmax"
 
-# A package imports from the floors below its own; its siblings it does not know.
+# A package imports from the floors below its own, not from its siblings.
 FLOORS = (
     ("rules", "transforms"),
     ("border",),
@@ -20,7 +20,7 @@ FLOORS = (
     ("functions", "evaluation"),
     ("__init__",),
 )
-# A module imports those of its package that stand before it.
+# A module imports those of its package that are listed before it.
 MODULES = {
     "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
@@ -72,7 +72,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imports(path):
-    """Every module a file imports, and every name it takes from one, fully dotted."""
+    """All modules that a file imports, and all names that it imports from them, with dots."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -135,7 +135,7 @@ def test_the_top_level_holds_what_a_reader_expects():
 
 
 def test_elementary_functions_are_the_packages_own():
-    """XLA's are up to 129 ulp off (`rules.log1p`, `rules.expm1`), and so is what it builds on them."""
+    """XLA's are up to 129 ulp off (`rules.log1p`, `rules.expm1`), and so are its functions based on them."""
     own = {"log1p", "expm1", "logaddexp", "softplus"}
     used = {
         (path.name, node.attr)

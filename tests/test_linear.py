@@ -1,4 +1,4 @@
-"""The linear head: everywhere the dense loss of ``hidden @ weight + bias``, whose logits it never holds."""
+"""The linear head equals the loss of ``hidden @ weight + bias``, without an array of all logits."""
 
 import contextlib
 import functools
@@ -20,13 +20,13 @@ import jsoftmax
 from jsoftmax.linear import _block
 from jsoftmax.transforms import _modes
 
-# One block; blocks of rows that do not fill up; classes cut too, evenly and not.
+# One block; blocks of rows that do not divide them; blocks of classes, even and uneven.
 BLOCKS = (None, 5, (4, 3), (13, 12))
 MODES = {"reverse": contextlib.nullcontext, "forward": jsoftmax.forward_mode}
 
 
 def head(rows=13, features=4, classes=15, dtype=np.float64, seed=0):
-    """Everything a head is called with: its float arguments, and its labels."""
+    """All arguments of a head: the float arguments, and the labels."""
     rng = np.random.default_rng(seed)
     floats = {
         "hidden": rng.normal(size=(rows, features)),
@@ -65,7 +65,7 @@ def agree(got, want, rtol=1e-11):
 
 
 def curved(f):
-    """A scalar of the losses whose cotangents differ from row to row."""
+    """A scalar of the losses with different cotangents for different rows."""
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
@@ -118,7 +118,7 @@ def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
 
 
 def test_tiles_of_a_block(x64, monkeypatch):
-    """On CPU a block's classes come in tiles, which other tests are too small for; with every option."""
+    """On CPU a block has tiles of classes; the other tests are too small for that. With all options."""
     floats, labels = head()
     monkeypatch.setattr(_block, "TILE", 6)
     jax.clear_caches()
@@ -205,7 +205,7 @@ def test_row_statistics(mode, temperature, x64):
 
 
 def test_through_every_wrapping(x64):
-    """Of values and gradients, with leading axes, and any of the arguments mapped."""
+    """Values and gradients, with leading axes, and with each argument mapped."""
     floats, labels = head(rows=6)
     h, w, b = (floats[name] for name in ("hidden", "weight", "bias"))
 
@@ -258,13 +258,13 @@ def test_through_every_wrapping(x64):
 
 
 def products(f, *arguments):
-    """The products of matrices in the compiled program, by how often a step of a loop runs them."""
+    """The matrix products in the compiled program, each with the number of loop steps that run it."""
     text = jax.jit(f).lower(*arguments).as_text()
     return len(re.findall(r"stablehlo\.dot_general", text))
 
 
 def test_no_product_that_is_not_asked_for():
-    """One for a loss; one more for each gradient where it is formed on the way, else one more again."""
+    """One for a loss; one more for each gradient in the forward pass, else one more for the logits too."""
     h, w = jnp.ones((8, 4)), jnp.ones((4, 6))
     labels = jnp.zeros(8, jnp.int32)
 
@@ -313,7 +313,7 @@ def reference(h, w, y):
     "classes", sampling.sample([1, 2, 3, 2047, 2048, 2049, 4097, 50257, 128256], 1, 3, 2049, 50257)
 )
 def test_any_number_of_classes(classes):
-    """Losses within the contract of logits that are rounded to float32, and gradients beside them."""
+    """Losses within the contract for logits rounded to float32, and gradients."""
 
     @jit_in_full
     def ours(h, w, y):
@@ -356,7 +356,7 @@ def test_products_of_normal_numbers(sizes):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_low_precision(reduction, dtype):
-    """Errors no more than twice those of float32 logits differentiated by JAX, from the same inputs."""
+    """Errors at most twice those of float32 logits with JAX's derivatives, from the same inputs."""
     h, w, y = normal(32, 1000, rows=64, scale=32**-0.5)
     h, w = jnp.asarray(h, dtype), jnp.asarray(w, dtype)
 
@@ -377,7 +377,7 @@ def test_low_precision(reduction, dtype):
 
 
 def temporaries(f, *shapes, labels=jnp.int32, jit=jit_in_full):
-    """Of arguments of these shapes, of which the third are labels."""
+    """The bytes of temporaries for arguments of these shapes; the third are labels."""
     arguments = [
         jax.ShapeDtypeStruct(shape, labels if i == 2 else jnp.float32) for i, shape in enumerate(shapes)
     ]
@@ -386,7 +386,7 @@ def temporaries(f, *shapes, labels=jnp.int32, jit=jit_in_full):
 
 @pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)
 def test_memory(rows, classes, megabytes):
-    """A quarter of what optax takes on full logits, a tenth for more classes; a loss alone takes a block."""
+    """A quarter of optax's with all logits, a tenth for more classes; a loss only takes a block."""
     shapes = (rows, 512), (512, classes), (rows,)
     mean = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
     assert temporaries(jax.value_and_grad(mean, (0, 1)), *shapes) <= megabytes * 2**20
@@ -405,7 +405,7 @@ def test_memory(rows, classes, megabytes):
     ids=str,
 )
 def test_memory_of_a_mapped_head(reduction, size, vocab_axis, bias):
-    """That of the same rows, without a mapped axis."""
+    """The same memory as for the same rows without a mapped axis."""
 
     def loss(h, w, y, b):
         options = {"vocab_axis": vocab_axis, "reduction": reduction, "block_size": size}
@@ -424,7 +424,7 @@ def test_memory_of_a_mapped_head(reduction, size, vocab_axis, bias):
 
 
 def test_memory_of_a_head_in_a_loop():
-    """Under "mean": in parts that vmap takes, recomputed, or differentiated within the step."""
+    """With "mean": in groups that vmap takes, recomputed, or differentiated within the step."""
     loss = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
 
     def in_parts(of_sequence, h, w, y, size=None):
@@ -448,7 +448,7 @@ def test_memory_of_a_head_in_a_loop():
     ("reduction", "dtype"), [("mean", jnp.float32), ("mean", jnp.bfloat16), ("none", jnp.bfloat16)], ids=str
 )
 def test_memory_of_targets(reduction, dtype):
-    """Blocks that do not fill up, in any precision: a few blocks, and nothing as large as all targets."""
+    """Blocks that do not divide the rows, in any dtype: a few blocks, no array as large as all targets."""
 
     def loss(h, w, t):
         options = {"reduction": reduction, "block_size": 64}
@@ -479,7 +479,7 @@ EVERY_MAPPED = [*((mapped, "reverse") for mapped in MAPPED), ("rows", "forward")
     ids=str,
 )
 def test_a_mapped_head(how, x64):
-    """Gradients under vmap, of vmap, and of gradients; ids under "mean" with rows to ignore, and targets."""
+    """Gradients under vmap, of vmap, and of gradients; ids with "mean" and ignored rows, and targets."""
     mapped, mode = how
     rng = np.random.default_rng(0)
     axes = MAPPED[mapped]
@@ -531,7 +531,7 @@ def test_a_mapped_head(how, x64):
 
 
 def test_corners():
-    """Rows to ignore, bad labels, classes ruled out by a bias, and nothing at all."""
+    """Ignored rows, bad labels, classes with a bias of −inf, and no rows."""
     h, w = jnp.ones((5, 2)).at[1].set(jnp.nan), jnp.ones((2, 3)).at[0, 2].set(2)
     labels, bias = jnp.asarray([0, -1, 2, 1, 7], jnp.int32), jnp.asarray([0, -jnp.inf, 0])
 

@@ -17,7 +17,7 @@ each_axis = pytest.mark.parametrize("axis", [-1, 0])
 
 
 def regimes(classes=CLASSES, rows=4):
-    """Logits by name, with class ids: of the largest class, of the first, and of two others."""
+    """Logits by name, with class ids: the largest class, the first, and two others."""
     rng = np.random.default_rng(0)
     unit = rng.normal(size=(rows, classes))
     top = unit.max(1, keepdims=True)
@@ -43,7 +43,7 @@ def regimes(classes=CLASSES, rows=4):
 
 
 def exact(x, ids):
-    """The loss and the log-sum-exp in float64, and by how much the label leads, at least 0."""
+    """The loss and the log-sum-exp in float64, and the lead of the label, at least 0."""
     x, rows = x.astype(np.float64), np.arange(len(x))
     top = x.max(1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -60,14 +60,14 @@ def exact(x, ids):
 
 
 def assert_within(ulps, ours, want, largest=0):
-    """Ulp of the exact value, or of what it is a sum of, if that is larger."""
+    """Ulp of the exact value, or of the sum of its |terms|, if that is larger."""
     want = want.astype(np.float64)
     ours = np.asarray(ours, np.float64)
     tiny = np.finfo(np.float32).tiny
     with np.errstate(invalid="ignore"):
         off = np.abs(ours - want)
         ulp = np.spacing(np.maximum(np.maximum(np.abs(want), np.abs(largest)), tiny).astype(np.float32))
-    # The last are float64's own errors.
+    # The last are the errors of float64 itself.
     known = (ours == want) | (np.abs(want) < tiny) | (off < 1e-15)
     assert np.all(known | (off <= ulps * ulp)), off / ulp
 
@@ -76,7 +76,7 @@ def assert_within(ulps, ours, want, largest=0):
 @each_axis
 @pytest.mark.parametrize("classes", [33, 100, 521, 1000, 4096, CLASSES, 50257])
 def test_values_in_every_regime(classes, axis):
-    """Within the contract's 4 ulp, and a tiny loss within the lead more."""
+    """Within the contract's 4 ulp; for a tiny loss the lead more."""
     loss = jit_in_full(functools.partial(jsoftmax.cross_entropy, axis=axis))
     logsumexp = jit_in_full(functools.partial(jsoftmax.logsumexp, axis=axis))
     for _, x, ids in regimes(classes, max(4, MOST_PLAIN // classes + 1)):
@@ -99,7 +99,7 @@ def test_log_prob_is_minus_the_loss(axis):
 @each_axis
 @pytest.mark.parametrize("classes", [10, 100, 1000, CLASSES])
 def test_a_value_beside_its_gradient(classes, axis):
-    """The same number; of longer rows XLA may sum a stored exponential in another order: then 2 ulp."""
+    """The same number, except that XLA may sum longer rows of stored terms in another order: then 2 ulp."""
 
     def loss(x, ids):
         return jsoftmax.cross_entropy(x, ids, axis=axis)
@@ -150,7 +150,7 @@ def test_a_bad_label_is_named():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_short_logits(dtype):
-    """The loss of the same numbers, widened, and the log-sum-exp, rounded."""
+    """The loss of the same numbers in float32, and the log-sum-exp, rounded."""
     loss, sum_of = map(jit_in_full, (jsoftmax.cross_entropy, lambda x: jsoftmax.logsumexp(x, -1)))
     for name, x, ids in regimes():
         if dtype == jnp.float16 and np.abs(x[np.isfinite(x)]).max() > 6e4:
@@ -159,7 +159,7 @@ def test_short_logits(dtype):
         nll, lse, lead = exact(np.asarray(x, np.float64), ids)
         assert_within(4 + lead, loss(x, ids), nll)
         ours = np.asarray(sum_of(x))
-        # 1 ulp of the exact one, and 4 float32 ulp of the maximum, with which the logarithm may cancel
+        # 1 ulp of the exact value, and 4 float32 ulp of the maximum, with which the logarithm may cancel
         off = np.abs(ours.astype(np.float64) - lse) - 4 * np.spacing(np.abs(np.float32(x).max(1)))
         assert np.all(off <= 1.01 * np.abs(np.spacing(ours)).astype(np.float64)), name
 

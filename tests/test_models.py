@@ -1,4 +1,4 @@
-"""Inside a training step: our loss in the place of one written by hand, on real digits."""
+"""A training step with our loss instead of a hand-written one, on real digits."""
 
 import functools
 
@@ -17,7 +17,7 @@ Z_LOSS = 1e-3
 
 @jax.custom_vjp
 def t5x_loss(logits, targets, z_loss):
-    """As a trainer writes it: cross-entropy plus the z-loss, its rule by hand."""
+    """As in a trainer: cross-entropy plus the z-loss, with a hand-written rule."""
     return t5x_forward(logits, targets, z_loss)[0]
 
 
@@ -60,7 +60,7 @@ STEPS_OF = {
 
 
 def training_curve(loss):
-    """The losses of an MLP's first steps."""
+    """The losses of the first steps of an MLP."""
     digits = load_digits()
     images, labels = jnp.asarray(digits.data / 16, jnp.float32), jnp.asarray(digits.target, jnp.int32)
     keys = jax.random.split(jax.random.key(0))
@@ -82,7 +82,7 @@ def training_curve(loss):
 
         return jax.lax.scan(step, (parameters, optimizer.init(parameters)), jnp.arange(STEPS))[1]
 
-    with jax.numpy_dtype_promotion("standard"):  # that optax's Adam counts on
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         return np.asarray(train(parameters))
 
 

@@ -12,7 +12,7 @@ import sampling
 
 import jsoftmax
 
-# What some converter stops at.
+# The operations that some converter does not support.
 NOT_PLAIN = {
     "bitcast_convert_type",
     "cond",
@@ -28,7 +28,7 @@ NOT_PLAIN = {
 
 
 def primitives(jaxpr):
-    """Those of a program, with those of the programs in it; a `reported` holds a check that vanishes."""
+    """The primitives of a program and of its inner programs; the check in a `reported` does not count."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         if equation.primitive.name == "reported":
@@ -80,7 +80,7 @@ FUNCTIONS = {
 
 
 def total(function):
-    """The sum of all that the function gives, for its gradient."""
+    """The sum of all outputs of the function, for its gradient."""
     return lambda *arguments: sum(jnp.sum(a.astype(float)) for a in jax.tree.leaves(function(*arguments)))
 
 
@@ -114,12 +114,12 @@ def test_a_portable_program_is_plain_at_every_size(name, size):
 
 
 def test_a_large_program_is_not():
-    """Or the tests above would hold whatever the mode does."""
+    """Otherwise the tests above would pass in any mode."""
     assert not_plain("cross_entropy", 512, 1000) >= {"platform_index", "reported"}
     assert not_plain("linear_cross_entropy, mean", 4096, 50257) >= {"reported", "row_wise"}
 
 
-# Those that have forms of their own on CPU, and one of each other kind.
+# The functions with their own forms on CPU, and one of each other kind.
 OF_EACH_KIND = (
     "softmax",
     "log_softmax",
@@ -132,7 +132,7 @@ OF_EACH_KIND = (
 
 @pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *OF_EACH_KIND))
 def test_portable_values_and_gradients(name):
-    """Those of the platform's own programs, up to a few roundings."""
+    """Equal to those of the platform's own programs, up to a few roundings."""
     rng = np.random.default_rng(0)
     made = {
         "x": rng.gamma(0.5, size=(40, 700)),
@@ -155,7 +155,7 @@ def test_portable_values_and_gradients(name):
 
 
 def test_a_rule_keeps_the_mode_of_its_call():
-    """Though JAX traces it later, where the mode is another."""
+    """JAX traces it later, in another mode."""
     x = jax.ShapeDtypeStruct((512, 1000), jnp.float32)
 
     @jsoftmax.portable()
@@ -218,7 +218,7 @@ def mean_of(function):
     return lambda *arguments: jnp.mean(function(*arguments))
 
 
-# Ours, a peer's, the arguments; the most operations of a plain program, value alone and with its gradient.
+# Ours, a peer's, the arguments; the most operations of a plain program: value, value and gradient.
 SIZES = {
     "softmax": (jsoftmax.softmax, jax.nn.softmax, "x", 82, 118),
     "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", 98, 162),
@@ -254,7 +254,7 @@ def operations(function, names):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_how_many_operations_a_plain_program_has(name):
-    """What is traced, and what the compiler begins with."""
+    """Of the trace, and of the input of the compiler."""
     ours, peer, names, *most = SIZES[name]
     both = [(ours, peer), tuple(jax.value_and_grad(mean_of(f)) for f in (ours, peer))]
     for (a, b), bound in zip(both, most, strict=True):

@@ -1,4 +1,4 @@
-"""The notebooks as they are stored: small, taught, and run; `.ci/notebooks.py` runs them."""
+"""The stored notebooks: small, with text, and run; `.ci/notebooks.py` runs them."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_a_notebook_teaches_and_shows_what_it_gave(name):
     assert {o["name"] for o in outputs if o["output_type"] == "stream"} == {"stdout"}
     assert sum("image/png" in o.get("data", ()) for o in outputs) >= 2
     source = "\n".join("".join(cell["source"]) for cell in code)
-    # It runs where it is alone, with nothing but the package installed.
+    # It runs in another folder, with only the package installed.
     assert re.findall(r"plt\.style\.use\((.*)\)", source) == ['"jsoftmax.style"']
     assert "jsoftmax._" not in source
     assert "_src" not in source

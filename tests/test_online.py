@@ -1,4 +1,4 @@
-"""The monoid: a neutral element, any order, any grouping; any blocks give the whole row's answer."""
+"""The monoid: a neutral element, any order, any grouping; any blocks give the result of the whole row."""
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,12 @@ def absorbed(block):
 
 
 def state_of(block):
-    """Of a list of numbers, padded to one shape with what changes nothing."""
+    """The state of a list of numbers, padded to one shape with entries that change nothing."""
     return absorbed(jnp.asarray([*block, *[-INF] * (8 - len(block))], jnp.float32))
 
 
 def exact(numbers):
-    """The log-sum-exp of finite numbers and −inf, and ulps of it and of the maximum, whichever is larger."""
+    """The log-sum-exp of finite numbers and −inf, and the ulp of it or of the maximum, the larger one."""
     numbers = [n for n in numbers if n > -INF]
     if not numbers:
         return -INF, 0
@@ -41,7 +41,7 @@ def exact(numbers):
 def assert_exact(state, numbers, ulps=4):
     value, ulp = exact(numbers)
     got = float(online.finish(state))
-    # Below the normal numbers a device may round to zero.
+    # A device may round subnormal numbers to zero.
     assert got == value or abs(got - value) <= ulps * ulp + np.finfo(np.float32).tiny
 
 
@@ -92,7 +92,7 @@ def test_a_scan_over_blocks_is_as_accurate_as_the_row(regime, dtype):
 
 
 def test_a_tiny_rest_is_kept():
-    """Of a row that leads by 80, in whichever block."""
+    """For a row that leads by 80, in any block."""
     for blocks in ([80.0], [0.0, 0.0]), ([0.0, 80.0], [0.0]), ([0.0], [80.0, 0.0]):
         state = online.empty(())
         for block in blocks:

@@ -1,4 +1,4 @@
-"""Drop-in means: optax's own unit tests pass with our functions in place of optax's."""
+"""The drop-ins: optax's own unit tests pass with our functions instead of optax's."""
 
 import unittest
 
@@ -26,7 +26,7 @@ def in_place_of_optax(monkeypatch):
 
     for name in REPLACED:
         monkeypatch.setattr(optax_tests._classification, name, counted(name))
-    np.random.seed(0)  # their data; an all-false mask among it would leave no class
+    np.random.seed(0)  # the seed of optax's data; an all-False mask in it would leave no class
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield calls
 

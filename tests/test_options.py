@@ -1,4 +1,4 @@
-"""Every option of the cross-entropy, alone and with all the others, against its formula and its peers."""
+"""All options of the cross-entropy, alone and combined, compared with its formula and its peers."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def inputs(soft, dtype):
-    """Logits, labels, and a value for every option, of the contract's computing dtype but for the logits."""
+    """Logits, labels, and a value for every option, in the computing dtype except for the logits."""
     rng = np.random.default_rng(5)
     x = jnp.asarray(3 * rng.normal(size=(ROWS, CLASSES)), dtype)
     labels = jnp.array([0, IGNORED, 2, IGNORED, 6, 1])
@@ -49,7 +49,7 @@ def inputs(soft, dtype):
     }
 
 
-# What an option that is switched off is, as an array.
+# The value of an option that is switched off, as an array.
 NEUTRAL = {
     "where": lambda a: jnp.ones_like(a),
     "class_weights": jnp.ones_like,
@@ -74,7 +74,7 @@ def ours(given, axis, ignore_index, reduction):
 
 
 def plain(given, ignore_index, reduction):
-    """The formulas, of arrays in float64."""
+    """The formulas, for arrays in float64."""
     x, labels, where = given["x"], given["labels"], given.get("where")
     rows = (labels != ignore_index) if labels.ndim == 1 else jnp.ones(len(x), bool)
     ids = labels.ndim == 1
@@ -90,7 +90,7 @@ def plain(given, ignore_index, reduction):
 
 
 def value_and_gradients(loss, given):
-    """Of every float argument; a loss for each row is weighted, so that the rows differ."""
+    """For every float argument; a loss per row is weighted, so that rows have different cotangents."""
     floats = {k: v for k, v in given.items() if jnp.issubdtype(v.dtype, jnp.floating)}
     rest = {k: v for k, v in given.items() if k not in floats}
 
@@ -117,7 +117,7 @@ def assert_near(got, want, eps, name):
 
 @jax.jit
 def all_of_plain(switches, exact):
-    """The formulas with every choice of the options that are given."""
+    """The formulas with every subset of the given options."""
     soft = exact["labels"].ndim == 2
 
     def one(switch):
@@ -184,7 +184,7 @@ SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2)
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
 def test_options_alone_and_in_pairs(names, soft):
-    """Given or left out altogether, which are different programs."""
+    """Given or left out, which gives different programs."""
     given = {k: v for k, v in inputs(soft, jnp.float32).items() if k in ("x", "labels", *names)}
     loss = functools.partial(ours, axis=-1, ignore_index=None, reduction="mean")
     got = jax.jit(lambda given: value_and_gradients(loss, given))(given)
@@ -253,7 +253,7 @@ def test_the_divergence_is_that_of_optax():
 
 
 def test_optax_is_wrong_beside_a_class_of_logit_minus_infinity():
-    """NaN there; here what mpmath gives without that class."""
+    """NaN there; here the result of mpmath without that class."""
     x, t = jnp.array([0.5, 1.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])
     assert np.isnan(optax.softmax_cross_entropy(x, t))
     normalizer = mp.log(mp.exp(mpf(0.5)) + mp.exp(mpf(1)))
@@ -263,7 +263,7 @@ def test_optax_is_wrong_beside_a_class_of_logit_minus_infinity():
 
 @pytest.mark.parametrize("label", [-100, -1, 9])
 def test_optax_gives_a_finite_gradient_to_a_label_that_is_no_class(label):
-    """Or takes it for another class; here the row is NaN, or nothing if the label is ignored."""
+    """Or takes it for another class; here the row is NaN, or 0 if the label is ignored."""
     x = jnp.asarray(logits("unit", (9,), 0, np.float32))
     gradient = jax.grad(optax.softmax_cross_entropy_with_integer_labels)(x, label)
     assert np.isfinite(gradient).all()
@@ -274,7 +274,7 @@ def test_optax_gives_a_finite_gradient_to_a_label_that_is_no_class(label):
 
 
 def test_the_z_loss_is_that_of_t5x():
-    """z·log_normalizer² beside the loss, with its gradient 2·z·log_normalizer·p."""
+    """The loss plus z·log_normalizer², with its gradient 2·z·log_normalizer·p."""
     x, y, z = jnp.asarray(logits("unit", (5, 9), dtype=np.float32)), jnp.arange(5), 0.1
     log_z = jax.nn.logsumexp(x, axis=-1)
     p, one_hot = jax.nn.softmax(x), jax.nn.one_hot(y, 9)
@@ -328,7 +328,7 @@ def test_what_is_ignored_may_hold_anything(reduction):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_a_row_masked_whole_is_no_row(soft):
-    """Whatever lies there: values and gradients are those of the rows that are left."""
+    """Whatever its values: values and gradients are those of the other rows."""
     given = inputs(soft, jnp.float32)
     kept, gone = np.array([0, 2, 3, 5]), np.array([1, 4])
     if soft:
@@ -378,7 +378,7 @@ def test_a_row_masked_whole_is_no_row(soft):
 
 @pytest.mark.parametrize(("axis", "shape"), [(1, (4, 1, 6)), ((0, 2), (1, 5, 1)), (None, (1, 1, 1))], ids=str)
 def test_padding_along_any_axis(axis, shape):
-    """Masks of length 1 along the classes; where every row is masked, the mean is over nothing."""
+    """Masks of length 1 along the classes; if every row is masked, the mean is over no rows."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, 5, 6)), jnp.float32)
     live = jnp.asarray(rng.random(shape) < 0.5).at[-1, -1, -1].set(False)
@@ -391,7 +391,7 @@ def test_padding_along_any_axis(axis, shape):
 
 
 def test_a_constant_mask_is_not_reduced_by_the_compiler():
-    """XLA folds reductions of constants, for minutes if they are large."""
+    """XLA evaluates reductions of constants at compile time, which takes minutes for large ones."""
     where = np.arange(10_000).reshape(100, 100) % 5 > 0
 
     def mean(x):
@@ -443,7 +443,7 @@ def test_several_class_axes_are_one(axis):
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_rows_too_long_for_one_sum(soft, axis):
-    """On CPU these are summed in blocks: value, gradients, and a second derivative, by every option."""
+    """On CPU these are summed in blocks: value, gradients, and a second derivative, for every option."""
     rng = np.random.default_rng(0)
     rows, classes = 2, 33_333
     given = {
@@ -481,7 +481,7 @@ def test_rows_too_long_for_one_sum(soft, axis):
 
 
 def step_memory(**options):
-    """Bytes of temporaries of value and gradient at the size of a language model's head."""
+    """Bytes of temporaries of value and gradient at the size of the head of a language model."""
     x = jax.ShapeDtypeStruct((8192, 131072), jnp.float32)
     y = jax.ShapeDtypeStruct((8192,), jnp.int32)
 
@@ -498,7 +498,7 @@ def test_every_option_at_once_stores_no_second_array_of_logits():
 
 
 def test_statistics_that_are_not_used_cost_nothing():
-    """The program of the nll alone is as large as that of the loss."""
+    """The program of only the nll is as large as that of the loss."""
     x, y = jax.ShapeDtypeStruct((8, 1000), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
 
     def transcendentals(loss):

@@ -1,4 +1,4 @@
-"""What `linear_placement` counts is what the compiled program holds and sends, on eight devices."""
+"""`linear_placement` counts the memory and the traffic of the compiled program on eight devices."""
 
 import math
 import re
@@ -18,7 +18,7 @@ PLACES = {"rows": ((8, 1), True), "classes": ((1, 8), False), "both": ((2, 4), F
 
 
 def lowered(mesh, fsdp, dtype):
-    """A step of the head, sharded as `linear_placement` says."""
+    """A step of the head, sharded as in `linear_placement`."""
 
     def step(hidden, shard, labels):
         def loss(hidden, weight):
@@ -39,7 +39,7 @@ def lowered(mesh, fsdp, dtype):
 
 
 def members(groups):
-    """How many devices are in a group: {{0,1},{2,3}}, or mesh['rows'=2,'classes'=4] {'rows'}."""
+    """The number of devices in a group: {{0,1},{2,3}}, or mesh['rows'=2,'classes'=4] {'rows'}."""
     if not groups.startswith("mesh"):
         return groups[2:].split("}")[0].count(",") + 1
     mesh, over = groups.split("] ")
@@ -48,7 +48,7 @@ def members(groups):
 
 
 def exchanged(program):
-    """What devices exchange in a compiled program: kind, devices, times and the bytes of one time, sorted."""
+    """The transfers of a compiled program, sorted: kind, devices, times and the bytes of one time."""
     found, times, inside = [], {}, None
     for line in program.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
@@ -75,13 +75,13 @@ def test_the_compiled_program(place):
     assert exchanged(compiled.as_text()) == sorted(counted)
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes == found.argument_bytes
-    assert 0 <= memory.output_size_in_bytes - found.gradient_bytes < 64  # the loss, and where they lie
-    # Where gradients are as wide as what is computed, XLA may add them up where the results lie.
+    assert 0 <= memory.output_size_in_bytes - found.gradient_bytes < 64  # the loss, and pointers
+    # If gradients have the computing dtype, XLA may accumulate them in the results.
     assert 0.6 < memory.temp_size_in_bytes / found.temporary_bytes < 1.02
 
 
 def test_sixteen_bits():
-    """As they are sent, before XLA widens them on CPU: the weight in its dtype, sums in float32."""
+    """As sent, before XLA widens arrays on CPU: the weight in its dtype, sums in float32."""
     program = lowered((2, 4), True, jnp.bfloat16).as_text()
     found = jsoftmax.linear_placement(
         ROWS, FEATURES, CLASSES, mesh=(2, 4), fsdp=True, dtype=jnp.bfloat16, block_size=BLOCK

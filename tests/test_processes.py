@@ -1,4 +1,4 @@
-"""Two processes train as one device does; where one dies the other ends, and two more go on from the file."""
+"""Two processes train like one device; if one dies the other ends, and two new ones resume from the file."""
 
 import os
 import re
@@ -23,7 +23,7 @@ PATIENCE = 6  # seconds
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts two processes that train on a mesh of so many shards; kills what is left of them."""
+    """Start two processes that train on a mesh of this shape; kill those that remain at the end."""
     processes = []
 
     def start(name, mesh, **options):
@@ -53,7 +53,7 @@ def start(tmp_path):
 
 
 def printed(process):
-    """What a process has written so far: the losses by the numbers of their steps, the metrics, and all."""
+    """What a process has written so far: losses by step number, the metrics, and the whole text."""
     process.output.seek(0)
     everything = process.output.read()
     losses = {int(n): float(x) for n, x in re.findall(r"^step (\d+) loss (\S+)$", everything, re.MULTILINE)}
@@ -66,7 +66,7 @@ def agree(got, want):
 
 
 def test_two_processes(start, tmp_path):
-    """First the classes lie over all devices; after the restart on each process, the rows over both."""
+    """First the classes are sharded over all devices; later within each process, with the rows over both."""
     checkpoint = tmp_path / "state.npz"
     survivor, victim = start("killed", (1, 4), checkpoint=checkpoint, steps=10**6)
     deadline = time.monotonic() + 60

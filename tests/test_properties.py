@@ -1,4 +1,4 @@
-"""Laws of the softmax family, for any rows: hypothesis draws them, with ties and −inf in plenty."""
+"""Laws of the softmax family for any rows: hypothesis draws them, with many ties and −inf."""
 
 import functools
 from typing import NamedTuple
@@ -34,7 +34,7 @@ FAMILY = {**INVARIANT, "logsumexp": lambda x, y, t, axis, **o: jsoftmax.logsumex
 
 
 class Rows(NamedTuple):
-    """Logits, class ids, targets, and cotangents of the maps and of the functions with one number a row."""
+    """Logits, class ids, targets, and cotangents for the maps and for functions with one number per row."""
 
     x: np.ndarray
     y: np.ndarray
@@ -48,13 +48,13 @@ class Rows(NamedTuple):
         return self.x.shape[self.axis]
 
     def take(self, classes):
-        """The classes of these indices, which the ids are among."""
+        """The classes with these indices, which include the ids."""
         y = np.argmax(np.expand_dims(self.y, -1) == classes, -1).astype(np.int32)
         x, t, g = (np.take(a, classes, self.axis) for a in (self.x, self.t, self.g))
         return Rows(x, y, t, g, self.h, self.axis)
 
     def sum(self, values):
-        """Over the classes, in float64."""
+        """The sum over the classes, in float64."""
         return np.asarray(values, np.float64).sum(self.axis)
 
 
@@ -65,7 +65,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def rows(draw, logits=anything):
-    """The class of the id is finite; of the others, some may be −inf, with targets of 0."""
+    """The class of the id is finite; others may be −inf, with targets of 0."""
     shape, axis = draw(st.sampled_from(SHAPES))
     rng = np.random.default_rng(draw(seeds))
     x = draw(hnp.arrays(np.float32, shape, elements=logits))
@@ -90,7 +90,7 @@ def _values_and_gradients(x, y, t, g, h, axis, where=None, temperature=None):
 
 
 def values_and_gradients(rows, **options):
-    """By function, its value and its gradient in the logits, as NumPy arrays."""
+    """For each function, its value and its gradient in the logits, as NumPy arrays."""
     return jax.tree.map(np.asarray, _values_and_gradients(**rows._asdict(), **options))
 
 
@@ -99,7 +99,7 @@ def assert_same(ours, others):
 
 
 def assert_close(ours, others, scale=0, roundings=16):
-    """Up to so many roundings of each number, and of `scale`."""
+    """Equal up to this many roundings of each number, and of `scale`."""
     close = functools.partial(np.testing.assert_allclose, rtol=roundings * EPS, atol=roundings * EPS * scale)
     jax.tree.map(close, ours, others)
 
@@ -120,7 +120,7 @@ def test_a_shift_changes_nothing_but_the_logsumexp(rows, shift):
 
 
 def assert_equal_but_for_the_order_of_sums(rows, ours, others):
-    """Values to their own rounding, gradients to that of the terms they sum."""
+    """Values to their own rounding, gradients to the rounding of the terms they sum."""
     terms = np.abs(rows.g).sum() + np.abs(rows.h).sum() * (1 + rows.t.sum())
     for name in FAMILY:
         largest_term = largest(rows.x) if name == "logsumexp" else 0
@@ -166,7 +166,7 @@ def test_gradients_of_shift_invariant_functions_sum_to_zero(rows):
 @laws
 @given(rows(), st.floats(0, 10, width=32), seeds)
 def test_a_larger_logit_has_a_larger_probability(rows, rise, seed):
-    """Beside another class of its row, and beside itself before a rise."""
+    """Compared with another class of its row, and with itself before it grew."""
     p = values_and_gradients(rows)["softmax"][0]
     order = np.argsort(rows.x, rows.axis)
     ascending = np.take_along_axis(p, order, rows.axis)
@@ -248,7 +248,7 @@ def test_masked_is_removed(rows, seed):
 @laws
 @given(rows(), seeds, st.sampled_from([np.nan, 1e38, -1e38, np.inf, -np.inf]))
 def test_what_lies_under_the_mask_does_not_matter(rows, seed, junk):
-    """Among the logits and the cotangents, bit for bit."""
+    """In the logits and in the cotangents, bit for bit."""
     where = np.random.default_rng(seed).random(rows.x.shape) < 0.6
     np.put_along_axis(where, np.expand_dims(rows.y, rows.axis), True, rows.axis)
     rows = rows._replace(t=np.where(where, rows.t, 0))
@@ -261,9 +261,9 @@ def test_what_lies_under_the_mask_does_not_matter(rows, seed, junk):
 @laws
 @given(rows(sixteenths), st.sampled_from([0.25, 0.5, 1, 2, 16]))
 def test_a_temperature_divides_the_logits(rows, temperature):
-    """By a power of two bit for bit; but a map's gradient adds up the same terms in another order.
+    """Bit for bit for a power of two; but the gradient of a map sums the same terms in another order.
 
-    And so, on CPU, does a bare softmax: sum and quotient have roundings of their own in either form.
+    So does a softmax without options on CPU: its two forms round the sum and the quotient differently.
     """
     temperature = np.float32(temperature)
     heated = values_and_gradients(rows, temperature=temperature)
@@ -281,7 +281,7 @@ def test_a_temperature_divides_the_logits(rows, temperature):
 @laws
 @given(rows=rows())
 def test_short_logits_are_computed_with_as_float32(rows, dtype):
-    """Only the results are rounded, and the losses are not."""
+    """Only the results are rounded, and losses are not."""
     short = rows._replace(x=rows.x.astype(dtype))
     ours = values_and_gradients(short)
     full = values_and_gradients(rows._replace(x=short.x.astype(np.float32)))

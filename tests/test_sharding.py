@@ -1,4 +1,4 @@
-"""On eight devices: the answers of one device, and nothing as long as the classes moves between them."""
+"""On eight devices: the results of one device, and no array as long as the classes moves between them."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ def mesh(kind):
 
 @pytest.fixture
 def several_devices(monkeypatch):
-    """Under Auto axes nobody knows where an array lies; programs traced before are of one device."""
+    """Under Auto axes the sharding is unknown at trace time; programs traced before were for one device."""
     monkeypatch.undo()
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +54,7 @@ def head(reduction):
 
 
 def dense(h, x, y):
-    """Of logits; h has no part in it."""
+    """A function of the logits; it does not use h."""
     loss = jsoftmax.cross_entropy(x, y, ignore_index=-1, label_smoothing=0.1, reduction="mean")
     found = jsoftmax.row_statistics(x, jnp.maximum(y, 0))
     p = jsoftmax.softmax(x)
@@ -87,7 +87,7 @@ def prepared(name):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_under_jit(name, kind, several_devices):
-    """Gradients lie where their arguments do, and only sums over shards are sent."""
+    """Gradients are sharded like their arguments, and only sums over shards are sent."""
     given = prepared(name)
     gradient = jax.jit(jax.value_and_grad(LOSSES[name], (0, 1)))
     want = gradient(*given)
@@ -109,7 +109,7 @@ def test_under_jit(name, kind, several_devices):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_memory_of_targets_sharded_over_rows(kind, several_devices):
-    """A device holds a few blocks of its own rows, which do not fill up, and sends nothing as large."""
+    """A device holds a few blocks of its rows, which they do not divide, and sends no array of that size."""
 
     def loss(h, w, t):
         return jnp.sum(jsoftmax.linear_cross_entropy(h, w, t, block_size=64))
@@ -128,7 +128,7 @@ def test_memory_of_targets_sharded_over_rows(kind, several_devices):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_a_weight_sharded_over_features_too(kind, several_devices):
-    """Gathered is the part of the weight that a device multiplies by, and nothing as long as the rows."""
+    """Only the shard of the weight that a device multiplies by is gathered, and no array of all rows."""
     h, w, y = arrays()
     gradient = jax.jit(jax.value_and_grad(head("mean"), (0, 1)))
     want = gradient(h, w, y)
@@ -146,7 +146,7 @@ def test_a_weight_sharded_over_features_too(kind, several_devices):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_rows_within_shard_map(name):
-    """What shards share gets the sum of their gradients, from within and from without."""
+    """Shared arguments get the sum of the gradients of all shards, from inside and from outside."""
     given = prepared(name)
     total = {"head, mean": head("sum")}.get(name, LOSSES[name])
     second = P("rows") if name == "dense" else P()
@@ -182,7 +182,7 @@ def test_rows_within_shard_map(name):
     ],
 )
 def test_many_rows_within_shard_map(shape, axis):
-    """In the forms that large arrays take on CPU, loops and branches among them."""
+    """In the forms of large arrays on CPU, with loops and branches."""
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32) - np.float32(np.log(shape[axis]) + 0.5)
     ids = np.zeros(x.size // shape[axis], np.int32)
     rows = P("rows", None) if axis else P(None, "rows")
@@ -252,7 +252,7 @@ BY_CLASSES = by_classes, a_map_and_a_loss_by_classes
 
 @pytest.mark.parametrize("functions", sampling.sample(BY_ROWS + BY_CLASSES, BY_ROWS[1], BY_CLASSES[1]))
 def test_within_shard_map_outside_jit(functions):
-    """Where JAX calls a function as it is, on two devices: values and gradients as under jit."""
+    """Where JAX does not trace the call, on two devices: values and gradients as under jit."""
     h, w, y = arrays()
     given = h @ w, h, jnp.maximum(y, 0), w
     rows = functions in BY_ROWS
@@ -290,7 +290,7 @@ PAIRS = [*zip(OF_LOGITS, OF_WEIGHTS, strict=True)]
     ids=len,
 )
 def test_options_beside_explicitly_sharded_logits(layouts, several_devices):
-    """However they are sharded themselves, value and gradient are those of one device, and lie as they do."""
+    """For any sharding of the options: values and gradients of one device, sharded like the options."""
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(ROWS, CLASSES)), rng.gamma(0.5, size=(ROWS, CLASSES))
     weights, temperature = rng.uniform(0.5, 2, CLASSES), rng.uniform(0.5, 2, ROWS)

@@ -1,7 +1,7 @@
-"""Every function stays itself under every transformation of JAX.
+"""Every function gives the same results under every transformation of JAX.
 
-The matrix has two sides. `REVERSE` and `FORWARD` call a function through a transformation; `Flat` knows what
-must come out of each function of the table: the value, the Jacobian, and the Hessian of its definition.
+The tests are a matrix. `REVERSE` and `FORWARD` call a function through a transformation; `Flat` holds the
+exact results for each function of the table: the value, the Jacobian, and the Hessian of its definition.
 """
 
 import functools
@@ -25,12 +25,12 @@ MODES = {"reverse": nullcontext, "forward": jsoftmax.forward_mode}
 
 
 def agree(name, got, want):
-    """Up to a few roundings of float64."""
+    """Equal up to a few roundings of float64."""
     np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12, err_msg=name)
 
 
 def on(function, axis=-1):
-    """The function of its arrays alone."""
+    """The function of its arrays only."""
     return functools.partial(function.ours, axis=axis)
 
 
@@ -47,7 +47,7 @@ def over_a_dict(f, *arguments):
 
 
 def in_a_branch(f, *arguments):
-    """Taken by a predicate that is known only when the program runs."""
+    """Within a branch, whose predicate is known only at run time."""
     out = jax.eval_shape(f, *arguments)
     return lax.cond(
         jnp.isfinite(arguments[0][0, 0]), f, lambda *_: jnp.zeros(out.shape, out.dtype), *arguments
@@ -55,7 +55,7 @@ def in_a_branch(f, *arguments):
 
 
 def in_a_while_loop(f, *arguments):
-    """Row by row, the rows collected in the carry."""
+    """Row by row, with the rows collected in the carry."""
     out = jax.eval_shape(f, *arguments)
 
     def body(carry):
@@ -70,7 +70,7 @@ def through_a_file(f, *arguments):
     return jax.export.deserialize(exported.serialize(vjp_order=1)).call(*arguments)
 
 
-# The function called through a transformation, on arguments that have their rows along the first axis.
+# The function called through a transformation, on arguments whose rows are along the first axis.
 WRAPPINGS = {
     "as it is": lambda f, *arguments: f(*arguments),
     "jit": lambda f, *arguments: jax.jit(f)(*arguments),
@@ -80,11 +80,11 @@ WRAPPINGS = {
     "scan": over_rows,
     "cond": in_a_branch,
 }
-REVERSE = {**WRAPPINGS, "export": through_a_file}  # an exported program carries its reverse mode
-FORWARD = {**WRAPPINGS, "while_loop": in_a_while_loop}  # a loop of unknown length has forward mode only
+REVERSE = {**WRAPPINGS, "export": through_a_file}  # an exported program includes its reverse mode
+FORWARD = {**WRAPPINGS, "while_loop": in_a_while_loop}  # a loop of unknown length has only forward mode
 
 
-# A third of the transformations each; by default a function is tested with one of these parts.
+# A third of the transformations each; by default a test of a function uses one third.
 in_parts = pytest.mark.parametrize("part", range(3), ids=["part 1", "part 2", "part 3"])
 
 
@@ -94,7 +94,7 @@ def part_of(table, part):
 
 
 class Flat:
-    """A function of the table as one of a flat vector, and what it must give there."""
+    """A function of the table as a function of a flat vector, with its exact results."""
 
     def __init__(self, function):
         self.function = function
@@ -227,7 +227,7 @@ def test_a_donated_buffer_is_written_over(function, x64):
 
 @pytest.mark.parametrize("function", **named())
 def test_vmap_over_any_axis_of_rows(function):
-    """Value and gradient are those of the whole array, wherever the mapped axis lies."""
+    """Values and gradients are those of the whole array, for any position of the mapped axis."""
     arguments = float32_arguments(function, (2, 3, 4), axis=1)
 
     def value_and_gradient(f):
@@ -235,7 +235,7 @@ def test_vmap_over_any_axis_of_rows(function):
         return out, *pull(jnp.cos(out))
 
     def mapped(over):
-        # An array with one entry a row lacks axis 1: what comes after it moves up.
+        # An array with one entry per row has no axis 1: later axes move up.
         places = [over - (over == 2 and a.ndim == 2) for a in arguments]
         inside = jax.vmap(on(function, axis=int(over == 2)), places, over - (over == 2 and function.reduces))
         return lambda x: inside(x, *arguments[1:])
@@ -254,7 +254,7 @@ def test_vmap_over_any_axis_of_rows(function):
 
 @pytest.mark.parametrize("function", **named())
 def test_the_promotion_mode_does_not_change_the_program(function):
-    """Value and gradient are the same program, so the same bits, and the strict mode refuses nothing."""
+    """Value and gradient are the same program, with the same bits; the strict mode raises nothing."""
 
     def program(mode, *arguments):
         with jax.numpy_dtype_promotion(mode):
@@ -262,7 +262,7 @@ def test_the_promotion_mode_does_not_change_the_program(function):
 
     short, full = (float32_arguments(function, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
     mixed = (short[0], *full[1:])
-    # Exponents and weights of two dtypes have a common one in the standard mode only, as in jax.nn.
+    # Exponents and weights of two dtypes have a common one only in the standard mode, as in jax.nn.
     for arguments in (short, full) if function.name == "logsumexp, weighted" else (short, full, mixed):
         assert program("strict", *arguments) == program("standard", *arguments)
 
@@ -295,7 +295,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
 )
 @pytest.mark.parametrize("function", **named())
 def test_a_program_for_any_number(function, shape, axis, symbols):
-    """Of rows, or of classes too: exported once, with its gradient, and called with as many as there are."""
+    """Of rows, or of rows and classes: exported once, with its gradient, and called with several sizes."""
     arguments = float32_arguments(function, shape, axis)
     any_number = dict(zip((4, shape[axis]), jax.export.symbolic_shape(symbols), strict=False))
     of_any = [jax.ShapeDtypeStruct([any_number.get(n, n) for n in a.shape], a.dtype) for a in arguments]
@@ -367,7 +367,7 @@ def test_the_closed_forms_are_each_other_transposed(axis, x64):
             agree(name, got, want)
 
 
-# Where the table says which outputs or targets count, which keeps arrays of its own.
+# If the table says which outputs or targets count, there are additional residuals.
 BARE = {
     "log_softmax, masked, temperature": lambda x, m, t: jsoftmax.log_softmax(x, where=m, temperature=t),
     "cross_entropy, targets, masked, options": lambda x, t, m, alpha, z, cap, s: jsoftmax.cross_entropy(
@@ -401,7 +401,7 @@ def test_where_float64_is_enabled_shorter_floats_stay_what_they_are(function, dt
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_what_is_kept_for_the_derivative(function, dtype, mode):
-    """No more than the arguments take, the output in place of the logits; the rest is of a row or a class."""
+    """At most the size of the arguments, with the output instead of the logits, and per-row numbers."""
     arguments = float32_arguments(function, dtype=dtype)
     f = BARE.get(function.name, on(function))
     with MODES[mode]():

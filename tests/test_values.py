@@ -18,7 +18,7 @@ EPS = np.finfo(np.float32).eps
 
 
 def error(ours, exact):
-    """How far off, exactly, and the exact values in float64."""
+    """The exact error, and the exact values in float64."""
     difference = np.asarray(abs(definitions.exactly(ours) - exact))
     return difference.astype(np.float64), exact.astype(np.float64)
 
@@ -39,7 +39,7 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("function", **named())
 def test_value_in_any_regime(function, dtype):
-    """An exponential of u carries |u| roundings: no more than that, and relative to the value itself."""
+    """An exponential of u has |u| roundings: the error is at most that, relative to the value."""
     with jax.enable_x64(dtype == np.float64):
         call = jit_in_full(lambda *arguments: function.ours(*arguments, axis=-1))
         for regime in REGIMES:
@@ -75,7 +75,7 @@ def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
 
     of_each = (partial(all_of, jsoftmax, axis), partial(all_of, jax.nn, axis_of_jax))
     ours, peer = (jax.jit(f)(x, where) for f in of_each)
-    for kind, atol in ((0, 0), (1, EPS)):  # a sum's maximum and logarithm may cancel
+    for kind, atol in ((0, 0), (1, EPS)):  # the maximum and the logarithm of a sum may cancel
         for a, b in zip(ours[kind], peer[kind], strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, rtol=16 * EPS, atol=atol)
@@ -124,7 +124,7 @@ def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
 def test_low_precision_is_computed_in_float32(function, dtype):
-    """The error is that of rounding the output once."""
+    """The error is one rounding of the output."""
     x = jnp.asarray(logits("unit", (4, 200), dtype=np.float32)).astype(dtype)
     arguments = function.arguments(x)
     ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
@@ -179,7 +179,7 @@ def test_reductions():
 
 
 def test_masks_as_optax_takes_them():
-    """One entry a row drops the row; the targets of masked classes do not count."""
+    """One entry per row masks the row; the targets of masked classes do not count."""
     x = jnp.asarray(logits("unit", (4, 5), dtype=np.float32))
     t = jax.nn.softmax(x[::-1])
     rows = jnp.array([True, False, True, False])
@@ -210,7 +210,7 @@ OF_EACH_KIND = jnp.float8_e5m2, jnp.float8_e4m3fn, jnp.float8_e4m3fnuz
 
 @pytest.mark.parametrize("dtype", sampling.sample(NARROW, *OF_EACH_KIND), ids=lambda d: d.__name__)
 def test_8_bits_are_computed_as_float32(dtype):
-    """Rounded once; what is dead is NaN in such an output where the type has no −inf, and nothing live is."""
+    """Rounded once; if the output type has no −inf, −inf becomes NaN there, and nothing else does."""
     x, w = jnp.asarray([1.0, 2.0, 3.0], dtype), jnp.asarray([1.0, 0.5, 2.0], dtype)
     live = jnp.array([True, True, False])
 
@@ -241,7 +241,7 @@ def test_8_bits_are_computed_as_float32(dtype):
 
 
 def test_8_bits_beside_wider_types_are_float32():
-    """A quantized head, and all that may be narrow in any call: the same numbers as of float32 throughout."""
+    """A quantized head, and other narrow arguments: the same numbers as in float32 throughout."""
     rng = np.random.default_rng(0)
     given = {
         "hidden": jnp.asarray(rng.normal(size=(4, 8)), jnp.bfloat16),

@@ -1,11 +1,11 @@
-"""The model of `python -m jsoftmax train --data text` on several processes, which go on after a restart.
+"""The model of `python -m jsoftmax train --data text` on several processes, which resume after a restart.
 
     python tests/train_on_processes.py --coordinator 127.0.0.1:9000 --processes 2 --process 0 \\
         --mesh 2 2 --checkpoint state.npz --steps 100
 
-Each process runs this, with its own number. Rows lie over one axis of the mesh, and classes over the other:
-the rows of the table of embeddings, which are the weights of the head too. Where a process dies, the others
-end in an error. Started again, on any mesh, they take up the state that was saved last.
+Each process runs this command with its own number. Rows are sharded over one axis of the mesh, and classes
+over the other: these are the rows of the table of embeddings, which is also the weight of the head. If a
+process dies, the others end with an error. After a restart, on any mesh, they continue from the last state.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from jsoftmax._cli.language import Network
 from jsoftmax._cli.language_training import State, make_step
 
 NETWORK = Network(context=2, features=16, hidden=32)
-VOCABULARY = 254  # and the two words that every vocabulary has
+VOCABULARY = 254  # plus the two words of every vocabulary
 BATCH = 64
 SAVED_EVERY = 10  # steps
 
 
 def train(mesh, corpus, steps, checkpoint, on_step):
-    """Train up to so many steps, from the checkpoint if there is one; the metrics of the held-out text."""
+    """Train up to this number of steps, from the checkpoint if there is one; return the held-out metrics."""
     optimizer = optax.sgd(0.3, momentum=0.9)
     parameters = NETWORK.initialise(jax.random.key(0), corpus)
     state = State(parameters, optimizer.init(parameters))
@@ -41,7 +41,7 @@ def train(mesh, corpus, steps, checkpoint, on_step):
     step = make_step(NETWORK, optimizer)
     inputs = language.contexts(corpus.train, NETWORK.context)
     for number in range(first + 1, steps + 1):
-        # Of the number of the step alone: it is drawn again after a restart.
+        # It depends only on the number of the step, so a restart draws the same batches.
         rows = np.random.default_rng(number).choice(len(inputs), BATCH)
         batch = on_rows(mesh, inputs[rows], corpus.train[rows])
         state, loss = step(state, *batch, None)
@@ -54,7 +54,7 @@ def train(mesh, corpus, steps, checkpoint, on_step):
 
 
 def evaluate(mesh, parameters, contexts, labels):
-    """The metrics of all rows: a state of every shard's own, then one of them all."""
+    """The metrics of all rows: one state per shard, merged."""
 
     def of_shard(found, labels):
         state = evaluation.empty(top_k=1, bins=None)
@@ -74,7 +74,7 @@ def evaluate(mesh, parameters, contexts, labels):
 
 
 def placed(mesh, tree):
-    """A tree of arrays that every process has, on the mesh: classes over their axis, all else everywhere."""
+    """A tree of arrays that every process has, on the mesh: classes over their axis, all else replicated."""
 
     def place(leaf):
         spec = P("classes") if leaf.shape[:1] == (VOCABULARY + 2,) else P()
@@ -84,17 +84,17 @@ def placed(mesh, tree):
 
 
 def on_rows(mesh, *arrays):
-    """Arrays whose rows lie over the mesh."""
+    """Arrays whose rows are sharded over the mesh."""
     return [on_mesh(mesh, P("rows"), a) for a in arrays]
 
 
 def on_mesh(mesh, spec, array):
-    """An array on the mesh, of which this process makes the parts that are its own."""
+    """An array on the mesh; this process makes its own shards."""
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda part: array[part])
 
 
 def save(checkpoint, number, state):
-    """Write the state of all processes: a file that is whole, or that of before."""
+    """Write the state of all processes; the file is replaced at once, so it is always complete."""
     leaves = multihost_utils.process_allgather(jax.tree.leaves(state), tiled=True)
     if jax.process_index() == 0:
         unfinished = checkpoint.with_suffix(".unfinished.npz")
@@ -103,7 +103,7 @@ def save(checkpoint, number, state):
 
 
 def restored(checkpoint, like):
-    """The number of the step and the state that were saved."""
+    """The step number and the state that were saved."""
     with np.load(checkpoint) as file:
         number, *leaves = file.values()
     return int(number), jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -201,7 +201,7 @@ def _on_accelerators(request: Request) -> tuple[Form | None, Form | None]:
     x, axes, what = request.x, request.axes, request.what
     if request.sharded:
         return None, None
-    # Merging parts of a row loses up to 3 ulp over a row. Only 16-bit logits allow that: float32 logits get
+    # Merging parts of a row loses up to 3 ulp over a row. Only 16-bit logits allow that: float32 logits take
     # two passes. So do classes that a mesh shards: XLA would gather the parts of a row, but reduces sums.
     one_pass = x.dtype.itemsize == 2 and all(spec(x)[axis] is None for axis in axes)
     is_fused = one_pass and axes == (x.ndim - 1,) and x.shape[-1] <= LONGEST_FUSED

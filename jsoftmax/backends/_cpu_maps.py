@@ -11,7 +11,7 @@ from jsoftmax.transforms._autodiff import with_tangent
 
 
 def softmax_in_blocks(size: int, axis: int, x: Array) -> Array:
-    """The probabilities of long rows, whose sums are computed in blocks of `size` classes."""
+    """The probabilities of long rows, with sums over blocks of `size` classes."""
     return _stored((size, axis), x)
 
 

@@ -44,17 +44,15 @@ def softmax(
     floats; 8-bit `x` is computed in float32). A masked class and a logit of −inf have probability 0, also in
     a row without a live class. +inf or NaN in a live class makes that row NaN, and no other row.
 
-    Derivative: the closed-form Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a
-    masked class. Residual: the output; with 16-bit `x`, a temperature, or sharded classes, it is `x` and two
-    numbers per row.
+    Derivative: the Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a masked class.
+    Residual: the output; for 16-bit `x`, a temperature, or sharded classes `x` and two numbers per row.
 
     Args:
       x: logits, any shape.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of `x`.
-      temperature: T, a number, or an array with one entry per row: the shape of `x` without `axis`, or with
-        length 1 there. A negative T reverses the order. The number 0 raises; a 0 in an array makes its row
-        NaN.
+      temperature: T, a number, or one per row: an array in the shape of `x` without `axis`, or with length 1
+        there. A negative T reverses the order. The number 0 raises; a 0 in an array makes its row NaN.
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `x` and
         `where` hold the classes of the shard, the same number on each: pad the last, and mask the padding.
 
@@ -100,8 +98,8 @@ def log_softmax(
     class makes that row NaN, and no other row.
 
     Derivative: ``(g − p·Σg)/T`` (`rules.log_softmax_vjp`); 0 for a masked class, whose cotangent does not
-    count, and in a row without a live class. Residual: the probabilities; with 16-bit `x`, a temperature, or
-    sharded classes, it is `x` and two numbers per row.
+    count, and in a row without a live class. Residuals: two numbers per row, and the probabilities, or `x`
+    if it has 16 bits, or with a temperature or sharded classes.
 
     Args, Returns, Raises: as in `softmax`.
 
@@ -125,21 +123,19 @@ def log_softmax(
 class _Saved(NamedTuple):
     """The residuals of a map: one array in the shape of its output, and possibly the state of every row.
 
-    `kept` are the probabilities if three conditions hold; else `kept` are the logits. The dtype is not a
-    16-bit one, which would round the probabilities too far; there is no temperature, whose derivative needs
-    the logits; and the classes are not sharded: there the state saves a sum over the shards.
+    `kept` are the logits for 16 bits, which would round p too far; with a temperature, whose derivative needs
+    the logits; and for sharded classes, where the state saves a sum over shards. Else they are p.
     """
 
     kept: Array
     scaling: Scaling
-    state: Any  # an `online.State`; None beside the probabilities of a softmax
+    state: Any  # an `online.State`; None for a softmax that keeps its probabilities
 
     def is_p(self, names: tuple[str, ...]) -> bool:
-        """Whether the probabilities are kept."""
+        """Whether `kept` are the probabilities."""
         return _keeps_p(self.kept.dtype, self.scaling, names)
 
-    # Each use of the logits has a barrier. Without it, XLA on GPU finds the same exponentials here and in the
-    # value, and stores them in float32 in the shape of the logits.
+    # Without a barrier at each use of the logits, XLA on GPU stores the exponentials that the value shares.
 
     def restore(self, names: tuple[str, ...]) -> tuple[Array, Array]:
         """The probabilities, and the shifted logits u if a temperature needs them."""

@@ -29,17 +29,17 @@ def of_shifted(z: Shifted, rest: Array) -> Array:
 def all_probabilities(
     x: Array, scaling: Scaling, axes: Axes, *, with_state: bool
 ) -> tuple[Array, online.State | None]:
-    """``exp(u)/Σ exp(u)`` of whole rows, 0 in an empty row; and the state of every row, if asked for."""
+    """The probabilities ``exp(u)/Σ exp(u)``, 0 in an empty row, and the state of every row `with_state`."""
 
     def in_one_chain(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        """Without a comparison: XLA's library on CPU makes one kernel of it."""
+        """A chain without comparisons, which XLA's library on CPU runs as one kernel."""
         top = peak(x, scaling, axes)
         terms = exponentials(shifted(x, scaling, top))
         if x.dtype.itemsize == 2:
             (total,) = rules.row_sums(axes, terms)
             rest = total - 1
         else:
-            # Ones are summed apart: beside a 1, small terms lose digits.
+            # The ones are summed separately, because small terms added to a 1 lose digits.
             ones = jnp.floor(terms)
             others, ones = rules.row_sums(axes, terms - ones, ones)
             total, rest = others + ones, others + (ones - 1)
@@ -65,7 +65,7 @@ def all_probabilities(
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
-    """The logarithms of the probabilities, −inf in an empty row, and the state of every row."""
+    """The log-probabilities of every row, −inf in an empty row, and its state."""
 
     def of_state(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
@@ -88,7 +88,7 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
 
 
 def is_live(rest: Array) -> Array:
-    """1, but 0 in an empty row: a factor, as XLA on CPU does not fuse a select with sums."""
+    """1, but 0 in an empty row. It is a factor, because XLA on CPU does not fuse a select with sums."""
     return lax.stop_gradient(jnp.minimum(1 + rest, 1))
 
 

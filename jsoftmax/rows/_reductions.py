@@ -98,7 +98,7 @@ class _Static(NamedTuple):
     def terms(
         self, z: Shifted, half_u: Array, half: Array, dead: Array | None, factors: tuple[Any, ...]
     ) -> tuple[Array, ...]:
-        """Those of Σ exp(u), scaled, and of every further sum: of an entropy, scaled too.
+        """The terms of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
 
         half is exp(u/2); only moments need `dead`.
         """

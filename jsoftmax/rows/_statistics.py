@@ -1,7 +1,6 @@
 """The numbers of a row of logits and its label, and their derivative rules.
 
-With a, b, c, d the cotangents of the log-normalizer, the nll, the entropy and the weighted sum of all −log p,
-the gradient in the logits is
+With a, b, c, d the cotangents of log-normalizer, nll, entropy and "spread", the gradient in the logits is
 
     dz = a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩) + d·((Σw)·p − w),   u = z − max z
 """
@@ -168,11 +167,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
 def pull(
     static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
 ) -> tuple[Problem]:
-    """The cotangents of the problem.
-
-    If it is one of several blocks of classes, `of_maximum` is True for one block: it includes the derivative
-    in the maximum of the row.
-    """
+    """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum."""
     x, labels, weights, scaling, counted = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:

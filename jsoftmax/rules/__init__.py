@@ -5,9 +5,9 @@ its own functions. `p` is a probability distribution along `axis` (an int or a t
 If the classes are sharded within `jax.shard_map`, `axis` also names the mesh axes of the shards, as in
 ``(-1, "classes")``. Sums are computed in at least float32; results have the promoted dtype of the arguments.
 
-`1 − p` loses every digit where p is near 1. A formula with such a difference is a projection, whose result
-sums to 0 over a row (or has the mean 0): applied once more, it replaces what was lost by the sum over the
-other classes, which is small and exact.
+`1 − p` loses all digits if p is near 1. A formula with such a difference is a projection: its result sums to
+0 over a row (or has the mean 0). Applied a second time, it replaces the lost digits by the sum over the other
+classes, which is small and accurate.
 """
 
 from jsoftmax.rules._divergences import (

@@ -30,7 +30,7 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
 
 
 class RowSums(NamedTuple):
-    """Of every row: the sum of p but for the leading class, of all g, and of g but for that class."""
+    """Sums over every row: of p without the leading class, of all g, and of g without the leading class."""
 
     p_others: Array
     g_all: Array
@@ -47,7 +47,7 @@ def softmax_product(
 ) -> Array:
     """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``. J is symmetric, so this is J v and Jᵀ v.
 
-    `sums` and `leads` as for `log_softmax_vjp`, of p and p·v.
+    `sums` and `leads` are as in `log_softmax_vjp`, for p and p·v.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -69,7 +69,7 @@ def log_softmax_jvp(
 ) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``.
 
-    `sums` and `leads` as for `log_softmax_vjp`, of p and p·v.
+    `sums` and `leads` are as in `log_softmax_vjp`, for p and p·v.
     """
     p, v, dtype = _operands(p, v)
     if sums is None and leads is None:
@@ -92,12 +92,12 @@ def log_softmax_vjp(
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
-    The result sums to 0, so the formula leaves it as it is. Rounded, it does not: where p is near 1 the two
-    terms cancel. Applied to its own result, the formula takes away the sum of the roundings, which is the
-    error of that class.
+    The exact result sums to 0. The rounded result does not: the two terms cancel where p is near 1. So the
+    formula is applied twice: the second time, it subtracts the sum of the rounding errors, which is the error
+    of that class.
 
-    This takes two sums, one after the other. Given the `RowSums` of p and g, or where a class `leads` (p is
-    above 1/2), that class is evaluated through the others, from sums that one pass can find.
+    This takes two sums, one after the other. With the `RowSums` of p and g as `sums`, or with `leads`, which
+    is True where p is above 1/2, the leading class is computed from the others, and one pass is enough.
     """
     p, g, dtype = _operands(p, g)
     if sums is None and leads is None:
@@ -121,8 +121,8 @@ def cross_entropy_residual(
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
-    The fused rule, right also where `t` does not sum to 1. It keeps its digits where p is near t = 1.
-    `sums` as for `log_softmax_vjp`, of p and t.
+    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. `sums` are as in
+    `log_softmax_vjp`, for p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules

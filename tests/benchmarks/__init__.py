@@ -1,1 +1,1 @@
-"""Speed, memory and error beside the peers: ``python -m tests.benchmarks --quick``."""
+"""Speed, memory and error compared with the peers: ``python -m tests.benchmarks --quick``."""

@@ -1,6 +1,6 @@
-"""``python -m tests.benchmarks``: the tables on the screen, and in a folder as JSON and PNG.
+"""``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
-``device``, for accelerators, and ``compile``, for the time it takes, have options of their own.
+The commands ``device``, for accelerators, and ``compile``, for compile times, have their own options.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks compile``: the time to trace and to compile a program, beside the peer's.
+"""``python -m tests.benchmarks compile``: the time to trace and compile programs, ours and the peer's.
 
-Every program is traced and compiled anew, in turns with the peer's; medians in milliseconds. The import
-of the package is timed in processes of its own, once JAX is imported.
+Ours and the peer's program are traced and compiled again in turns; the results are medians in milliseconds.
+The import of the package is timed in separate processes, after the import of JAX.
 """
 
 import argparse
@@ -33,7 +33,7 @@ print(1e3 * (time.process_time() - start))
 
 
 def import_time(turns):
-    """Milliseconds to import this package from its bytecode, as every import but the first does."""
+    """Milliseconds to import this package from bytecode, as all imports except the first."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPYCACHEPREFIX"] = folder
@@ -81,7 +81,7 @@ def with_gradient(function):
 
 
 def once(function, arguments):
-    """Milliseconds to trace and to compile."""
+    """Milliseconds to trace and to compile a program once."""
     jax.clear_caches()
     start = time.perf_counter()
     lowered = jax.jit(lambda *a: function(*a)).lower(*arguments)

@@ -1,4 +1,4 @@
-"""The functions of whole logits beside jax.nn, optax and torch, on the grid of `shapes`."""
+"""The functions of full logits compared with jax.nn, optax and torch, on the grid of `shapes`."""
 
 import functools
 from typing import NamedTuple
@@ -19,7 +19,7 @@ except ImportError:
 
 
 class Pair(NamedTuple):
-    """Ours and the peer's, of logits, labels and the class axis; what torch calls; the float64 definition."""
+    """Ours and the peer's, of logits, labels and the class axis; the torch call; the float64 definition."""
 
     ours: object
     peer: object
@@ -98,7 +98,7 @@ REGIMES = ("unit", "peaked")
 
 
 class Cell(NamedTuple):
-    """One place of the grid."""
+    """One cell of the grid."""
 
     rows: int
     classes: int
@@ -125,7 +125,7 @@ def grid(elements, classes, dtypes, axes, regimes):
 
 
 def error(function, cell, exact):
-    """The largest error of the outputs against float64, over the largest magnitude, on a few of the rows."""
+    """The largest error of the outputs against float64, relative to the largest magnitude, for a few rows."""
     x, y = cell._replace(rows=min(cell.rows, max(1, 2**18 // cell.classes))).arrays()
     want = exact(np.asarray(x, np.float64), np.asarray(y), cell.axis)
     got = jax.jit(functools.partial(function, axis=cell.axis))(x, y)

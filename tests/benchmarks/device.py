@@ -1,7 +1,8 @@
-"""``python -m tests.benchmarks device``: on an accelerator, each case checked against float64 and then timed.
+"""``python -m tests.benchmarks device``: on an accelerator, checks each case against float64, then times it.
 
-Ours, the peers and the limits take turns in one process. Prints a line for a case; writes device.json, after
-every case anew, and roofline.png. A case that starts after the budget is left out, and named for --only.
+Ours, the peers and the limits take turns in one process. It prints a line for each case, and writes
+device.json, again after every case, and roofline.png. When the budget is used up, it lists the other cases
+for --only.
 """
 
 import argparse
@@ -22,8 +23,8 @@ import jsoftmax
 from tests.benchmarks import device_cases, device_peers, roofline, timing
 from tests.benchmarks.dense import torch
 
-BOUND = 1e-2  # of a relative error in 16 bits
-COLD = 2**28  # bytes, several times what caches hold
+BOUND = 1e-2  # for a relative error in 16 bits
+COLD = 2**28  # in bytes: several times the size of the caches
 QUICK = {"rows": ((256, 32768),), "heads": ((512, 256, 8192),)}
 HEADER = (
     f"{'case':40}{'ours ms':>9}  {'limit':16}{'ms':>9}{'of limit':>9} {'quartiles':12}"
@@ -32,14 +33,14 @@ HEADER = (
 
 
 def copies(arrays, count):
-    """The arguments, and as many copies as a cache does not hold, or as asked for."""
+    """The arguments, and enough copies of them that no cache holds all, or as many as asked for."""
     size = sum(a.nbytes for a in arrays)
     count = count or min(16, -(-COLD // size))
     return [arrays, *(jax.tree.map(jnp.copy, arrays) for _ in range(count - 1))]
 
 
 def prepared(case, sets):
-    """Every program to be timed: {who: what compiles it, to a call, its arguments and its temporaries}."""
+    """All programs to be timed: {who: compiler, its call, its arguments and its temporaries}."""
 
     def compiled(program):
         program = jax.jit(program).lower(*sets[0]).compile()
@@ -60,7 +61,7 @@ def quartiles(ratios):
 
 
 def checked(case, sets):
-    """The calls that are right, what is known of each, and why others will not be timed."""
+    """The calls with correct results, the facts about each, and the reasons why others are not timed."""
     exact = case.exact(*sets[0])
     calls, who, failed = {}, {}, {}
     for name, program in prepared(case, sets).items():
@@ -72,7 +73,7 @@ def checked(case, sets):
             failed[name] = f"{type(reason).__name__}: {reason}"[:500]
             continue
         error = device_cases.error(parts, exact)
-        if error <= BOUND:  # not so a NaN
+        if error <= BOUND:  # False for NaN
             calls[name] = timing.rotating(device_peers.launched(call, results), arrays)
             who[name] = {"error": error, "temporaries": temporaries}
         else:
@@ -115,7 +116,7 @@ def measured(case, options):
 
 
 def lines(r):
-    """The record, and below it what failed."""
+    """The record as text, with the failures below it."""
     if "ours" in r["who"]:
         ours, limit, spread = r["who"]["ours"], r["limit"], "{low:5.2f}-{high:<6.2f}".format
         peer = ""
@@ -130,7 +131,7 @@ def lines(r):
 
 
 def selected(cases, texts):
-    """The cases of these names, or with these texts in them."""
+    """The cases with these names, or with names that contain these texts."""
     names = {case.name for case in cases}
     found = {name for text in texts for name in names if name == text or (text not in names and text in name)}
     return [case for case in cases if case.name in found]
@@ -151,7 +152,7 @@ def main(arguments):
     options = parser.parse_args(arguments)
     fractions = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"}
     if torch is not None and not fractions & os.environ.keys():
-        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.5"  # the other half of a GPU's memory is torch's
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.5"  # torch uses the other half of the GPU's memory
     end = time.perf_counter() + options.budget
     shapes = QUICK if options.quick else {}
     if options.rows or options.head:

@@ -1,7 +1,7 @@
-"""What is timed on a device: functions of whole logits, and linear heads; the limits, and the check.
+"""The cases for a device: functions of full logits, and linear heads; their limits and their checks.
 
-The rows of an array are few, repeated in random order: so float64 on the host tells every row of any size,
-and means and sums over all rows are those of the few.
+An array consists of a few distinct rows, repeated in random order: so float64 on the host gives all rows of
+any size, and means and sums over all rows follow from the few.
 """
 
 import functools
@@ -20,7 +20,7 @@ DISTINCT = 32
 
 
 def repeated(rows):
-    """Which of the distinct rows stands where, how many they are, and where each stands first."""
+    """The index of the distinct row at each position, the count of each, and its first position."""
     distinct = math.gcd(rows, DISTINCT)
     index = np.random.default_rng(0).permutation(np.arange(rows) % distinct)
     return index, distinct, np.unique(index, return_index=True)[1]
@@ -45,7 +45,7 @@ def scalar(array):
 
 
 def at_labels_and_elsewhere(rows, labels):
-    """Two parts: next to the −1 at a label, an error anywhere else would not be seen."""
+    """Two parts: an error elsewhere is too small to show next to the −1 at a label."""
     at = np.arange(len(rows)), labels
     elsewhere = rows.copy()
     elsewhere[at] = 0
@@ -53,13 +53,13 @@ def at_labels_and_elsewhere(rows, labels):
 
 
 def error(parts, exact):
-    """The largest of the errors of the parts, each ‖out − exact‖ / ‖exact‖."""
+    """The largest error of the parts, each ‖out − exact‖ / ‖exact‖."""
     errors = [np.linalg.norm(p - e) / np.linalg.norm(e) for p, e in zip(parts, exact, strict=True)]
     return float(np.max(errors))
 
 
 class Logits(NamedTuple):
-    """A function of whole logits."""
+    """A function of full logits."""
 
     function: str
     rows: int
@@ -92,18 +92,18 @@ class Logits(NamedTuple):
         return {name: (f, [s[:1] for s in sets]) for name, f in limits.items()}
 
     def limit(self, times):
-        """A copy is two passes; one pass is the reading of a maximum, or half a copy if that is faster."""
+        """A copy is two passes; one pass is the time of a maximum, or of half a copy if that is faster."""
         if self.peers.passes == 2:
             return "copy", times["copy"]
         return "one pass", np.minimum(times["max"], times["copy"] / 2)
 
     def work(self):
-        """Bytes that have to be moved, operations."""
+        """The bytes that have to be moved, and the operations."""
         logits = self.rows * self.classes
         return logits * jnp.dtype(self.dtype).itemsize * self.peers.passes, logits * self.peers.operations
 
     def exact(self, x, y):
-        """What `parts` takes from the results, of the exact ones."""
+        """The `parts` of the exact results."""
         index, distinct, first = repeated(self.rows)
         few, labels = taken(x, first), taken(y, first).astype(int)
         results = jax.tree.leaves(dense.PAIRS[self.function].exact(few, labels, -1))
@@ -125,7 +125,7 @@ class Logits(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The loss of a linear head, or it and both gradients."""
+    """The loss of a linear head, or the loss and both gradients."""
 
     function: str
     rows: int
@@ -171,13 +171,13 @@ class Head(NamedTuple):
         return next((name, t) for name, t in times.items() if "product" in name)
 
     def work(self):
-        """Bytes that have to be moved, operations."""
+        """The bytes that have to be moved, and the operations."""
         numbers = self.features * (self.rows + self.classes) * (2 if self.products == 3 else 1)
         operations = 2 * self.rows * self.features * self.classes * self.products
         return numbers * jnp.dtype(self.dtype).itemsize, operations
 
     def columns(self, y):
-        """Those of the labels, and some others."""
+        """The columns of the labels, and some others."""
         labels = np.unique(y)
         return labels, np.setdiff1d(np.linspace(0, self.classes - 1, 64).astype(int), labels)
 
@@ -199,7 +199,7 @@ class Head(NamedTuple):
 
 
 def cases(rows=shapes.DEVICE_ROWS, heads=shapes.DEVICE_HEADS):
-    """The first of each kind first: a run that ends early has the most telling ones."""
+    """The first case of each kind comes first, so that a run that ends early has the most important ones."""
     logits = [Logits(function, *shape) for shape in rows for function in device_peers.ROWS]
     gradients = [Head("loss and gradients", *shape) for shape in heads]
     losses = [Head("loss", *shape) for shape in heads]

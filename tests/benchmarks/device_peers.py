@@ -1,4 +1,4 @@
-"""What a device runs beside ours: jax.nn, optax, two plain formulas of a linear head, torch."""
+"""The programs of the peers on a device: jax.nn, optax, two plain formulas of a linear head, torch."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from jax import lax
 from tests.benchmarks import dense
 from tests.benchmarks.dense import torch
 
-CHUNK = 2048  # classes, as many as tokamax's chunked_xla takes
+CHUNK = 2048  # in classes, as in tokamax's chunked_xla
 
 
 def optax(x, y, axis):
-    """In float32, as optax has to be given logits of 16 bits for a loss with more than two digits."""
+    """In float32: from 16-bit logits, optax computes a loss with only two digits."""
     return dense.PAIRS["loss"].peer(x.astype(jnp.float32), y, axis)
 
 
 class Rows(NamedTuple):
-    """A function of whole logits: the peers' programs, the passes over the logits and operations it needs.
+    """A function of full logits: the peers' programs, and the passes and operations that it needs.
 
-    The operations for a logit: a comparison, a difference, an exponential, a sum, and what makes the result.
+    The operations per logit: a comparison, a difference, an exponential, a sum, and those of the result.
     """
 
     peer: str
@@ -62,7 +62,7 @@ def float32_logits(h, w):
 
 @jax.custom_vjp
 def materialised(h, w, y):
-    """The formula of tokamax's xla, all logits at once, with float32 where that rounds to 16 bits."""
+    """The formula of tokamax's xla, with all logits at once, and float32 where that rounds to 16 bits."""
     return _materialised(h, w, y)[0]
 
 
@@ -84,13 +84,13 @@ materialised.defvjp(_materialised, _materialised_back)
 
 
 def _chunks(w):
-    """The weight with columns of zeros to whole chunks, and their starts."""
+    """The weight, padded with columns of zeros to whole chunks, and the starts of the chunks."""
     padded = jnp.pad(w, ((0, 0), (0, -w.shape[1] % CHUNK)))
     return padded, jnp.arange(0, padded.shape[1], CHUNK)
 
 
 def _chunk(h, w, start, classes):
-    """A chunk of the logits, −inf in the columns that were added, its columns of the weight, their ids."""
+    """A chunk of the logits, −inf in the padding; its columns of the weight; their ids."""
     of_weight = lax.dynamic_slice_in_dim(w, start, CHUNK, 1)
     ids = start + jnp.arange(CHUNK)[None]
     return jnp.where(ids < classes, float32_logits(h, of_weight), -jnp.inf), of_weight, ids
@@ -98,7 +98,7 @@ def _chunk(h, w, start, classes):
 
 @jax.custom_vjp
 def chunked(h, w, y):
-    """The formula of tokamax's chunked_xla: a scan over chunks of classes, there and back."""
+    """The formula of tokamax's chunked_xla: a scan over chunks of classes, forward and backward."""
     return _chunked(h, w, y)[0]
 
 
@@ -138,7 +138,7 @@ HEADS = {"optax": optax_on_full_logits, "materialised": materialised, "chunked":
 
 
 def torch_heads():
-    """Torch's losses of a head, with the linear one where it has it."""
+    """Torch's losses of a head, including the linear loss if torch has it."""
     functional = torch.nn.functional
     losses = {"torch": lambda h, w, y: functional.cross_entropy((h @ w).float(), y)}
     if hasattr(functional, "linear_cross_entropy"):
@@ -147,7 +147,7 @@ def torch_heads():
 
 
 class InFlight:
-    """Results of torch, waited for as those of JAX are."""
+    """Results of torch, with the interface to wait for them that JAX's results have."""
 
     def __init__(self, results):
         self.results = results
@@ -157,14 +157,14 @@ class InFlight:
 
 
 def launched(call, results):
-    """The call, given what it results in, so that it can be waited for."""
+    """The call, with its results wrapped so that it can be waited for."""
     if torch is None or not isinstance(results[0], torch.Tensor):
         return call
     return lambda *arrays: InFlight(call(*arrays))
 
 
 def in_torch(name, loss, derivatives):
-    """The function, eager and compiled; with derivatives, it and those of so many first arguments."""
+    """The function, eager and compiled; with derivatives in this number of first arguments, if asked for."""
 
     def called(function, *arrays):
         if not derivatives:
@@ -181,10 +181,10 @@ def in_torch(name, loss, derivatives):
 
 
 def has_torch():
-    """Whether torch runs on the device that JAX runs on."""
+    """Whether torch runs on the device of JAX."""
     return torch is not None and jax.default_backend() == "gpu" and torch.cuda.is_available()
 
 
 def of_torch(sets):
-    """The same arrays as torch's, on the same device and not copied, labels in the type that it takes."""
+    """The same arrays in torch, on the same device, not copied, with labels in the type that torch takes."""
     return [tuple(t.long() if t.dtype == torch.int32 else t for t in map(torch.from_dlpack, s)) for s in sets]

@@ -1,4 +1,4 @@
-"""The linear head beside optax on full logits, jax-cce, tokamax and torch; plain products are the limit."""
+"""The linear head, optax on full logits, jax-cce, tokamax and torch; plain products are the limit."""
 
 import functools
 from typing import NamedTuple
@@ -64,7 +64,7 @@ if tokamax is not None:
 
 
 def in_torch(gradient):
-    """Torch's loss on full logits, and its linear one where it has it."""
+    """Torch's loss on full logits, and its linear loss if torch has it."""
 
     def call(loss, h, w, y):
         h, w = (a.detach().requires_grad_(gradient) for a in (h, w))
@@ -80,7 +80,7 @@ def in_torch(gradient):
 
 
 def products(h, w, y):
-    """Calls of the plain products: the logits, and those of both gradients."""
+    """Calls of the plain products: the logits, and both gradients."""
     x = jax.jit(jnp.matmul)(h, w)
     forward = jax.jit(jnp.matmul)
     of_hidden = jax.jit(lambda x, w: x @ w.T)
@@ -104,7 +104,7 @@ def exact(h, w, y):
 
 
 def errors(loss, head):
-    """The largest errors against float64, over the largest magnitude, of a head with few rows."""
+    """The largest errors, relative to the largest magnitude, against float64, of a head with few rows."""
     arrays = head._replace(rows=min(head.rows, 64)).arrays()
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
     pairs = zip((value, *gradients), exact(*arrays), strict=True)
@@ -112,7 +112,7 @@ def errors(loss, head):
 
 
 def measured(head, seconds):
-    """One record for the loss alone, one for it with both gradients: every time over that of the products."""
+    """One record for the loss, one for the loss and both gradients: all times over those of the products."""
     arrays = head.arrays()
     for gradient in (False, True):
         programs = {

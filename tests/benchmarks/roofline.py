@@ -1,4 +1,4 @@
-"""What a device reached beside its roof, drawn."""
+"""Draws the performance of a device and its limits."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ MARKERS = {
 
 
 def scatter(panel, records, unit, names):
-    """A point for each program of each record, ours filled; the functions below their operations a byte."""
+    """A point for each program of each record, ours filled, by its operations per byte."""
     places = {}
     for r in records:
         places.setdefault(r["operations"] / r["bytes"], []).append(r["function"])
@@ -41,7 +41,7 @@ def named(functions):
 
 
 def draw(records, device, path):
-    """Of logits the bytes moved in a second, of heads the operations in one; the limits as lines above."""
+    """The bytes moved per second for logits, the operations per second for heads, and the limits as lines."""
     import matplotlib
 
     matplotlib.use("Agg")

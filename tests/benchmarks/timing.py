@@ -1,4 +1,4 @@
-"""Interleaved timing in one process: a ratio is that of two runs a moment apart."""
+"""Interleaved timing in one process: the two runs of a ratio follow each other."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Timing(NamedTuple):
-    """Medians in milliseconds, and of the ratios ours over the peer's, run by run, the quartiles."""
+    """Medians in milliseconds, and the quartiles of the ratios ours / the peer's of single runs."""
 
     ours: float
     peer: float
@@ -22,7 +22,7 @@ class Timing(NamedTuple):
 
 
 def once(call, count=1):
-    """Milliseconds a call, of several in a row with one wait at their end."""
+    """Milliseconds per call, for several calls in a row with one wait at the end."""
     start = time.perf_counter()
     for _ in range(count):
         out = call()
@@ -39,7 +39,7 @@ def rotating(function, sets):
 def seconds_each(calls, seconds, least=5, sample=0):
     """Times in ms of every call, in turns, `least` turns or until the seconds are over: {name: array}.
 
-    One time is that of as many calls as take `sample` ms together: a device's queue hides their launch.
+    One time is for enough calls to take `sample` ms together: the queue of a device hides their launch.
     """
     counts = {}
     for name, call in calls.items():
@@ -49,7 +49,7 @@ def seconds_each(calls, seconds, least=5, sample=0):
     end = time.perf_counter() + seconds
     turn = 0
     while turn < least or time.perf_counter() < end:
-        # The order turns round each time: what runs after another finds its caches.
+        # The order is reversed each time: a program finds the caches that the previous one left.
         for name in list(calls)[:: 1 if turn % 2 else -1]:
             times[name].append(once(calls[name], counts[name]))
         turn += 1
@@ -62,7 +62,7 @@ def compared(ours, peer):
 
 
 def temporaries(function, arguments):
-    """Bytes that the compiled program stores beside its arguments and results."""
+    """The bytes that the compiled program stores besides its arguments and results."""
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 

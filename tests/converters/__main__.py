@@ -1,15 +1,15 @@
-"""Whether converters take this package's programs, and what the programs give then.
+"""Tests whether converters accept the programs of this package, and whether the results are correct.
 
     python -m tests.converters [--only NAME] [CONVERTER ...]
 
-Makes virtual environments of pinned versions. There it converts every public function, of 16 x 10 logits
-as it is and, within jsoftmax.portable(), of all sizes; it runs what comes out, and compares the values
-with those of the definition in float64. So it does with what JAX and optax have in its place. It prints
-the error that stops a converter, or the largest relative error and the corners of the contract that are
-lost, and runs the examples of .docs/pages/deployment.md. The status is 1 where ours stops, or is wrong,
-and theirs is not, and where an example does not print what it says.
+It creates virtual environments with pinned versions. There it converts every public function, at 16 x 10
+logits without a mode and, within jsoftmax.portable(), at all sizes; it runs the results, and compares the
+values with the definition in float64. It does the same with the counterparts of JAX and optax. It prints
+the error that stops a converter, or the largest relative error and the corner cases of the contract that
+are lost, and runs the examples of .docs/pages/deployment.md. The status is 1 if ours stops or is wrong and
+theirs is not, and if an example does not print what its comments say.
 
-Core ML has no runtime for Linux: its programs are converted only.
+Core ML has no runtime for Linux: its programs are only converted.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tests.converters.programs import PROGRAMS, SIZES
 from tests.converters.routes import JAX, ROUTES, SHARED
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 600  # for one program
+SECONDS = 600  # for each program
 
 
 def install(environments, route, jax):
@@ -44,13 +44,13 @@ def install(environments, route, jax):
 
 
 def run(python, *arguments, **options):
-    """Run something of this repository in a converter's environment."""
+    """Run a module of this repository in the environment of a converter."""
     settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.run([python, *arguments], cwd=ROOT, env=os.environ | settings, text=True, **options)
 
 
 def outcomes(python, route, asked, folder):
-    """What became of each program; of one that ends the process, too."""
+    """The outcome of each program, including programs that end the process."""
     file, log = folder / "outcomes", folder / "log"
     run(python, "-c", "import tests.converters.in_turn", check=True)
     found = []
@@ -70,7 +70,7 @@ def outcomes(python, route, asked, folder):
 
 
 def example(python, route):
-    """What is wrong with the page's example, or None."""
+    """The error in the example of the page, or None."""
     page = (ROOT / ".docs/pages/deployment.md").read_text()
     section = page.split(f"\n## {ROUTES[route].heading}\n")[1].split("\n## ")[0]
     first, code = (re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in (page, section))
@@ -97,7 +97,7 @@ def cell(outcome):
 
 
 def rows_of(route, modes, names, found):
-    """A row for each size and function: ours and theirs, and whether ours alone fails."""
+    """A row for each size and function: ours and theirs, and whether only ours fails."""
     for size, portable in modes:
         for name in names:
             ours, theirs = found["ours", name, size, portable], found.get(("twin", name, size, False))
@@ -106,7 +106,7 @@ def rows_of(route, modes, names, found):
 
 
 def options():
-    """What is asked for: the arguments, the names of programs, and their sizes and modes."""
+    """The options: arguments, names of programs, sizes and modes."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.converters",
         description=__doc__,

@@ -1,7 +1,7 @@
-"""Converts programs in turn, within a converter's environment: ``python -m tests.converters.in_turn``.
+"""Converts programs one after the other in a converter's environment: ``python -m tests.converters.in_turn``.
 
-What is asked for comes as JSON on standard input; a line of JSON for each program goes to the file that is
-named. A converter may end the process: the programs without a line are asked for again.
+The request is JSON on standard input; each program writes a line of JSON into the named file. A converter may
+end the process: the caller then requests the programs without a line again.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from tests.converters.programs import CORNERS, PROGRAMS, SIZES, batch
 from tests.converters.routes import ROUTES
 
 LARGEST = np.finfo(np.float32).max
-# A relative error beyond these is a wrong value, not a rounding. One corner is a sum of 50256 equal numbers.
+# A larger relative error is a wrong value, not a rounding. One corner case sums 50256 equal numbers.
 WITHIN, CORNER_WITHIN = 1e-4, 1e-2
 
 
@@ -31,7 +31,7 @@ def first_line(error):
 
 
 def errors(got, exact):
-    """Relative errors, entry by entry: 0 where both are NaN, or infinite alike, or beyond all numbers."""
+    """Relative errors by entry: 0 where both are NaN, the same infinity, or too large for the type."""
     got, exact = np.asarray(got, np.float64), np.asarray(exact, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         beyond = np.isinf(exact) & (got * np.sign(exact) >= LARGEST)
@@ -40,7 +40,7 @@ def errors(got, exact):
 
 
 def compared(results, program, arguments):
-    """The largest relative error of an ordinary row, and the corners that are lost."""
+    """The largest relative error of an ordinary row, and the corner cases that are lost."""
     exact = program.exact(*arguments)
     results = results if isinstance(results, list | tuple) else (results,)
     exact = exact if isinstance(exact, tuple) else (exact,)
@@ -48,15 +48,15 @@ def compared(results, program, arguments):
     for got, want in zip(results, exact, strict=True):
         by_row = errors(got, want).reshape(len(want), -1).max(-1)
         largest = max(largest, float(by_row[len(CORNERS) :].max()))
-        if program.corners and want.dtype.kind == "f":  # which class a row without one predicts, nobody says
+        if program.corners and want.dtype.kind == "f":  # without a class, the prediction is undefined
             lost |= {c for c, e in zip(CORNERS, by_row, strict=False) if e > CORNER_WITHIN}
     return {"error": largest, "lost": [c for c in CORNERS if c in lost]}
 
 
 def loses_bad_labels(run, program, arguments):
-    """Whether the last row is other than NaN if its label is no class, or nothing is found at all."""
+    """Whether the last row is not NaN for a class id out of range, or there is no result."""
     *others, labels = arguments
-    labels = np.array([*labels[:-1], arguments[-2].shape[-1]], labels.dtype)  # of the logits, or the weight
+    labels = np.array([*labels[:-1], arguments[-2].shape[-1]], labels.dtype)  # not a class id
     try:
         return compared(run(*others, labels), program, [*others, labels])["error"] > WITHIN
     except Exception:

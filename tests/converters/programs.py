@@ -1,4 +1,4 @@
-"""What is converted: every public function, what JAX or optax has in its place, and its exact values."""
+"""The programs to convert: every public function, JAX's or optax's counterpart, and the exact values."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import jsoftmax
 
 SIZES = {"16 x 10": (16, 10), "512 x 1000": (512, 1000), "64 x 50257": (64, 50257)}
 FEATURES = 32
-# The first rows, one each: they show what of the contract a converter loses. The other rows are ordinary.
+# The first rows are one corner case each: they show what a converter loses. The other rows are ordinary.
 CORNERS = ("dead class", "dead label", "no live class", "confident", "infinity", "NaN")
 
 
@@ -36,7 +36,7 @@ def batch(rows, classes):
     return floats | {"x": x, "other": other, "labels": labels, "targets": targets}
 
 
-# The contract, in float64.
+# The results by the contract, in float64.
 
 
 def live(x):
@@ -52,7 +52,7 @@ def terms(x):
         shifted = np.where(live(x)[..., None], x - top, -np.inf)
     others = np.where(np.arange(x.shape[-1]) == np.argmax(x, -1)[..., None], 0, np.exp(shifted))
     log1p = np.log1p(np.sum(others, -1, keepdims=True))
-    # Beside an infinity the others are -inf, not NaN: the row is NaN.
+    # With an infinity, the others are -inf, not NaN: the row is NaN.
     wrong = ~np.isfinite(top) & live(x)[..., None]
     return np.where(wrong, np.nan, shifted), np.where(wrong, np.nan, log1p)
 
@@ -72,7 +72,7 @@ def logsumexp(x):
 
 
 def summed(weights, values):
-    """The sum of products where 0 times infinity is 0."""
+    """The sum of products, where 0 times infinity is 0."""
     with np.errstate(invalid="ignore"):
         return np.sum(np.where(weights == 0, 0, weights * values), -1)
 
@@ -116,7 +116,7 @@ def of_product(function):
     )
 
 
-# What one writes with JAX and optax.
+# The programs that one writes with JAX and optax.
 
 id_loss_of_optax = optax.softmax_cross_entropy_with_integer_labels
 

@@ -1,7 +1,7 @@
-"""Converters: their versions, and how each takes a function.
+"""The converters: their versions, and how each converts a function.
 
-Each takes a function and its arguments, and returns what runs the converted program, or None where there is
-no runtime for Linux.
+Each takes a function and its arguments, and returns a function that runs the converted program, or None if
+there is no runtime for Linux.
 """
 
 import tempfile
@@ -43,7 +43,7 @@ def saved_model(function, arguments):
 
 
 def interpreted(flatbuffer, interpreter, arguments, outputs):
-    """A flatbuffer in an interpreter of TFLite, whose signature names outputs in order."""
+    """A flatbuffer in an interpreter of TFLite; its signature names the outputs in order."""
     made = interpreter(model_content=flatbuffer)
     made.allocate_tensors()
     runner = made.get_signature_runner()
@@ -134,7 +134,7 @@ def jax_to_onnx(function, arguments):
 
 class Route(NamedTuple):
     convert: Callable
-    heading: str  # in .docs/pages/deployment.md, over its example
+    heading: str  # the heading above its example in .docs/pages/deployment.md
     versions: dict[str, str]
 
 

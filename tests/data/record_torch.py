@@ -1,6 +1,6 @@
-"""Records what torch's cross_entropy gives, value and gradient, over its options: `python record_torch.py`.
+"""Records value and gradient of torch's cross_entropy over its options: `python record_torch.py`.
 
-Needs torch alone, and writes torch_cross_entropy.json beside this file.
+It needs only torch, and writes torch_cross_entropy.json into the folder of this file.
 """
 
 import itertools

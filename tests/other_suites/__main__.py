@@ -1,12 +1,12 @@
-"""Other projects' tests of softmax and its family, with this package's functions in the place of theirs.
+"""Runs other projects' tests of the softmax family with the functions of this package instead of theirs.
 
     python -m tests.other_suites [--sources DIR] [--jax VERSION] [SUITE ...]
 
-Makes a virtual environment of pinned versions, and runs each suite with their functions, with ours, and with
-ours in forward mode. Prints how many tests pass, how often ours were called, and every test whose outcome
-differs. The status is 1 where suites.py gives no reason for a difference.
+It creates a virtual environment with pinned versions, and runs each suite with their functions, with ours,
+and with ours in forward mode. It prints how many tests pass, how often ours were called, and every test whose
+outcome differs. The status is 1 if suites.py gives no reason for a difference.
 
-JAX and jaxopt publish no tests: DIR holds clones of their repositories, as DIR/jax and DIR/jaxopt.
+JAX and jaxopt publish no tests: DIR contains clones of their repositories, as DIR/jax and DIR/jaxopt.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def pip(python, command, *arguments):
 
 
 def install(environment, jax):
-    """The interpreter of an environment with the pinned versions and this package as it is now."""
+    """The interpreter of an environment with the pinned versions and the current state of this package."""
     python = environment / "bin/python"
     if not python.exists():
         run(sys.executable, "-m", "venv", environment)
@@ -49,7 +49,7 @@ def clone_of(suite, sources):
 
 
 def what_lacks(suite, version, sources):
-    """What to do before a suite can run, or None."""
+    """The step that is missing before a suite can run, or None."""
     if suite.place != "clone":
         return None
     clone, tag = clone_of(suite, sources), suite.tag.format(version)
@@ -61,7 +61,7 @@ def what_lacks(suite, version, sources):
 
 
 def fetch(suite, version, python, sources, folder):
-    """The folder under which the suite's files lie."""
+    """The folder with the files of the suite."""
     if suite.place == "wheel":
         asked = (python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         return Path(run(*asked, capture_output=True, text=True).stdout.strip())
@@ -81,7 +81,7 @@ def fetch(suite, version, python, sources, folder):
 
 
 def outcomes(name, suite, mode, python, root, folder):
-    """What the plugin found, running the suite in one mode."""
+    """The report of the plugin after a run of the suite in one mode."""
     plugin, report = folder / "plugin", folder / f"{name}, {mode}.json"
     log = report.with_suffix(".log")
     plugin.mkdir(exist_ok=True)
@@ -92,14 +92,14 @@ def outcomes(name, suite, mode, python, root, folder):
         "PYTHONPATH": str(plugin),
         "REPORT": str(report),
     }
-    if suite.project != "jax":  # whose tests fail where a cache of programs appears
-        # What the modes have in common is compiled once.
+    if suite.project != "jax":  # JAX's own tests fail if there is a cache of programs
+        # Programs that the modes have in common are compiled once.
         settings["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
         settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         settings["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     command = [
         *(python, "-m", "pytest", "-p", "in_their_place", "-p", "no:cacheprovider"),
-        # Their configuration, of warnings above all, is not what is compared.
+        # Leave out their configuration, in particular of warnings: it is not compared.
         *("-c", os.devnull, "--rootdir", root, "--continue-on-collection-errors", "-q"),
         *(("-k", suite.select) if suite.select else ()),
         *(root / file for file in suite.files),
@@ -112,7 +112,7 @@ def outcomes(name, suite, mode, python, root, folder):
 
 
 def compare(name, found):
-    """Print the tests that differ; how many of them nothing explains."""
+    """Print the tests that differ, and return the number of differences without a reason."""
     unexplained = 0
     theirs = found["theirs"]["outcomes"]
     for mode in MODES[1:]:

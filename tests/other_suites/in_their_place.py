@@ -1,6 +1,6 @@
-"""A pytest plugin that puts this package's functions in the place of JAX's, optax's and jaxopt's.
+"""A pytest plugin that replaces functions of JAX, optax and jaxopt by those of this package.
 
-``python -m tests.other_suites`` runs other projects' tests with it, and sets:
+``python -m tests.other_suites`` runs the tests of other projects with it, and sets:
 
 - ``FUNCTIONS``: "theirs", which changes nothing, "ours", or "ours, forward mode"
 - ``REPORT``: the file for the outcome of every test, the errors, and the calls of each function
@@ -23,13 +23,13 @@ import pytest
 import jsoftmax
 
 FUNCTIONS = os.environ["FUNCTIONS"]
-RANKS = ("skipped", "passed", "failed")  # of a test's reports, the last of these is its outcome
+RANKS = ("skipped", "passed", "failed")  # the outcome of a test is the last of these among its reports
 calls = collections.Counter()
 outcomes, errors = {}, {}
 
 
 def replace(module, name, ours):
-    """Bind theirs, under every name it has in every imported module, to ours, and count the calls."""
+    """Rebind `theirs`, under all its names in all imported modules, to `ours`, and count the calls."""
     theirs = getattr(module, name)
     key = f"{module.__name__}.{name}"
     calls[key] = 0
@@ -46,7 +46,7 @@ def replace(module, name, ours):
 
 
 def replace_all():
-    # JAX first: the other packages bind its functions as they are imported.
+    # JAX first: the other packages bind its functions at their import.
     replace(jax.nn, "softmax", jsoftmax.softmax)
     replace(jax.nn, "log_softmax", jsoftmax.log_softmax)
     replace(jax.nn, "logsumexp", jsoftmax.logsumexp)  # jax.scipy.special.logsumexp is the same function
@@ -67,7 +67,7 @@ def replace_all():
 
 
 if FUNCTIONS != "theirs":
-    replace_all()  # as the plugin is imported: before any test
+    replace_all()  # at the import of the plugin, before any test
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,11 +1,11 @@
-"""Which tests of which projects: where they come from, what they need, and where this package differs."""
+"""The tests of other projects: their sources, their requirements, and the differences of this package."""
 
 import re
 from typing import NamedTuple
 
 JAX = "0.10.2"
 
-# What every environment holds beside JAX and this package. The tests are those of these versions.
+# The packages of every environment besides JAX and this package. The tests are those of these versions.
 VERSIONS = {
     "absl-py": "2.5.1",
     "chex": "0.1.92",
@@ -26,10 +26,10 @@ VERSIONS = {
 
 
 class Suite(NamedTuple):
-    """Some of a project's tests.
+    """Some of the tests of a project.
 
-    The files are found in the installed package ("wheel"), in its source distribution ("sdist"), or, of
-    projects that publish no tests, in a clone of the repository, at the tag of the version ("clone").
+    The files are in the installed package ("wheel"), in its source distribution ("sdist"), or, for projects
+    that publish no tests, in a clone of the repository, at the tag of the version ("clone").
     """
 
     project: str
@@ -97,10 +97,10 @@ SUITES = {
 
 
 class Difference(NamedTuple):
-    """Tests that pass with their functions and not with ours, and why that is meant."""
+    """Tests that pass with their functions and not with ours, and the reason why this is intended."""
 
     suite: str
-    test: str  # a regular expression, as is the next
+    test: str  # a regular expression, like the next
     error: str
     reason: str
     modes: tuple[str, ...] = ("ours", "ours, forward mode")
