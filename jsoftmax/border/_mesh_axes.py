@@ -13,14 +13,21 @@ from jsoftmax.transforms._sharding import varies
 MeshAxes = str | Sequence[str] | None
 
 # What has a part on every shard of the classes; the rest of the arguments is the same on all of them.
-_OF_CLASSES = frozenset({"where", "class_weights", "bias", "b", "hidden"})
+_OF_CLASSES = frozenset({"where", "class_weights", "b"})
+_OF_HEADS = ("hidden", "weight", "bias")
 
 
 def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
     """The names in `axis_name`: over them the arguments `sharded` must vary, and what all share must not."""
     names = _names(call, "axis_name", sharded)
     for argument, value in call.arguments.items():
-        if not names or argument in sharded or argument in _OF_CLASSES or not hasattr(value, "dtype"):
+        if (
+            not names
+            or argument in sharded
+            or argument in _OF_CLASSES
+            or argument.endswith(_OF_HEADS)
+            or not hasattr(value, "dtype")
+        ):
             continue
         if argument == "labels" and jnp.issubdtype(value.dtype, jnp.floating):
             continue

@@ -27,6 +27,7 @@ def cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -42,7 +43,7 @@ def cross_entropy(
         loss = Σⱼ wⱼ·((1 − α)·tⱼ + α/V)·(−log pⱼ) + λ·log_normalizer²                 target probabilities t
 
     with z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α the label smoothing over the V live
-    classes, w the class weights, and λ the coefficient of the z-loss.
+    classes, w the class weights, and λ the coefficient of the z-loss; all that times the weight of the row.
 
     Computed in at least float32, and returned so. `rest` is the sum of the exponentials but the maximal
     one: the loss of a confident prediction keeps its relative accuracy down to the smallest normal number.
@@ -72,13 +73,16 @@ def cross_entropy(
       where: True for the classes that count; broadcasts to the shape of `logits`. A mask of the rows is
         written ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
       ignore_index: rows with this class id have loss 0, and do not count in the mean.
+      weights: one a row, any number. Each row's loss is times its own; 0 hides a row whatever it holds, NaN
+        too. The gradient is the loss, but 0 in a hidden row whose loss is no number.
       class_weights: w, in the shape of the class axes.
       label_smoothing: α from 0 to 1, a number, or one a row.
       z_loss: λ, a number, or one a row.
       soft_cap: cap, a number, or one a row.
       temperature: T, a number, or one a row.
       reduction: "none" for a loss a row, their "sum", or their "mean": the sum over the number of rows that
-        count, or with class ids and class weights over the sum of their labels' weights; 0 over nothing.
+        count, or over the sum of their weights, times those of their labels if there are class ids and class
+        weights; 0 over nothing.
       axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
         `logits`, target probabilities, `where` and `class_weights` are the shard's own classes, as many on
         each: pad the last, and mask the padding. Class ids count all of them, from the first shard's first.
@@ -119,6 +123,7 @@ def cross_entropy(
         axis=axis,
         where=where,
         ignore_index=ignore_index,
+        weights=weights,
         class_weights=class_weights,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -133,9 +138,9 @@ def cross_entropy(
     names = _mesh_axes.of_classes(call, ("logits",))
     scaling = _scaling.of_call(call, x, axes)
     loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"), scaling.where)
-    weights, terms = loss.class_weights, loss.terms
-    found = numbers(axes, terms.wanted, x, loss.labels, scaling, weights, loss.counted, names, beside=terms)
-    return loss.reduced(terms.losses(found), axes)
+    arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
+    found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)
+    return loss.reduced(loss.terms.losses(found), axes)
 
 
 @compiled("axis")

@@ -151,7 +151,7 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     return Problem(x, labels, shared.class_weights, rows.scaling, rows.counted)
 
 
-def none_yet(asked: Shared, rows: Rows, shared: Shared) -> Shared:
+def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
     """The sums of the gradients that are asked for, before the first block."""
 
     def zeros(asked: Any, a: Array | None) -> Array | None:
