@@ -5,8 +5,9 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from jsoftmax import online, rules
+from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
-from jsoftmax.functions._information import entropy, js_divergence, kl_divergence, log_prob
+from jsoftmax.functions._information import entropy, log_prob
 from jsoftmax.functions._linear import linear_cross_entropy, linear_plan, linear_row_statistics
 from jsoftmax.functions._logsumexp import logsumexp
 from jsoftmax.functions._losses import (

@@ -107,9 +107,14 @@ def together(*kinds):
 
 
 def options(rng, shape, axis):
-    """A label smoothing, a z-loss, a soft cap and a temperature for each row."""
-    rows = np.delete(shape, axis)
-    return tuple(rng.uniform(low, high, rows) for low, high in ((0.05, 0.3), (0.01, 0.1), (5, 50), (0.3, 3)))
+    """A label smoothing, a z-loss, a soft cap, a temperature and a weight for each row."""
+    rows, ranges = np.delete(shape, axis), ((0.05, 0.3), (0.01, 0.1), (5, 50), (0.3, 3), (0.5, 2))
+    return tuple(rng.uniform(low, high, rows) for low, high in ranges)
+
+
+def share(rng, shape, axis):
+    """One a row, between 0 and 1."""
+    return (rng.uniform(0.1, 0.9, np.delete(shape, axis)),)
 
 
 def _expanded(per_row, axis):
@@ -125,12 +130,13 @@ def _weighted(remainders):
     return 0.5 + 0.25 * remainders
 
 
-def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
+def _ours_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
     return jsoftmax.cross_entropy(
         x,
         t if jnp.issubdtype(t.dtype, jnp.integer) else _live(m, t),
         axis=axis,
         where=m,
+        weights=w,
         class_weights=_weighted((jnp.arange(x.shape[axis]) % 7).astype(x.dtype)),
         label_smoothing=alpha,
         z_loss=z,
@@ -139,9 +145,9 @@ def _ours_with_options(x, t, m, alpha, z, cap, temperature, axis):
     )
 
 
-def _plain_with_options(x, t, m, alpha, z, cap, temperature, axis):
+def _plain_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
     weights = _weighted(np.arange(x.shape[axis]) % 7)
-    return definitions.cross_entropy(
+    return w * definitions.cross_entropy(
         x,
         t,
         axis,
@@ -244,6 +250,12 @@ FUNCTIONS = (
         lambda x, q, m, t, axis: jsoftmax.js_divergence(x, q, axis=axis, where=m, temperature=t),
         lambda x, q, m, t, axis: definitions.js_divergence(x, q, axis, m, _expanded(t, axis)),
         together(other, mask, temperature),
+    ),
+    Function(
+        "js_divergence, masked, beta",
+        lambda x, q, m, b, axis: jsoftmax.js_divergence(x, q, beta=b, axis=axis, where=m),
+        lambda x, q, m, b, axis: definitions.js_divergence(x, q, axis, m, beta=b),
+        together(other, mask, share),
     ),
 )
 

@@ -123,8 +123,11 @@ def kl_divergence(x, y, axis=-1, where=None, temperature=None):
     return (_namespace(x).exp(log_p) * (log_p - log_q)).sum(axis)
 
 
-def js_divergence(x, y, axis=-1, where=None, temperature=None):
+def js_divergence(x, y, axis=-1, where=None, temperature=None, beta=None):
     xp = _namespace(x)
     log_p, log_q = (_where_live(where, log_softmax(z, axis, where, temperature)) for z in (x, y))
-    log_m = xp.log((xp.exp(log_p) + xp.exp(log_q)) / 2)
-    return sum((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q)) / 2
+    beta = mpf(1) / 2 if beta is None and x.dtype == object else 0.5 if beta is None else beta
+    of_rows = beta if not np.ndim(beta) else (np if x.dtype == object else jnp).expand_dims(beta, axis)
+    log_m = xp.log(of_rows * xp.exp(log_p) + (1 - of_rows) * xp.exp(log_q))
+    of_p, of_q = ((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q))
+    return beta * of_p + (1 - beta) * of_q

@@ -42,6 +42,7 @@ MODULES = {
         "_logsumexp",
         "_losses",
         "_information",
+        "_divergences",
         "_row_statistics",
         "_linear",
         "_placement",

@@ -113,7 +113,7 @@ class Arrays:
     def axes(self, shape: tuple[int, ...], may_be_empty: bool = False) -> Axes:
         """The class axes as numbers from 0 to ndim − 1, in the order given."""
         self._refuse_swapped()
-        axis, ndim = self.arguments["axis"], len(shape)
+        axis, ndim = self.arguments.get("axis", -1), len(shape)
         given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
         try:
             given = [operator.index(i) for i in given]
@@ -159,7 +159,7 @@ class Arrays:
             problem = f"where of shape {where.shape} does not broadcast to {shape}"
             remedy = f"give it the shape {shape}, or one that broadcasts to it"
             if where.shape == rows_of(shape, self.axes(shape, may_be_empty=True)):
-                remedy = f"to mask whole rows, write jnp.expand_dims(where, {self.arguments['axis']})"
+                remedy = f"to mask whole rows, write jnp.expand_dims(where, {self.arguments.get('axis', -1)})"
             raise self.error(ValueError, problem, remedy)
         return with_rank(where, len(shape))
 

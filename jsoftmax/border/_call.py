@@ -33,6 +33,10 @@ class Call(Arrays):
         known = _given.known_number(given)
         if known is not None and not _given.within(name, known, dtype):
             raise self._out_of_range(name, known, dtype)
+        number = self._one_a_row(name, x, axes, dtype)
+        return number if known is not None else _nan_outside(name, number)
+
+    def _one_a_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array:
         number = self.floats(name)
         rows = rows_of(x.shape, axes)
         if number.shape == rows:
@@ -41,8 +45,20 @@ class Call(Arrays):
         if not broadcasts(number.shape, per_row):
             problem = f"{name} of shape {number.shape} is neither one number nor one a row"
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
-        number = with_rank(number, x.ndim).astype(dtype)
-        return number if known is not None else _nan_outside(name, number)
+        return with_rank(number, x.ndim).astype(dtype)
+
+    def share(self, x: Logits, axes: Axes) -> Array | None:
+        """The share β of the first of two distributions in their mixture; None if it is a half."""
+        if self.arguments.get("beta") is None or _given.known_number(self.arguments["beta"]) == 0.5:
+            return None
+        return self.per_row("beta", x, axes, rules.computing_dtype(x.dtype))
+
+    def row_weights(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """One weight a row, any number, with length 1 along the row; None if not given."""
+        if self.arguments.get("weights") is None:
+            return None
+        weights = self._one_a_row("weights", x, axes, dtype)
+        return jnp.broadcast_to(weights, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
 
     def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:
         problem, remedy = f"{name} is {number}", _given.RANGES[name]

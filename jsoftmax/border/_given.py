@@ -15,6 +15,7 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
+    "beta": "write a number between 0 and 1, without these",
 }
 
 
@@ -35,6 +36,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
     tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
+    if name == "beta":
+        return (number > 0) & (number < 1)
     least = tiny if name == "soft_cap" else 0.0
     return (number >= least) & (number <= (1.0 if name == "label_smoothing" else largest))
 

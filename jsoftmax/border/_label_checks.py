@@ -75,6 +75,12 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
     return ids_of_shard(labels, classes, names)
 
 
+def are_classes(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
+    """Which class ids are in [0, V), of so many classes on each shard."""
+    wide = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    return (wide >= 0) & (wide < classes * shard_count(names))
+
+
 def reported_targets(value: Array, targets: Array, axis: int, names: tuple[str, ...]) -> Array:
     """The value, unchanged; checkify reports the first row whose target probabilities are bad.
 

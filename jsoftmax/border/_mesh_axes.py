@@ -13,14 +13,21 @@ from jsoftmax.transforms._sharding import varies
 MeshAxes = str | Sequence[str] | None
 
 # These arguments may differ from one shard of the classes to the next; all others must be equal on them.
-_OF_CLASSES = frozenset({"where", "class_weights", "bias", "b", "hidden"})
+_OF_CLASSES = frozenset({"where", "class_weights", "b"})
+_OF_HEADS = ("hidden", "weight", "bias")
 
 
 def of_classes(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
     """The names in `axis_name`. The arguments in `sharded` must vary over them, shared arguments must not."""
     names = _names(call, "axis_name", sharded)
     for argument, value in call.arguments.items():
-        if not names or argument in sharded or argument in _OF_CLASSES or not hasattr(value, "dtype"):
+        if (
+            not names
+            or argument in sharded
+            or argument in _OF_CLASSES
+            or argument.endswith(_OF_HEADS)
+            or not hasattr(value, "dtype")
+        ):
             continue
         if argument == "labels" and jnp.issubdtype(value.dtype, jnp.floating):
             continue

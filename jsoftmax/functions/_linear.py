@@ -26,6 +26,7 @@ def linear_cross_entropy(
     vocab_axis: int = -1,
     bias: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -69,6 +70,7 @@ def linear_cross_entropy(
       vocab_axis: the axis of the weight along which the classes lie.
       bias: shape [V].
       ignore_index: this and the following as in `cross_entropy`.
+      weights: one a row, shape [...].
       class_weights: w, shape [V].
       label_smoothing: α from 0 to 1, a number, or one per row.
       z_loss: λ, a number, or one per row.
@@ -112,6 +114,7 @@ def linear_cross_entropy(
         vocab_axis=vocab_axis,
         bias=bias,
         ignore_index=ignore_index,
+        weights=weights,
         class_weights=class_weights,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -133,7 +136,7 @@ def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
     reduction = call.arguments["reduction"]
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
-    rows = head.rows(loss.labels, loss.counted)._replace(terms=terms)
+    rows = head.rows(loss.labels, loss.counted, loss.hidden)._replace(terms=terms)
     shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
         losses = head.reported(terms.losses(_numbers.numbers(static, rows, shared)), rows)

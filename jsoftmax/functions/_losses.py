@@ -27,6 +27,7 @@ def cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
@@ -42,7 +43,8 @@ def cross_entropy(
         loss = Σⱼ wⱼ·((1 − α)·tⱼ + α/V)·(−log pⱼ) + λ·log_normalizer²                 target probabilities t
 
     where z = cap·tanh(logits/cap)/T, ``−log p = max − z + log1p(rest)``, α is the label smoothing over the V
-    live classes, w are the class weights, and λ is the coefficient of the z-loss.
+    live classes, w are the class weights, and λ is the coefficient of the z-loss. Row weights
+    multiply the loss.
 
     The loss is computed and returned in at least float32. `rest` is the sum of all exponentials except the
     largest: the loss of a confident prediction keeps its relative accuracy down to the smallest normal
@@ -71,14 +73,16 @@ def cross_entropy(
       where: True for the classes that count; broadcasts to the shape of `logits`. To mask rows, write
         ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
       ignore_index: rows with this class id have loss 0, and the mean excludes them.
+      weights: one number per row, which multiplies the row's loss. 0 hides a row whatever it contains, NaN
+        too. The gradient of a weight is the loss, or 0 if the row is hidden and its loss is not finite.
       class_weights: w, in the shape of the class axes.
       label_smoothing: α from 0 to 1, a number, or one per row.
       z_loss: λ, a number, or one per row.
       soft_cap: cap, a number, or one per row.
       temperature: T, a number, or one per row.
       reduction: "none" for one loss per row, "sum" for their sum, or "mean": the sum divided by the number of
-        rows that count, or, with class ids and class weights, by the sum of the weights of the labels. The
-        mean over no rows is 0.
+        rows that count, or by the sum of their weights; with class ids and class weights, each multiplied by
+        the class weight of the label. The mean over no rows is 0.
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `logits`,
         target probabilities, `where` and `class_weights` hold the classes of the shard, the same number on
         each: pad the last, and mask the padding. Class ids refer to the classes of all shards.
@@ -119,6 +123,7 @@ def cross_entropy(
         axis=axis,
         where=where,
         ignore_index=ignore_index,
+        weights=weights,
         class_weights=class_weights,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -133,9 +138,9 @@ def cross_entropy(
     names = _mesh_axes.of_classes(call, ("logits",))
     scaling = _scaling.of_call(call, x, axes)
     loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"), scaling.where)
-    weights, terms = loss.class_weights, loss.terms
-    found = numbers(axes, terms.wanted, x, loss.labels, scaling, weights, loss.counted, names, beside=terms)
-    return loss.reduced(terms.losses(found), axes)
+    arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
+    found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)
+    return loss.reduced(loss.terms.losses(found), axes)
 
 
 @compiled("axis")

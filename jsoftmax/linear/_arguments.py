@@ -17,8 +17,7 @@ from jsoftmax.border._call import Axes, Call
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows._statistics import of_counted
+from jsoftmax.logits._scaling import Scaling, usable
 from jsoftmax.transforms._sharding import laid_like
 
 BlockSize = int | tuple[int, int] | None
@@ -53,18 +52,18 @@ class Head(NamedTuple):
         """The class axis of the logits."""
         return (self.hidden.ndim - 1,)
 
-    def rows(self, labels: Array, counted: Array | None = None) -> Rows:
-        """The arguments with one entry per row, flattened to one axis of rows."""
+    def rows(self, labels: Array, counted: Array | None = None, hidden: Array | None = None) -> Rows:
+        """The arguments with one entry per row, flattened; `hidden` is True in rows of weight 0."""
         size = math.prod(self.row_shape)
         if jnp.issubdtype(labels.dtype, jnp.integer):
             labels = reported_ids(labels, self.logits.shape[-1], self.names)
-        hidden = self.hidden.reshape(size, self.hidden.shape[-1])
+        features = self.hidden.reshape(size, self.hidden.shape[-1])
         labels = labels.reshape(size, labels.shape[-1])
         if labels.shape[1] == 1:
-            labels = laid_like(labels, hidden)
-        counted = self.column(counted)
-        options = (of_counted(self.column(option), counted, 1) for option in self.scaling[1:])
-        return Rows(hidden, labels, counted, *options)
+            labels = laid_like(labels, features)
+        counted, unweighed = self.column(counted), self.column(hidden)
+        temperature, cap = (usable(self.column(a), counted, unweighed) for a in self.scaling[1:])
+        return Rows(features, labels, counted, temperature, cap)
 
     def column(self, option: Array | None) -> Array | None:
         """An option, one number or one per row, as a column [B, 1] over the flattened rows."""
@@ -75,9 +74,23 @@ class Head(NamedTuple):
         column = jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
         return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
 
+    def masks(self) -> tuple[Array | None, Array | None]:
+        """Which classes count: [B, V] where that differs from row to row, else [1, V] of all rows."""
+        where, classes = self.scaling.where, self.logits.shape[-1]
+        if where is None:
+            return None, None
+        if math.prod(where.shape[:-1]) == 1:
+            of_all = jnp.broadcast_to(where.reshape(1, -1), (1, classes))
+            return None, laid_like(of_all[0], self.weight, self.vocab_axis)[None, :]
+        return jnp.broadcast_to(where, self.logits.shape).reshape(-1, classes), None
+
     def reported(self, value: Array, rows: Rows) -> Array:
         """The value, unchanged; checkify reports bad targets of the rows."""
-        return value if rows.has_class_ids else reported_targets(value, rows.labels, 1, self.names)
+        if rows.has_class_ids:
+            return value
+        targets, weights = rows.labels, rows.terms.weights
+        targets = targets if weights is None else jnp.where(weights == 0, 0.0, targets)
+        return reported_targets(value, targets, 1, self.names)
 
     def shared(self, class_weights: Array | None = None) -> Shared:
         """The arguments that all rows share."""
@@ -92,27 +105,27 @@ class Head(NamedTuple):
         return Static(self.vocab_axis, self.block_size, self.names, wanted)
 
 
-def of_call(call: Call) -> Head:
-    """The head that the arguments of a public call specify."""
-    hidden, weight = call.floats("hidden"), call.floats("weight")
-    bias = None if call.arguments["bias"] is None else call.floats("bias")
+def of_call(call: Call, prefix: str = "") -> Head:
+    """The head that the arguments of a public call specify; the names of the arguments have the prefix."""
+    hidden, weight = call.floats(f"{prefix}hidden"), call.floats(f"{prefix}weight")
+    bias = None if call.arguments[f"{prefix}bias"] is None else call.floats(f"{prefix}bias")
     if weight.ndim != 2:
-        problem = f"weight of shape {weight.shape}"
+        problem = f"{prefix}weight of shape {weight.shape}"
         remedy = "give it two axes, [D, V], or [V, D] with vocab_axis=0; the labels come third"
         raise call.error(ValueError, problem, remedy)
     vocab_axis = _vocab_axis(call)
     classes, features = weight.shape[vocab_axis], weight.shape[1 - vocab_axis]
     if not hidden.ndim or hidden.shape[-1] != features:
-        problem = f"hidden of shape {hidden.shape} for a weight of {features} features"
-        remedy = f"give hidden {features} features along its last axis"
+        problem = f"{prefix}hidden of shape {hidden.shape} for a weight of {features} features"
+        remedy = f"give {prefix}hidden {features} features along its last axis"
         if hidden.ndim and hidden.shape[-1] == classes:
             remedy += f", or write vocab_axis={-1 if vocab_axis == 0 else 0}"
         raise call.error(ValueError, problem, remedy)
     if not classes:
-        problem = f"there are no classes: weight has shape {weight.shape}"
+        problem = f"there are no classes: {prefix}weight has shape {weight.shape}"
         raise call.error(ValueError, problem, "give at least one class")
     if bias is not None and bias.shape != (classes,):
-        problem = f"bias of shape {bias.shape} for {classes} classes"
+        problem = f"{prefix}bias of shape {bias.shape} for {classes} classes"
         raise call.error(ValueError, problem, f"give it the shape {(classes,)}")
     arrays = (hidden, weight) if bias is None else (hidden, weight, bias)
     dtype = jnp.result_type(*(a.dtype for a in arrays))
@@ -123,10 +136,10 @@ def of_call(call: Call) -> Head:
         Scaling(None),
         vocab_axis,
         block_size(call),
-        _mesh_axes.of_classes(call, ("weight",)),
+        _mesh_axes.of_classes(call, (f"{prefix}weight",)),
     )
     head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
-    backend = call.arguments["backend"]
+    backend = call.arguments.get("backend")
     if _first_backend(call, backend) == "xla":
         head = head._replace(block_size=(2**62, classes))  # one block, also if `jax.vmap` adds rows
     return head

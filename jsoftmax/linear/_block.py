@@ -65,7 +65,10 @@ def forward(
         found["nll"] = rules.nan_where(~valid, found["nll"])
         if rows.counted is not None:
             found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
-    return found, Saved(None, state, found, sum_weights, mean_u), x
+    weights = rows.terms.weights
+    saved = Saved(None, state, found, sum_weights, mean_u)
+    saved = saved.without(None if weights is None else weights == 0)
+    return saved.numbers, saved, x
 
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
@@ -100,6 +103,7 @@ def backward(
     Unless its logits x are given, they are computed again.
     """
     classes = shared.weight.shape[static.vocab_axis]
+    rows = rows.of_block(saved.heard)
 
     def add(carry: tuple[Shared, Any], start: Array | int, length: int) -> tuple[Shared, Any]:
         sums, so_far = carry

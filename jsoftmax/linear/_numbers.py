@@ -92,7 +92,7 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
 
     def block(carry: None, part: Any, counted: Array | None) -> tuple[None, Numbers]:
         rows, saved, drows = part
-        rows = rows.of_block(counted)
+        rows = rows.of_block(counted).of_block(saved.heard)
         drows = drows._replace(hidden=rows.masked(drows.hidden))
 
         def add(so_far: Numbers | None, start: Array | int, size: int) -> Numbers:

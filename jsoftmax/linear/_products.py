@@ -155,7 +155,7 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     return Problem(x, labels, shared.class_weights, rows.scaling, rows.counted)
 
 
-def none_yet(asked: Shared, rows: Rows, shared: Shared) -> Shared:
+def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
     """The gradients of the shared arguments before the first block: 0, or None if not asked for."""
 
     def zeros(asked: Any, a: Array | None) -> Array | None:

@@ -46,6 +46,22 @@ def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     return jax.tree.map(lambda a: laid_like(a, x), Scaling(call.mask(x.shape), *options))
 
 
+def usable(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
+    """An option one a row, 1 in rows that do not count, and for NaN in hidden ones, which may hold any."""
+    if option is None:
+        return None
+    option = option if hidden is None else jnp.where(hidden & jnp.isnan(option), 1, option)
+    return option if counted is None else jnp.where(counted, option, 1)
+
+
+def counting(scaling: Scaling, counted: Array | None, *arrays: Array) -> tuple[Scaling, tuple[Array, ...]]:
+    """The scaling with rows masked that do not count, and arrays that are 0 there."""
+    if counted is None:
+        return scaling, arrays
+    where = counted if scaling.where is None else scaling.where & counted
+    return scaling._replace(where=where), tuple(jnp.where(counted, a, 0) for a in arrays)
+
+
 def ordered_live(x: Array, scaling: Scaling) -> Array:
     """The logits in the order of z: negated where T < 0, −inf where masked."""
     if scaling.temperature is not None:

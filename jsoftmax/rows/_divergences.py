@@ -39,7 +39,7 @@ class _Pair(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """The arguments, the states of both rows, log(Σ exp u_q / Σ exp u_p), and the divergences."""
+    """The arguments, the states of both rows, log(Σ exp u_q / Σ exp u_p), the divergences, and β."""
 
     p_logits: Array
     q_logits: Array
@@ -48,6 +48,7 @@ class _Saved(NamedTuple):
     q_state: online.State
     log_ratio: Array
     divergences: Numbers
+    beta: Array | None = None
 
     def again(self, *after: Any) -> _Saved:
         """The same numbers behind a barrier that waits for `after`, so that XLA on GPU recomputes the pair.
@@ -112,29 +113,49 @@ def _with_rules(
     `compare` computes it from the saved states, and `gradients` its gradients in both shifted logits.
     """
 
-    def save(axes: Axes, p: Array, q: Array, scaling: Scaling) -> tuple[Array, _Saved]:
+    def save(
+        axes: Axes, p: Array, q: Array, scaling: Scaling, hidden: Array | None, beta: Array | None = None
+    ) -> tuple[Array, _Saved]:
         (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
         z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
-        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, ()).again()
+        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).again()
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
-        return out, saved._replace(divergences=divergences)
+        saved = saved._replace(divergences=divergences)
+        return (out, saved) if hidden is None else _without(hidden, out, saved)
 
-    def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Array, Scaling]:
+    def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Any, ...]:
         pair, in_p, in_q = gradients(axes, saved.again())
         dp, by_p = _scaling.pull_apart(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
         dq, by_q = _scaling.pull_apart(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
-        return dp, dq, _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
+        of_scaling = _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
+        if saved.beta is None:
+            return dp, dq, of_scaling, None, None
+        return dp, dq, of_scaling, None, _scaling.spread_sum(g * _in_beta(saved), saved.beta)
 
-    def push(axes: Axes, saved: _Saved, tangents: tuple[Array | None, Array | None, Scaling]) -> Array:
+    def push(axes: Axes, saved: _Saved, tangents: Any) -> Array:
         pair, in_p, in_q = gradients(axes, saved.again())
-        dp, dq, by = tangents
+        dp, dq, by, _, dbeta = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
         dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
-        return rules.row_sums(axes, in_p * dp + in_q * dq)[0]
+        (out,) = rules.row_sums(axes, in_p * dp + in_q * dq)
+        return out if dbeta is None else out + dbeta * _in_beta(saved)
 
     return with_rules(save, pull, push)
+
+
+def _without(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:
+    """As if the hidden rows were masked whose divergence is no number: all is 0 there."""
+    heard = jnp.isfinite(out) | ~hidden
+    numbers = out, saved.log_ratio, *saved.divergences
+    scaling, (out, log_ratio, *divergences) = _scaling.counting(saved.scaling, heard, *numbers)
+    p_state, q_state = (
+        online.State(jnp.where(heard, s.max, -jnp.inf), jnp.where(heard, s.rest, -1))
+        for s in (saved.p_state, saved.q_state)
+    )
+    saved = saved._replace(scaling=scaling, p_state=p_state, q_state=q_state, log_ratio=log_ratio)
+    return out, saved._replace(divergences=tuple(divergences))
 
 
 def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
@@ -173,9 +194,25 @@ def _of_some_share(u: Array) -> Array:
     return jnp.where(u < -1024, -jnp.inf, u)
 
 
-def _to_mean(pair: _Pair) -> tuple[tuple[Array, Array, Array, Array], ...]:
-    """For each distribution: u, p, log(m/p) with the mean m, and where p leads."""
-    d_p, d_q = rules.log_to_mean(pair.d)
+def _in_beta(saved: _Saved) -> Array:
+    """The derivative of the divergence in β, ``KL(p‖m) − KL(q‖m)``: the terms in m cancel, as Σ m is 1."""
+    of_p, of_q = saved.divergences
+    return of_p - of_q
+
+
+def _shares(beta: Array | None) -> tuple[Array | float, Array | float]:
+    """The shares of p and of q in m."""
+    return (0.5, 0.5) if beta is None else (beta, 1 - beta)
+
+
+def _mixed(beta: Array | None, of_p: Array, of_q: Array) -> Array:
+    """``β·of_p + (1 − β)·of_q``."""
+    return (of_p + of_q) / 2 if beta is None else beta * of_p + (1 - beta) * of_q
+
+
+def _to_mean(pair: _Pair, beta: Array | None) -> tuple[tuple[Array, Array, Array, Array], ...]:
+    """For each distribution: u, p, log(m/p) with the mixture m, and where p leads."""
+    d_p, d_q = rules.log_to_mean(pair.d) if beta is None else rules.log_to_mixture(pair.d, beta)
     return (pair.u_p, pair.p, d_p, pair.p_leads), (pair.u_q, pair.q, d_q, pair.q_leads)
 
 
@@ -184,11 +221,12 @@ def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
     parts: Numbers = ()
     for i in range(2):
         pair = saved.pair()
-        _, p, d, _ = _to_mean(pair)[i]
-        parts += rules.row_sums(own, rules.divergence_terms(p, (pair.p + pair.q) / 2, d))
+        _, p, d, _ = _to_mean(pair, saved.beta)[i]
+        parts += rules.row_sums(own, rules.divergence_terms(p, _mixed(saved.beta, pair.p, pair.q), d))
         saved = saved.again(parts)
     divergences = rules.across(axes, *parts)
-    mean, largest = sum(divergences) / 2, math.log(2)
+    mean = _mixed(saved.beta, *divergences)
+    largest = math.log(2) if saved.beta is None else rules.binary_entropy(saved.beta)
     # A select instead of a minimum: on CPU, XLA's minimum may return the other number for a NaN.
     return jnp.where(mean > largest, largest, mean), divergences
 
@@ -197,14 +235,15 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     own, _ = rules.split_axes(axes)
     parts: Numbers = ()
     for i in range(2):
-        parts += _lead_sums(own, *_to_mean(saved.pair())[i])
+        parts += _lead_sums(own, *_to_mean(saved.pair(), saved.beta)[i])
         saved = saved.again(parts)
     parts, pair = rules.across(axes, *parts), saved.pair()
     others = _of_others(saved.p_state.rest, *parts[:2]), _of_others(saved.q_state.rest, *parts[2:])
-    of_each = zip(_to_mean(pair), saved.divergences, others, strict=True)
+    shares = _shares(saved.beta)
+    of_each = zip(shares, _to_mean(pair, saved.beta), saved.divergences, others, strict=True)
     in_p, in_q = (
-        rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others) / 2
-        for (_, p, d, leads), kl, of_others in of_each
+        share * rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others)
+        for share, (_, p, d, leads), kl, of_others in of_each
     )
     return pair._replace(u_p=_of_some_share(pair.u_p), u_q=_of_some_share(pair.u_q)), in_p, in_q
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
-from jsoftmax.border._label_checks import is_other
+from jsoftmax.border._label_checks import are_classes, is_other
 from jsoftmax.logits import _moments
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._statistics import Numbers
@@ -26,7 +26,7 @@ Axes = tuple[int, ...]
 class LossTerms(NamedTuple):
     """The options of a loss that act on the numbers of a row: each is one number, one per row, or None.
 
-    loss = w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²
+    loss = w·(w_y·(1 − α)·nll + α/live·spread + λ·log_normalizer²)
 
     The products are computed in an order that overflows only if the loss overflows.
     """
@@ -34,6 +34,7 @@ class LossTerms(NamedTuple):
     label_weights: Array | None = None  # 0 in a row that does not count
     label_smoothing: Array | None = None
     z_loss: Array | None = None
+    weights: Array | None = None  # w, one a row; 0 in a row that does not count
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -53,7 +54,11 @@ class LossTerms(NamedTuple):
         if self.z_loss is not None:
             normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
             losses = losses + self.z_loss * normalizer * normalizer
-        return losses
+        return self.weighted(losses)
+
+    def weighted(self, losses: Array) -> Array:
+        """The losses times the weights of their rows."""
+        return losses if self.weights is None else _scaled(self.weights, losses)
 
 
 def _scaled(weight: Array, loss: Array) -> Array:
@@ -65,9 +70,10 @@ def _scaled(weight: Array, loss: Array) -> Array:
 class Loss(NamedTuple):
     """The loss that a call specifies: labels, weights, rows that count, terms and reduction."""
 
-    labels: Array
+    labels: Any
     class_weights: Array | None
     counted: Array | None  # the result of `counted_rows`
+    hidden: Array | None  # True in rows of weight 0
     terms: LossTerms  # without the class axes
     reduction: Reduction
     row_names: tuple[str, ...]  # the mesh axes of the shards of the rows, over which to reduce
@@ -81,11 +87,14 @@ class Loss(NamedTuple):
     def of_sum(self, total: Array, rows: tuple[int, ...], axes: Axes) -> Array:
         """The sum, or the mean, from the sum on this shard.
 
-        The mean divides by the number of counted rows, or by the sum of the weights of their labels.
+        The mean divides by the number of counted rows, or by the sum of their weights.
         """
         if self.reduction == "sum":
             return rules.across(self.row_names, total)[0]
-        if self.terms.label_weights is not None:
+        if (weights := self.terms.weights) is not None:
+            of_labels = self.terms.label_weights
+            count = jnp.sum(weights if of_labels is None else _moments.times(weights, of_labels))
+        elif self.terms.label_weights is not None:
             count = jnp.sum(self.terms.label_weights)
         elif self.counted is not None:
             counted = jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows)
@@ -98,7 +107,7 @@ class Loss(NamedTuple):
 
 
 def counted_rows(
-    labels: Array, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
+    labels: Any, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
 ) -> Array | None:
     """Which rows count, as booleans with length 1 on the class axes; None if all rows count.
 
@@ -134,17 +143,25 @@ def of_call(
     if jnp.issubdtype(labels.dtype, jnp.integer):
         labels = laid_like(labels, logits)
     ignored = call.ignore_index(labels)
-    reduction = call.arguments["reduction"]
-    if reduction not in get_args(Reduction):
-        choices = ", ".join(map(repr, get_args(Reduction)))
-        raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
+    reduction = reduction_of(call)
     counted = counted_rows(labels, ignored, where, axes, names)
+    row_weights, hidden = _row_weights(call, logits, axes, counted)
     smoothing, z_loss = (
         None if given is None else jnp.squeeze(laid_like(given, logits), axes)
         for given in (
             call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
         )
     )
+    if hidden is not None:
+        gone = jnp.squeeze(hidden, axes)
+        smoothing, z_loss = (
+            given if given is None else jnp.where(gone & jnp.isnan(given), 0, given)
+            for given in (smoothing, z_loss)
+        )
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            classes = math.prod(logits.shape[axis] for axis in axes)
+            known = are_classes(labels, classes, names) | ~hidden
+            counted = known if counted is None else counted & known
     label_weights = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if counted is not None:
@@ -153,8 +170,44 @@ def of_call(
             label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
             if counted is not None:
                 label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0.0)
-    terms = LossTerms(label_weights, smoothing, z_loss)
-    return Loss(labels, weights, counted, terms, reduction, row_names)
+    terms = LossTerms(label_weights, smoothing, z_loss, row_weights)
+    return Loss(labels, weights, counted, hidden, terms, reduction, row_names)
+
+
+def of_rows(
+    call: Call,
+    logits: Logits,
+    axes: Axes,
+    names: tuple[str, ...],
+    row_names: tuple[str, ...],
+    where: Array | None,
+) -> Loss:
+    """As `of_call`, of a function of rows without labels: which rows count, their weights, the reduction."""
+    counted = counted_rows(None, None, where, axes, names)
+    weights, hidden = _row_weights(call, logits, axes, counted)
+    return Loss(None, None, counted, hidden, LossTerms(weights=weights), reduction_of(call), row_names)
+
+
+def reduction_of(call: Call) -> Reduction:
+    """The reduction, one of those that there are."""
+    reduction: Reduction = call.arguments["reduction"]
+    if reduction not in get_args(Reduction):
+        choices = ", ".join(map(repr, get_args(Reduction)))
+        raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
+    return reduction
+
+
+def _row_weights(
+    call: Call, logits: Logits, axes: Axes, counted: Array | None
+) -> tuple[Array | None, Array | None]:
+    """The weight of every row, without the class axes, and which of them are 0."""
+    weights = call.row_weights(logits, axes, rules.computing_dtype(logits.dtype))
+    if weights is None:
+        return None, None
+    weights = laid_like(weights, logits)
+    if counted is not None:
+        weights = jnp.where(counted, weights, 0)
+    return jnp.squeeze(weights, axes), weights == 0
 
 
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:

@@ -14,7 +14,7 @@ from jax import Array
 
 from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._label_checks import reported_ids, reported_targets
-from jsoftmax.logits._scaling import Scaling
+from jsoftmax.logits._scaling import Scaling, usable
 from jsoftmax.rows._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import laid_like
@@ -45,16 +45,18 @@ def numbers(
     weights: Array | None = None,
     counted: Array | None = None,
     names: tuple[str, ...] = (),
+    hidden: Array | None = None,
     beside: Any = None,
 ) -> Numbers:
     """The wanted numbers, in the shape of `x` without `axes`; several class axes are merged into one.
 
-    `names` are the mesh axes of the shards of the classes, `beside` is as in `with_rules`.
+    `names` are the mesh axes of the shards of the classes, `beside` is as in `with_rules`. In rows of weight
+    0, where `hidden` is True, numbers that would be NaN or infinite are 0, and so are all gradients.
     """
     if len(axes) != 1:
         where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
-        arrays = (x, labels, scaling._replace(where=where), counted)
-        x, labels, scaling, counted = jax.tree.map(lambda a: one_axis(a, axes), arrays)
+        arrays = (x, labels, scaling._replace(where=where), counted, hidden)
+        x, labels, scaling, counted, hidden = jax.tree.map(lambda a: one_axis(a, axes), arrays)
         axes = (x.ndim - 1,)
     if weights is not None:
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
@@ -62,18 +64,20 @@ def numbers(
         labels = laid_like(labels, x)
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
-    if counted is not None:
+    if (seen := counted if hidden is None else hidden) is not None:
         # In a row that does not count, an option may be out of range: 1 replaces it.
         options = (
             option
-            if option is None or not broadcasts(counted.shape, option.shape)
-            else of_counted(option, counted, 1)
+            if option is None or not broadcasts(seen.shape, option.shape)
+            else usable(option, counted, hidden)
             for option in scaling[1:]
         )
         scaling = Scaling(scaling.where, *options)
-    found = _of_rows((axes[0], names, wanted), Problem(x, labels, weights, scaling, counted), beside=beside)
+    problem = Problem(x, labels, weights, scaling, counted, hidden)
+    found = _of_rows((axes[0], names, wanted), problem, beside=beside)
     if labels is not None and not are_ids(labels):
-        targets = labels if counted is None else jnp.where(counted, labels, 0.0)
+        targets = of_counted(labels, counted)
+        targets = targets if hidden is None else jnp.where(hidden, 0.0, targets)
         found["nll"] = reported_targets(found["nll"], targets, axes[0], names)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
 

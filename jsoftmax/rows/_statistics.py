@@ -7,6 +7,7 @@ With a, b, c, d the cotangents of log-normalizer, nll, entropy and "spread", the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     weights: Array | None  # [1, V]
     scaling: Scaling
     counted: Array | None  # [B, 1]: False in a row that does not count, whose numbers are all 0
+    hidden: Array | None = None  # [B, 1]: True in a row of weight 0, which may contain anything
 
 
 class Saved(NamedTuple):
@@ -49,6 +51,15 @@ class Saved(NamedTuple):
     numbers: Numbers
     sum_weights: Any  # [B, 1], or None
     mean_u: Any  # ⟨p, u⟩, [B, 1], or None
+    heard: Any = None  # [B, 1], False in a hidden row that has no numbers; or None
+
+    def without(self, hidden: Array | None) -> Saved:
+        """As if the hidden rows whose numbers are NaN or infinite were not there."""
+        if hidden is None:
+            return self
+        heard = functools.reduce(jnp.logical_and, map(jnp.isfinite, self.numbers.values())) | ~hidden
+        bare = self._replace(problem=None)
+        return jax.tree.map(lambda a: of_counted(a, heard), bare)._replace(problem=self.problem, heard=heard)
 
 
 def are_ids(labels: Any) -> bool:
@@ -67,7 +78,7 @@ def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
 def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tuple[Numbers, Saved]:
     """The numbers, and the residuals of their derivative. `feeds` is as in `_choice.Request`."""
     axis, names, wanted = static
-    x, labels, weights, scaling, counted = problem
+    x, labels, weights, scaling, counted, hidden = problem
     targets = None if are_ids(labels) or "nll" not in wanted else labels
     if asks_for_id := "nll" in wanted and targets is None:
         here = (labels >= 0) & (labels < x.shape[axis])
@@ -121,7 +132,11 @@ def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tup
         found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
     # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
     found, state, mean_u = jax.tree.map(lambda a: of_counted(a, counted), (found, state, mean_u))
-    return found, Saved(problem, state, found, sum_weights, mean_u)
+    saved = Saved(problem, state, found, sum_weights, mean_u).without(hidden)
+    if saved.heard is not None:
+        counted = saved.heard if counted is None else counted & saved.heard
+        saved = saved._replace(problem=problem._replace(counted=counted))
+    return saved.numbers, saved
 
 
 class _Row(NamedTuple):
@@ -137,7 +152,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
         saved = reconverted_on_cpu(saved)  # else XLA stores x in 32 bits, for the sums and for this
-    (x, labels, weights, scaling, _), state, found, sum_weights, mean_u = saved
+    (x, labels, weights, scaling, *_), state, found, sum_weights, mean_u, _ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
@@ -168,7 +183,7 @@ def pull(
     static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
 ) -> tuple[Problem]:
     """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum."""
-    x, labels, weights, scaling, counted = saved.problem
+    x, labels, weights, scaling, counted, _ = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
         given["spread"] *= _moments.DOWN
@@ -182,9 +197,7 @@ def pull(
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
-    if counted is not None:
-        where = counted if scaling.where is None else scaling.where & counted
-        scaling, u, dz = scaling._replace(where=where), of_counted(u, counted), of_counted(dz, counted)
+    scaling, (u, dz) = _scaling.counting(scaling, counted, u, dz)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
         # z = u + max z, and dz sums to this cotangent over a row.
@@ -199,11 +212,12 @@ def pull(
 def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
     """The tangents of the numbers; `of_maximum` as in `pull`."""
     axis, names, wanted = static
-    x, labels, weights, scaling, counted = saved.problem
-    dx, dlabels, dweights, dscaling, _ = tangents[0]
+    x, labels, weights, scaling, counted, _ = saved.problem
+    dx, dlabels, dweights, dscaling, *_ = tangents[0]
     u, cost, dead, residuals = _restore(static, saved, wanted)
+    scaling, (u, cost) = _scaling.counting(scaling, counted, u, cost)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
-    terms = {name: residual * dz for name, residual in residuals.items()}
+    terms = {name: of_counted(residual, counted) * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
         dt = dt if weights is None else dt * _live_weights(weights, labels, dead)

@@ -11,12 +11,14 @@ classes, which is small and accurate.
 """
 
 from jsoftmax.rules._divergences import (
+    binary_entropy,
     difference,
     divergence_terms,
     kl_gradient_in_p,
     kl_gradient_in_q,
     kl_terms_of_others,
     log_to_mean,
+    log_to_mixture,
 )
 from jsoftmax.rules._elementary import expm1, log1p
 
@@ -48,6 +50,7 @@ from jsoftmax.rules._softmax import leading as leading
 
 __all__ = [
     "RowSums",
+    "binary_entropy",
     "cross_entropy_hvp",
     "cross_entropy_residual",
     "difference",
@@ -62,6 +65,7 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",
+    "log_to_mixture",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",

@@ -84,3 +84,26 @@ def log_to_mean(d: Array) -> tuple[Array, Array]:
     from_larger = -log1p(-fall / (2 + fall))
     from_smaller = gap + from_larger
     return jnp.where(above, from_smaller, from_larger), jnp.where(above, from_larger, from_smaller)
+
+
+def log_to_mixture(d: Array, beta: Array) -> tuple[Array, Array]:
+    """``log(m/p)`` and ``log(m/q)`` of the mixture m = β·p + (1 − β)·q, from d = log q − log p.
+
+    As both logits move m, but Σ m stays, the gradients of β·KL(p‖m) + (1 − β)·KL(q‖m) are `kl_gradient_in_p`
+    times β, of p and log(m/p), and times 1 − β, of q and log(m/q).
+    """
+    above = d > 0
+    gap = jnp.where(above, d, -d)
+    of_smaller, of_larger = jnp.where(above, beta, 1 - beta), jnp.where(above, 1 - beta, beta)
+    # The smaller of the two is exp(−gap) times the larger.
+    fall = expm1(-gap)
+    from_larger = log1p(of_smaller * fall)
+    near = gap < 1
+    at_near = jnp.where(near, fall, 0.0)
+    from_smaller = jnp.where(near, log1p(-of_larger * at_near / (1 + at_near)), gap + from_larger)
+    return jnp.where(above, from_smaller, from_larger), jnp.where(above, from_larger, from_smaller)
+
+
+def binary_entropy(beta: Array) -> Array:
+    """``−β·log β − (1 − β)·log(1 − β)``, the most that the divergence from a mixture can be."""
+    return -beta * jnp.log(beta) - (1 - beta) * log1p(-beta)

@@ -1,0 +1,222 @@
+"""Losses of a teacher and a student, and weights of rows."""
+
+import contextlib
+import functools
+
+import definitions
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiling import jit_in_full
+from scipy import special
+
+import jsoftmax
+
+INF, NAN = np.inf, np.nan
+MODES = {"reverse": contextlib.nullcontext, "forward": jsoftmax.forward_mode}
+modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+def agree(got, want, rtol=1e-10, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
+
+
+ROWS, FEATURES, CLASSES = 6, 4, 7
+KEPT = np.array([1.0, 1, 0, 1, 1, 0])  # the third row is masked, the last one ignored
+GIVEN = np.array([1.0, 0, NAN, 2, -0.5, 3])  # weights; the second row is hidden
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    x, q = (jnp.asarray(rng.normal(size=(ROWS, CLASSES))) for _ in "pq")
+    where = jnp.ones((ROWS, CLASSES), bool).at[2].set(False)
+    labels = jnp.asarray([0, 1, 2, 6, 5, -1])
+    class_weights = jnp.asarray(rng.uniform(0.5, 2, CLASSES))
+    hidden, weight = (jnp.asarray(rng.normal(size=s)) for s in ((ROWS, FEATURES), (FEATURES, CLASSES)))
+    return x, q, where, labels, class_weights, hidden, weight
+
+
+def weighed():
+    """Of every function the floats, itself, and its losses a row with what they weigh in a mean."""
+    x, q, where, y, c, h, w = rows()
+    of_labels = c[jnp.clip(y, 0)]
+
+    def cross_entropies(x, c=None):
+        losses = -jax.nn.log_softmax(x)[jnp.arange(ROWS), jnp.clip(y, 0)]
+        return losses if c is None else losses * c[jnp.clip(y, 0)]
+
+    def loss(x, **options):
+        return jsoftmax.cross_entropy(x, y, where=where, ignore_index=-1, **options)
+
+    def head(h, w, **options):
+        of_kept = jnp.where(KEPT > 0, y, -1)
+        return jsoftmax.linear_cross_entropy(h, w, of_kept, ignore_index=-1, block_size=4, **options)
+
+    def over_rows(divergence):
+        one = jnp.array([1.0, 1, 1, 1, 1, 0])
+        return lambda x, q, **o: divergence(x, q, where=where & (one[:, None] > 0), **o)
+
+    return {
+        "cross_entropy": ((x,), loss, lambda x: (cross_entropies(x), 1)),
+        "cross_entropy, class weights": (
+            (x,),
+            functools.partial(loss, class_weights=c),
+            lambda x: (cross_entropies(x, c), of_labels),
+        ),
+        "linear_cross_entropy": (
+            (h, w),
+            functools.partial(head, class_weights=c),
+            lambda h, w: (cross_entropies(h @ w, c), of_labels),
+        ),
+        "kl_divergence": (
+            (x, q),
+            over_rows(jsoftmax.kl_divergence),
+            lambda x, q: (definitions.kl_divergence(x, q), 1),
+        ),
+        "js_divergence": (
+            (x, q),
+            over_rows(functools.partial(jsoftmax.js_divergence, beta=0.3)),
+            lambda x, q: (definitions.js_divergence(x, q, beta=0.3), 1),
+        ),
+    }
+
+
+@modes
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy", "kl_divergence", "js_divergence"])
+def test_weights_of_rows(name, mode, x64):
+    """Sums and means of w·loss, gradients in all arguments and in w; a hidden row holds anything."""
+    floats, ours, plain = weighed()[name]
+    given = jnp.asarray(GIVEN)
+    bad = (floats[0].at[1].set(NAN), *floats[1:])
+
+    @jax.jit
+    def everything(floats, w, bad):
+        found = {}
+        for reduction in ("none", "sum", "mean"):
+
+            def of(floats, w, reduction=reduction):
+                return jnp.sum(jnp.sin(ours(*floats, weights=w, reduction=reduction)))
+
+            def wanted(floats, w, reduction=reduction):
+                losses, each = plain(*floats)
+                w = jnp.where(KEPT > 0, w, 0)
+                losses = jnp.where(KEPT > 0, w * losses, 0)
+                total = {"none": losses, "sum": losses.sum(), "mean": losses.sum() / (w * each).sum()}
+                return jnp.sum(jnp.sin(total[reduction]))
+
+            found[reduction] = [jax.value_and_grad(f, (0, 1))(floats, w) for f in (of, wanted)]
+            found[reduction].append(jax.value_and_grad(of, (0, 1))(bad, w))
+        return found
+
+    with mode():
+        for ours_, want, beside in everything(floats, given, bad).values():
+            agree(ours_, want)
+            (value, (gradients, of_weights)) = beside
+            agree(value, want[0])
+            assert all(np.isfinite(g).all() for g in (*gradients, of_weights))
+            assert not np.any(gradients[0][1])
+            agree(np.delete(gradients[0], 1, 0), np.delete(want[1][0][0], 1, 0))
+
+
+def test_a_weight_of_0_hides_options_and_labels_that_are_none():
+    """And its gradient is the loss there, where that is a number."""
+    x, y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32), jnp.array([1, 9, 2])
+    w = jnp.array([1.0, 0, 0])
+    options = {"temperature": jnp.array([1.0, NAN, 2]), "label_smoothing": jnp.array([0.1, 3, 0.1])}
+
+    def loss(x, w, reduction="sum"):
+        return jsoftmax.cross_entropy(x, y, weights=w, reduction=reduction, **options)
+
+    def head(h, w):
+        return jsoftmax.linear_cross_entropy(h, jnp.eye(5), y, weights=w, reduction="sum", **options)
+
+    good = {name: a.at[1].set(a[0]) for name, a in options.items()}
+    alone = jsoftmax.cross_entropy(x, y.at[1].set(0), **good)
+    with jax.debug_nans(True):
+        for f in (loss, head):
+            value, (dx, dw) = jax.jit(jax.value_and_grad(f, (0, 1)))(x, w)
+            np.testing.assert_allclose(value, alone[0], rtol=1e-6)
+            np.testing.assert_allclose(dw, np.asarray(alone) * [1, 0, 1], rtol=1e-6)
+            assert not dx[1:].any()
+        assert jsoftmax.cross_entropy(x[1:], y[1:], weights=w[1:], reduction="mean") == 0
+        assert jsoftmax.kl_divergence(x, x[::-1], weights=jnp.zeros(3), reduction="mean") == 0
+
+
+def test_the_denominators_of_dapo_and_dr_grpo():
+    """Over tokens: by their number, or by one constant; weights make both."""
+    x, y = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32), jnp.ones((4, 3), int)
+    advantage = jnp.array([1.0, -1, 0.5, 0])
+    live = jnp.arange(3)[None] < jnp.array([3, 1, 2, 3])[:, None]
+    w = jnp.where(live, advantage[:, None], 0)
+    losses = jsoftmax.cross_entropy(x, y)
+    total = jsoftmax.cross_entropy(x, y, weights=w, reduction="sum")
+    np.testing.assert_allclose(total, np.sum(w * losses), rtol=1e-5)
+    mean = jsoftmax.cross_entropy(x, y, weights=live.astype(jnp.float32), reduction="mean")
+    np.testing.assert_allclose(mean, np.mean(np.asarray(losses)[np.asarray(live)]), rtol=1e-6)
+
+
+BETAS = (1e-4, 0.1, 0.5, 0.9, 1 - 1e-3)
+
+
+def test_the_generalised_divergence_is_exact():
+    """Beside mpmath: values, and the gradients in both logits and β, of rows close together and far apart."""
+    rng = np.random.default_rng(0)
+    p = np.float32(np.stack([rng.normal(size=6) * s for s in (1, 1, 1, 8, 0.01)]))
+    q = p + np.float32(np.stack([rng.normal(size=6) * s for s in (1e-6, 1e-2, 1, 8, 1)]))
+    q = q.astype(np.float32)
+
+    @jit_in_full
+    def ours(p, q, beta):
+        return jax.vmap(jax.vmap(jax.value_and_grad(jsoftmax_js, (0, 1, 2)), (0, 0, None)), (None, None, 0))(
+            p, q, beta
+        )
+
+    def jsoftmax_js(p, q, beta):
+        return jsoftmax.js_divergence(p, q, beta=beta)
+
+    beta = np.float32(BETAS)
+    value, (dp, dq, dbeta) = ours(p, q, beta)
+    e_p, e_q = (definitions.FINE(a) for a in (p, q))
+    e_p, e_q = (definitions.EXP(a) for a in (e_p, e_q))
+    e_p, e_q = (e / e.sum(1, keepdims=True) for e in (e_p, e_q))
+    for i, b in enumerate(definitions.FINE(beta)):
+        m = b * e_p + (1 - b) * e_q
+        from_p, from_q = definitions.LOG(e_p / m), definitions.LOG(e_q / m)
+        kl_p, kl_q = ((e * f).sum(1, keepdims=True) for e, f in ((e_p, from_p), (e_q, from_q)))
+        want = (b * kl_p + (1 - b) * kl_q)[:, 0].astype(float)
+        np.testing.assert_allclose(value[i], want, rtol=4e-6)
+        for got, exact in (
+            (dp[i], b * e_p * (from_p - kl_p)),
+            (dq[i], (1 - b) * e_q * (from_q - kl_q)),
+        ):
+            exact = exact.astype(float)
+            np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max(), rtol=1e-3)
+        np.testing.assert_allclose(dbeta[i], (kl_p - kl_q)[:, 0].astype(float), rtol=1e-3, atol=1e-12)
+
+
+def test_the_limits_of_the_generalised_divergence(x64):
+    p, q = (jnp.asarray(np.random.default_rng(i).normal(size=(4, 6))) for i in range(2))
+    for beta, want in ((1e-9, jsoftmax.kl_divergence(p, q)), (1 - 1e-9, jsoftmax.kl_divergence(q, p))):
+        got = jsoftmax.js_divergence(p, q, beta=beta) / min(beta, 1 - beta)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    halves = jnp.full(4, 0.5)
+    agree(jsoftmax.js_divergence(p, q, beta=halves), jsoftmax.js_divergence(p, q))
+    dead = jnp.where(jnp.arange(6) == 1, -INF, q)
+    for pair in ((p, dead), (dead, p)):
+        value, gradients = jax.value_and_grad(
+            lambda p, q, b: jsoftmax.js_divergence(p, q, beta=b).sum(), (0, 1, 2)
+        )(*pair, halves / 2)
+        assert all(np.isfinite(a).all() for a in (value, *gradients))
+    assert not np.any(jsoftmax.js_divergence(p, p, beta=0.2))
+
+
+def test_trl_means_the_same(x64):
+    """Its generalised_jsd_loss, restated in NumPy; β → 0 is KL(teacher‖student) over β there and here."""
+    student, teacher = (np.random.default_rng(i).normal(size=(4, 6)) for i in range(2))
+    log_s, log_t = (special.log_softmax(x, -1) for x in (student, teacher))
+    for beta in (0.1, 0.5, 0.7):
+        log_m = np.logaddexp(np.log1p(-beta) + log_s, np.log(beta) + log_t)
+        of_teacher, of_student = (np.sum(np.exp(a) * (a - log_m), -1) for a in (log_t, log_s))
+        want = beta * of_teacher + (1 - beta) * of_student
+        np.testing.assert_allclose(jsoftmax.js_divergence(teacher, student, beta=beta), want, rtol=1e-12)
