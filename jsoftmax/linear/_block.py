@@ -112,14 +112,14 @@ def backward(
         problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
         here = saved._replace(problem=problem)
         back = _statistics.pull((1, static.names, static.wanted), here, cotangents, so_far is None)[0]
-        so_much = static.part(sums, start, length)
-        dhidden, so_much = _products.back(
-            static, static.asked[0], so_much, rows.hidden, tile.weight, back.x, back.weights
+        sums_of_tile = static.part(sums, start, length)
+        dhidden, sums_of_tile = _products.back(
+            static, static.asked[0], sums_of_tile, rows.hidden, tile.weight, back.x, back.weights
         )
         of_rows = Rows(dhidden, back.labels if static.asked[0].labels else None, None, *back.scaling[1:])
         if so_far is not None:
             of_rows = jax.tree.map(jnp.add, so_far, of_rows)
-        return static.with_part(sums, so_much, start), of_rows
+        return static.with_part(sums, sums_of_tile, start), of_rows
 
     sums, of_rows = _plan.over_classes(classes, size, add, (sums, None))
     return sums, of_rows._replace(hidden=rows.masked(of_rows.hidden))

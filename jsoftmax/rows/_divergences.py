@@ -50,7 +50,7 @@ class _Saved(NamedTuple):
     divergences: Numbers
     beta: Array | None = None
 
-    def again(self, *after: Any) -> _Saved:
+    def behind_barrier(self, *after: Any) -> _Saved:
         """The same numbers behind a barrier that waits for `after`, so that XLA on GPU recomputes the pair.
 
         Without it, XLA stores what several sums share, in float32 and in the shape of the logits.
@@ -66,7 +66,7 @@ class _Saved(NamedTuple):
         logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
         z_p, z_q = _shifted(*logits, self.scaling, *states)
         empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
-        d = jnp.where(empty, 0, _apart(z_p, z_q)) - self.log_ratio
+        d = jnp.where(empty, 0, _u_gap(z_p, z_q)) - self.log_ratio
         p, q = (_probabilities.of_shifted(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
         leads = (
             _probabilities.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True)
@@ -83,19 +83,19 @@ def _shifted(
     return z_p, z_q
 
 
-def _apart(z_p: Shifted, z_q: Shifted) -> Array:
+def _u_gap(z_p: Shifted, z_q: Shifted) -> Array:
     """``u_q − u_p``; +inf where only p is dead, −inf where only q is dead, 0 where both are."""
     dead_p, dead_q = z_p.u == -jnp.inf, z_q.u == -jnp.inf
     u_p, u_q = (jnp.where(dead_p | dead_q, 0, z.u) for z in (z_p, z_q))
-    apart = u_q - u_p
+    gap = u_q - u_p
     if z_p.slip is not None and z_q.slip is not None:
-        apart = apart + (z_q.slip - z_p.slip)
-    return jnp.where(dead_p == dead_q, apart, jnp.where(dead_p, jnp.inf, -jnp.inf))
+        gap = gap + (z_q.slip - z_p.slip)
+    return jnp.where(dead_p == dead_q, gap, jnp.where(dead_p, jnp.inf, -jnp.inf))
 
 
 def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
     """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
-    gaps = rules.difference(_scaling.exponentials(z_p), _scaling.exponentials(z_q), _apart(z_p, z_q))
+    gaps = rules.difference(_scaling.exponentials(z_p), _scaling.exponentials(z_q), _u_gap(z_p, z_q))
     (gap,) = rules.row_sums(axes, gaps)
     more = gap > 0
     total = 1 + jnp.where(more, rest_p, rest_q)
@@ -119,14 +119,14 @@ def _with_rules(
         (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
         z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
         log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
-        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).again()
+        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).behind_barrier()
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
         saved = saved._replace(divergences=divergences)
         return (out, saved) if hidden is None else _without(hidden, out, saved)
 
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Any, ...]:
-        pair, in_p, in_q = gradients(axes, saved.again())
+        pair, in_p, in_q = gradients(axes, saved.behind_barrier())
         dp, by_p = _scaling.pull_apart(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
         dq, by_q = _scaling.pull_apart(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
         of_scaling = _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
@@ -135,7 +135,7 @@ def _with_rules(
         return dp, dq, of_scaling, None, _scaling.spread_sum(g * _in_beta(saved), saved.beta)
 
     def push(axes: Axes, saved: _Saved, tangents: Any) -> Array:
-        pair, in_p, in_q = gradients(axes, saved.again())
+        pair, in_p, in_q = gradients(axes, saved.behind_barrier())
         dp, dq, by, _, dbeta = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
         dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
@@ -167,10 +167,10 @@ def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
 def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     pair, (kl,) = saved.pair(), saved.divergences
     sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads)
-    pair = saved.again(sums).pair()
+    pair = saved.behind_barrier(sums).pair()
     others = _of_others(saved.p_state.rest, *sums)
     in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, leads=pair.p_leads, others=others)
-    return pair._replace(u_p=_of_some_share(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+    return pair._replace(u_p=_dead_at_p_0(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
 
 
 kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
@@ -186,7 +186,7 @@ def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
     return _probabilities.share_of_others(rest, u_lead), terms
 
 
-def _of_some_share(u: Array) -> Array:
+def _dead_at_p_0(u: Array) -> Array:
     """u, to be multiplied by p: replaced by −inf, as for a dead class, where p is 0 in every dtype.
 
     There u may be so large that a product with it overflows.
@@ -223,7 +223,7 @@ def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
         pair = saved.pair()
         _, p, d, _ = _to_mean(pair, saved.beta)[i]
         parts += rules.row_sums(own, rules.divergence_terms(p, _mixed(saved.beta, pair.p, pair.q), d))
-        saved = saved.again(parts)
+        saved = saved.behind_barrier(parts)
     divergences = rules.across(axes, *parts)
     mean = _mixed(saved.beta, *divergences)
     largest = math.log(2) if saved.beta is None else rules.binary_entropy(saved.beta)
@@ -236,7 +236,7 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     parts: Numbers = ()
     for i in range(2):
         parts += _lead_sums(own, *_to_mean(saved.pair(), saved.beta)[i])
-        saved = saved.again(parts)
+        saved = saved.behind_barrier(parts)
     parts, pair = rules.across(axes, *parts), saved.pair()
     others = _of_others(saved.p_state.rest, *parts[:2]), _of_others(saved.q_state.rest, *parts[2:])
     shares = _shares(saved.beta)
@@ -245,7 +245,7 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
         share * rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others)
         for share, (_, p, d, leads), kl, of_others in of_each
     )
-    return pair._replace(u_p=_of_some_share(pair.u_p), u_q=_of_some_share(pair.u_q)), in_p, in_q
+    return pair._replace(u_p=_dead_at_p_0(pair.u_p), u_q=_dead_at_p_0(pair.u_q)), in_p, in_q
 
 
 jensen_shannon = _with_rules(_sum_js, _js_gradients)
