@@ -179,10 +179,14 @@ def _map_on_cpu(request: Request) -> Form | None:
     x, classes = request.x, request.classes
     # XLA stores the exponentials in the memory of the probabilities if both have one dtype.
     is_stored = request.bare and x.dtype == rules.computing_dtype(x.dtype)
-    if not is_stored or classes <= LONGEST_CHAIN or not request.is_whole_row or request.is_strided:
+    if not is_stored or not request.is_whole_row:
         return None
+    if x.ndim - 1 not in request.axes:
+        return Form("from the sums") if request.is_strided or classes <= MOST_UNROLLED else None
+    if classes <= LONGEST_CHAIN:
+        return None  # the plain form is one chain, which XLA's library fuses
     size = block_size(classes)
-    return None if size is None else Form("stored blocks", size)
+    return Form("from the sums") if size is None else Form("stored blocks", size)
 
 
 def block_size(classes: int) -> int | None:
