@@ -12,7 +12,7 @@ from tests import shapes
 from tests.benchmarks import compiling, dense, device, linear, timing
 
 HEADER = (
-    f"{'function':18}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
+    f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
     f"{'ours ms':>9}{'peer ms':>9}"
     f"{'ratio':>7} {'quartiles':12}{'copy':>7}{'max':>7} {'temporaries':14}{'error':>9}{'peer':>9}"
 )
@@ -21,7 +21,7 @@ HEADER = (
 def line(r):
     eager = " eager" if r["eager"] else ""
     return (
-        f"{r['function']:18}{r['rows']:9} {r['classes']:8} {r['dtype']:9}{r['axis']:4} {r['regime']:7}"
+        f"{r['function']:22}{r['rows']:9} {r['classes']:8} {r['dtype']:9}{r['axis']:4} {r['regime']:7}"
         f"{r['ours']:9.3f}{r['peer']:9.3f}{r['ratio']:7.2f} {r['low']:5.2f}-{r['high']:<6.2f}"
         f"{r['copy']:7.2f}{r['max']:7.2f} {r['temporaries, ours']:6.3f} {r['temporaries, peer']:6.3f} "
         f"{r['error, ours']:9.1e}{r['error, peer']:9.1e} {r['model']}{eager}"
@@ -54,7 +54,8 @@ def cells(options):
     else:
         classes, dtypes, axes = shapes.CLASSES, ("float32", "bfloat16"), (-1, 0)
     classes = options.classes or classes
-    yield from dense.grid(options.elements, classes, dtypes, axes, dense.REGIMES[: 1 if options.quick else 2])
+    regimes = options.regimes or dense.REGIMES[: 1 if options.quick else 2]
+    yield from dense.grid(options.elements, classes, dtypes, axes, regimes)
     for rows, n in shapes.SMALL:
         for eager in (False, True):
             yield dense.Cell(rows, n, eager=eager)
@@ -86,6 +87,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")
     parser.add_argument("--elements", type=int, help="logits in an array; 2**25, or 2**22 if quick")
     parser.add_argument("--classes", type=int, nargs="*", help="these numbers of classes alone")
+    parser.add_argument("--regimes", nargs="*", choices=dense.REGIMES, help="unit and peaked; unit if quick")
     parser.add_argument("--functions", nargs="*", choices=dense.PAIRS, default=list(dense.PAIRS))
     parser.add_argument("--head", type=int, nargs=3, metavar=("B", "D", "V"), help="this linear head alone")
     parser.add_argument("--seconds", type=float, default=0.3, help="for every cell")

@@ -60,6 +60,37 @@ def _exact_gradient(x, y, axis):
     return _exact_loss(x, y, axis).mean(), p / y.size
 
 
+# The logits are also the cotangent, half of them the second logits, and their squares the targets. The peer
+# of a backward is the plain formula.
+def backward(function):
+    return lambda x, y, axis: jax.vjp(lambda x: function(x, axis), x)[1](x)[0]
+
+
+def gradient(loss):
+    return lambda x, y, axis: jax.grad(lambda x: jnp.mean(loss(x, jax.lax.stop_gradient(x * x), axis)))(x)
+
+
+def plain_backward(np, x, p, axis):
+    return p * (x - np.sum(p * x, axis, keepdims=True))
+
+
+def plain_log_backward(np, x, p, axis):
+    return x - p * np.sum(x, axis, keepdims=True)
+
+
+def plain_entropy(np, log_p, axis):
+    return -np.sum(np.exp(log_p) * log_p, axis)
+
+
+def plain_kl(np, log_p, log_q, axis):
+    return np.sum(np.exp(log_p) * (log_p - log_q), axis)
+
+
+def _exact_targets_gradient(x, y, axis):
+    p, t = np.exp(_exact_log_softmax(x, y, axis)), x * x
+    return (p * t.sum(axis, keepdims=True) - t) / y.size
+
+
 PAIRS = {
     "logsumexp": Pair(
         lambda x, y, axis: jsoftmax.logsumexp(x, axis),
@@ -92,9 +123,41 @@ PAIRS = {
         lambda x, y, axis: torch.log_softmax(x, axis),
         _exact_log_softmax,
     ),
+    "softmax, backward": Pair(
+        backward(jsoftmax.softmax),
+        lambda x, y, axis: plain_backward(jnp, x, jax.nn.softmax(x, axis), axis),
+        None,
+        lambda x, y, axis: plain_backward(np, x, np.exp(_exact_log_softmax(x, y, axis)), axis),
+    ),
+    "log_softmax, backward": Pair(
+        backward(jsoftmax.log_softmax),
+        lambda x, y, axis: plain_log_backward(jnp, x, jax.nn.softmax(x, axis), axis),
+        None,
+        lambda x, y, axis: plain_log_backward(np, x, np.exp(_exact_log_softmax(x, y, axis)), axis),
+    ),
+    "entropy": Pair(
+        lambda x, y, axis: jsoftmax.entropy(x, axis=axis),
+        lambda x, y, axis: plain_entropy(jnp, jax.nn.log_softmax(x, axis), axis),
+        None,
+        lambda x, y, axis: plain_entropy(np, _exact_log_softmax(x, y, axis), axis),
+    ),
+    "kl_divergence": Pair(
+        lambda x, y, axis: jsoftmax.kl_divergence(x, x / 2, axis=axis),
+        lambda x, y, axis: plain_kl(jnp, jax.nn.log_softmax(x, axis), jax.nn.log_softmax(x / 2, axis), axis),
+        None,
+        lambda x, y, axis: plain_kl(
+            np, _exact_log_softmax(x, y, axis), _exact_log_softmax(x / 2, y, axis), axis
+        ),
+    ),
+    "targets, gradient": Pair(
+        gradient(lambda x, t, axis: jsoftmax.cross_entropy(x, t, axis=axis)),
+        gradient(lambda x, t, axis: optax.softmax_cross_entropy(x, t, axis=axis)),
+        None,
+        _exact_targets_gradient,
+    ),
 }
 LIMITS = {"copy": lambda x, axis: x + 0, "max": lambda x, axis: jnp.max(x, axis)}
-REGIMES = ("unit", "peaked")
+REGIMES = ("unit", "peaked", "wide")
 
 
 class Cell(NamedTuple):
@@ -112,6 +175,8 @@ class Cell(NamedTuple):
         x = rng.normal(size=(self.rows, self.classes)).astype(np.float32)
         if self.regime == "peaked":
             x[:, self.classes // 2] += 20
+        elif self.regime == "wide":
+            x *= 3
         x = jnp.asarray(x if self.axis else x.T, self.dtype)
         return x, jnp.asarray(rng.integers(0, self.classes, self.rows), jnp.int32)
 
