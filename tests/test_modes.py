@@ -221,7 +221,7 @@ def mean_of(function):
 # Ours, a peer's, the arguments; the most operations, and equations, of a plain program and of its gradient.
 SIZES = {
     "softmax": (jsoftmax.softmax, jax.nn.softmax, "x", (23, 19), (44, 32)),
-    "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", (23, 19), (44, 32)),
+    "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", (78, 58), (121, 74)),
     "logsumexp": (
         functools.partial(jsoftmax.logsumexp, axis=-1),
         functools.partial(jax.nn.logsumexp, axis=-1),
