@@ -196,8 +196,7 @@ def _dead_at_p_0(u: Array) -> Array:
 
 def _in_beta(saved: _Saved) -> Array:
     """The derivative of the divergence in β, ``KL(p‖m) − KL(q‖m)``: the terms in m cancel, as Σ m is 1."""
-    of_p, of_q = saved.divergences
-    return of_p - of_q
+    return saved.divergences[0] - saved.divergences[1]
 
 
 def _shares(beta: Array | None) -> tuple[Array | float, Array | float]:
