@@ -11,11 +11,12 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu_maps
 from jsoftmax.backends._choice import Request, choose
-from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, slipped
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
+LEAST_UNSCALED = 2.0**-80
 Axes = tuple[int | str, ...]
 Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
 Forms = dict[str, Callable[..., Any]]  # by the name of a `_choice.Form`
@@ -126,7 +127,14 @@ def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
     """The gradient of −Σ t·log p in z; the row is its logits, scaling and state."""
 
     def after_two_sums(p: Array, t: Array, row: Row) -> Array:
-        return rules.cross_entropy_residual(p, t, axes)
+        x, scaling, state = row
+        # XLA on CPU has no numbers below the normal ones. If the classes beside the leading one have a sum
+        # that is almost as small, some of their p are below: the row is scaled.
+        root = jnp.where((state.rest >= 0) & (state.rest < LEAST_UNSCALED), 2.0**12, 1)
+        z = shifted(x, scaling, state.max)
+        terms = slipped(jnp.square(jnp.exp(z.u / 2) * root), z)
+        p, scale = terms / (1 + jnp.where(state.rest < 0, 0, state.rest)), jnp.square(root)
+        return rules.cross_entropy_residual(p, t * scale, axes, scale=scale) / scale
 
     def after_one_pass(p: Array, t: Array, row: Row) -> Array:
         sums = lead_sums(*row, t, axes)

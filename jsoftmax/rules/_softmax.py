@@ -89,6 +89,7 @@ def log_softmax_vjp(
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
+    scale: Array | float = 1,
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
@@ -98,11 +99,13 @@ def log_softmax_vjp(
 
     This takes two sums, one after the other. With the `RowSums` of p and g as `sums`, or with `leads`, which
     is True where p is above 1/2, the leading class is computed from the others, and one pass is enough.
+
+    `scale`, one number per row, multiplies p, g and the result if p would be below the normal numbers.
     """
     p, g, dtype = _operands(p, g)
     if sums is None and leads is None:
         for _ in range(2):
-            g = g - p * row_sums(axis, g)[0]
+            g = g - p * (row_sums(axis, g)[0] / scale)
         return g.astype(dtype)
     leads = leading(p) if leads is None else leads
     sums = _row_sums(p, g, leads, axis) if sums is None else sums
@@ -117,19 +120,24 @@ def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
 
 
 def cross_entropy_residual(
-    p: ArrayLike, t: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None
+    p: ArrayLike,
+    t: ArrayLike,
+    axis: Axes = -1,
+    *,
+    sums: RowSums | None = None,
+    scale: Array | float = 1,
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
-    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. `sums` are as in
-    `log_softmax_vjp`, for p and t.
+    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. `sums` and `scale`
+    are as in `log_softmax_vjp`, for p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
     >>> rules.cross_entropy_residual(jnp.array([0.5, 0.25, 0.25]), jnp.array([1.0, 0.0, 0.0]))
     Array([-0.5 ,  0.25,  0.25], dtype=float32)
     """
-    return -log_softmax_vjp(p, t, axis, sums=sums)
+    return -log_softmax_vjp(p, t, axis, sums=sums, scale=scale)
 
 
 def weighted_residual(p: ArrayLike, w: ArrayLike, total: ArrayLike) -> Array:
