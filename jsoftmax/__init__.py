@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from jsoftmax import evaluation, online, rules
+from jsoftmax import evaluation, online, rules, sampling
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._information import entropy, js_divergence, kl_divergence, log_prob
 from jsoftmax.functions._linear import linear_cross_entropy, linear_plan, linear_row_statistics
@@ -41,6 +41,7 @@ __all__ = [
     "portable",
     "row_statistics",
     "rules",
+    "sampling",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -16,7 +16,7 @@ FLOORS = (
     ("rows",),
     ("linear",),
     ("functions",),
-    ("evaluation",),
+    ("evaluation", "sampling"),
     ("__init__",),
 )
 # A module imports those of its package that stand before it.
@@ -38,6 +38,7 @@ MODULES = {
         "_placement",
         "_explain",
     ),
+    "sampling": ("_noise", "_race", "_categorical", "__init__"),
     "evaluation": (
         "_sums",
         "_labels",

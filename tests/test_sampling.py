@@ -1,0 +1,310 @@
+"""Draws have the law of their logits, whatever the dtype, the mask, the temperature, and the sharding.
+
+Keys are fixed. A law is tested by χ², which would reject a right one with probability `RISK`; a test makes at
+most a hundred such comparisons, so that it would have failed by chance with probability 1e-6 at most.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import curvature
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from mpmath import mp, mpf
+from scipy import stats
+
+import jsoftmax
+from jsoftmax import sampling
+from jsoftmax.sampling import _noise
+
+RISK = 1e-8
+KEY = jax.random.key(26)
+DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+
+def softmax(logits):
+    """In float64, of the very numbers."""
+    z = np.asarray(logits, np.float64)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def has_law(ids, p):
+    """Whether ids may be draws of p; rare classes are counted together, dead ones never occur."""
+    counts = np.bincount(np.asarray(ids).ravel(), minlength=len(p))
+    assert len(counts) == len(p)
+    assert not counts[p == 0].any()
+    order = np.argsort(p)
+    order = order[p[order] > 0]
+    groups = np.floor(np.cumsum(p[order]) * counts.sum() / 10)  # about ten draws to the smallest group
+    groups = np.unique(np.minimum(groups, groups.max() - (groups.max() > 0)), return_inverse=True)[1]
+    seen, expected = (np.bincount(groups, a[order]) for a in (counts, p * counts.sum()))
+    return len(seen) == 1 or stats.chisquare(seen, expected * (seen.sum() / expected.sum())).pvalue > RISK
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("classes", "draws"), [(2, 2**16), (10, 2**16), (50257, 2**8)])
+def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
+    """Of many classes one leads, which with noise of 16 bits would be drawn always."""
+    z = np.random.default_rng(classes).normal(size=classes)
+    if classes > 10:
+        z[7] = 8.5
+    z = jnp.asarray(z, dtype)
+    draw = jax.jit(partial(sampling.categorical, shape=(draws,)))(KEY, z)
+    assert draw.ids.dtype == jnp.int32
+    assert draw.log_probs.dtype == jnp.float32
+    assert has_law(draw.ids, softmax(z))
+
+
+def test_it_would_see_the_noise_of_16_bits():
+    """Which `jax.random.categorical` has: half of all draws are of other classes, and it draws none."""
+    z = np.zeros(50257)
+    z[7] = 10.8
+    ids = jax.jit(partial(jax.random.categorical, shape=(2**6,)))(KEY, jnp.asarray(z, jnp.bfloat16))
+    assert not has_law(ids, softmax(jnp.asarray(z, jnp.bfloat16)))
+
+
+def test_rows_have_their_masks_and_temperatures():
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(3, 6, 4)).astype(np.float32)
+    where, temperature = rng.random(z.shape) < 0.6, rng.uniform(0.3, 3, (3, 4)).astype(np.float32)
+    where[:, 0], z[~where] = True, np.nan
+    temperature[0, 0] = -0.5
+    draw = partial(sampling.categorical, axis=1, where=where, temperature=temperature, shape=(2**15, 3, 4))
+    ids = jax.jit(draw)(KEY, z).ids
+    scaled = np.where(where, z / temperature[:, None], -np.inf)
+    for i in range(3):
+        for k in range(4):
+            assert has_law(ids[:, i, k], softmax(scaled[i, :, k])), (i, k)
+
+
+def test_rows_and_classes_are_independent():
+    """The pairs of draws of two rows, and of two keys, have the law of pairs."""
+    z = jnp.zeros((2, 4))
+    ids = np.stack([sampling.categorical(k, z, shape=(2**14, 2)).ids for k in jax.random.split(KEY)])
+    for a, b in ((ids[0, :, 0], ids[0, :, 1]), (ids[0, :, 0], ids[1, :, 0]), (ids[0, 1:, 0], ids[0, :-1, 0])):
+        assert has_law(4 * a + b, np.full(16, 1 / 16))
+
+
+def test_threefry_is_that_of_jax_and_of_its_authors():
+    words = (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3)
+    k0, k1, *counters = map(jnp.uint32, words)
+    assert [int(w) for w in _noise.threefry(jnp.stack([k0, k1]), *counters)] == [0xC4923A9C, 0x483DF7A0]
+    rng = np.random.default_rng(0)
+    key, (x, y) = (jnp.asarray(rng.integers(0, 2**32, n, np.uint32)) for n in ((2,), (2, 50)))
+    from jax.extend.random import threefry_2x32
+
+    want = threefry_2x32(key, jnp.concatenate([x, y]))
+    np.testing.assert_array_equal(jnp.concatenate(_noise.threefry(key, x, y)), want)
+
+
+def test_the_noise_has_the_exponential_law_from_2_to_the_minus_63():
+    """What any two words turn into, against the definition: E = −log(1 − v), v of 63 bits and a half."""
+    rng = np.random.default_rng(0)
+    v = np.concatenate(
+        [2 ** rng.integers(0, 63, 300) + rng.integers(0, 2**62, 300) % 2 ** rng.integers(0, 63, 300)]
+    )
+    v = np.concatenate([[0, 1, 2, 2**31, 2**62, 2**63 - 1], v]).astype(np.uint64)
+    for words in (2 * v, ~(2 * v)):  # of v or of 1 − v
+        high, low = (jnp.asarray((words >> np.uint64(s)).astype(np.uint32)) for s in (32, 0))
+        got = np.asarray(_noise.exponential(high, low), np.float64)
+        exact = [-mp.log1p(-(mpf(int(w) // 2) + mpf(0.5)) / mpf(2) ** 63) for w in words]
+        want = np.array(exact, np.float64)
+        assert (np.abs(got - want) <= 4 * 2.0**-24 * want).all()
+        assert (got > 0).all()
+        assert np.isfinite(-np.log(got)).all()
+
+
+def test_the_noise_has_the_law_of_its_tail():
+    """How many of 2²³ are below t: binomial, at every t down to where one is expected."""
+    at = _noise.Places(
+        jnp.arange(2**11, dtype=jnp.uint32)[:, None], jnp.arange(2**12, dtype=jnp.uint32)[None]
+    )
+    noise = np.asarray(jax.jit(_noise.gumbel)(jax.random.bits(KEY, (2,)), at), np.float64)
+    for exponent in range(-23, 3):
+        t = 2.0**exponent
+        count, p = (noise > -np.log(t)).sum(), -np.expm1(-t)
+        assert stats.binomtest(int(count), noise.size, p).pvalue > RISK, exponent
+
+
+def test_corners():
+    inf, nan = jnp.inf, jnp.nan
+    z = jnp.array([[0, 60, -inf], [-inf, -inf, -inf], [nan, 0, 0], [inf, 0, 0], [1e30, 1e30, -1e30]])
+    live = jnp.ones(z.shape, bool).at[4, 1].set(False)
+    for temperature in (None, 0, jnp.zeros(5), 0.5):
+        draw = sampling.categorical(KEY, z, where=live, temperature=temperature)
+        assert draw.ids.tolist() == [1, -1, -1, -1, 0]
+        np.testing.assert_array_equal(draw.log_probs[1:], [-inf, nan, nan, 0])
+    under_a_mask = sampling.categorical(KEY, z, where=jnp.isfinite(z) & (z < 1e20))
+    np.testing.assert_array_equal(under_a_mask.ids[:4] >= 0, [True, False, True, True])
+    assert sampling.categorical(KEY, jnp.zeros((0, 4))).ids.shape == (0,)
+
+
+def test_temperature_0_takes_the_first_of_the_largest():
+    z = jnp.asarray(np.random.default_rng(0).integers(0, 3, (40, 7)), jnp.bfloat16)
+    for temperature in (0, 0.0, jnp.float32(0), np.zeros(40)):
+        draw = sampling.categorical(KEY, z, temperature=temperature)
+        np.testing.assert_array_equal(draw.ids, np.argmax(np.asarray(z, np.float32), 1))
+        assert not draw.log_probs.any()
+    half = jnp.arange(40) % 2
+    mixed = sampling.categorical(KEY, z, temperature=half)
+    np.testing.assert_array_equal(mixed.ids[half == 0], draw.ids[half == 0])
+    np.testing.assert_array_equal(mixed.ids[half == 1], sampling.categorical(KEY, z).ids[half == 1])
+
+
+def test_log_probs_are_those_of_log_prob_and_so_are_their_derivatives():
+    rng = np.random.default_rng(0)
+    z, t = jnp.asarray(3 * rng.normal(size=(5, 9)), jnp.float32), jnp.linspace(0.5, 2, 5)
+    where = rng.random((5, 9)) < 0.8
+    ids = sampling.categorical(KEY, z, where=where, temperature=t).ids
+
+    def ours(z, t):
+        return sampling.categorical(KEY, z, where=where, temperature=t).log_probs
+
+    def theirs(z, t):
+        return jsoftmax.log_prob(z, ids, where=where, temperature=t)
+
+    def both(f):
+        def total(z, t):
+            return jnp.sum(jnp.sin(f(z, t)))
+
+        return jax.jit(lambda z, t: (f(z, t), curvature(total, (z, t))))(z, t)
+
+    def pushed(f):
+        return jax.jit(lambda z, t: jax.jvp(f, (z, t), (jnp.cos(z), jnp.sin(t))))(z, t)
+
+    def greedy(z):
+        return sampling.categorical(KEY, z, temperature=0).log_probs.sum()
+
+    jax.tree.map(np.testing.assert_array_equal, *map(both, (ours, theirs)))
+    with jsoftmax.forward_mode():
+        jax.tree.map(np.testing.assert_array_equal, *map(pushed, (ours, theirs)))
+    assert not np.asarray(jax.grad(greedy)(z)).any()
+
+
+def test_axes_and_shapes():
+    """A tuple of axes is one axis of the pairs; the draws of a shape begin with others than those without."""
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32)
+    flat = jnp.transpose(z, (1, 2, 0)).reshape(3, 20)
+    both = [sampling.categorical(KEY, z, axis=(2, 0)), sampling.categorical(KEY, flat)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    turned = sampling.categorical(KEY, flat.T, axis=0)
+    jax.tree.map(np.testing.assert_array_equal, both[1], turned)
+    assert sampling.categorical(KEY, z, axis=None).ids.shape == ()
+    assert sampling.categorical(KEY, flat, shape=(2, 6, 3)).ids.shape == (2, 6, 3)
+    one = sampling.categorical(KEY, flat, shape=(1, 3))
+    np.testing.assert_array_equal(one.ids[0], both[1].ids)
+
+
+def test_keys_of_every_kind():
+    z = jnp.zeros((3, 1000))
+    old, new = jax.random.PRNGKey(0), jax.random.key(0)
+    same = [sampling.categorical(k, z).ids for k in (old, new)]
+    np.testing.assert_array_equal(*same)
+    other = sampling.categorical(jax.random.key(0, impl="rbg"), z).ids
+    assert (other != same[0]).any()
+    mapped = jax.vmap(sampling.categorical)(jax.random.split(new, 2), jnp.stack([z, z])).ids
+    for key, ids in zip(jax.random.split(new, 2), mapped, strict=True):
+        np.testing.assert_array_equal(sampling.categorical(key, z).ids, ids)
+
+
+ROWS, CLASSES = 8, 24
+
+
+def given():
+    """Rows that are tied across shards, without a live class, with NaN, and greedy ones."""
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(2 * rng.normal(size=(ROWS, CLASSES)), jnp.float32)
+    z = z.at[1, jnp.array([3, 20])].set(30.0).at[2].set(-jnp.inf).at[3, 17].set(jnp.nan)
+    where = jnp.asarray(rng.random((ROWS, CLASSES)) < 0.8).at[3, 17].set(True)
+    return z, where, jnp.asarray([1, 0, 1, 1, 0.5, 2, 0, 1.0])
+
+
+def draw(z, where, temperature, **on):
+    return sampling.categorical(KEY, z, where=where, temperature=temperature, **on)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize("how", ["shard_map", "auto", "explicit"])
+def test_a_draw_is_the_same_on_any_number_of_devices(sizes, how):
+    kind = AxisType.Explicit if how == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh(sizes, ("rows", "classes"), axis_types=(kind, kind))
+    both, rows = P("rows", "classes"), P("rows")
+    want = jax.jit(draw)(*given())
+    if how == "shard_map":
+        function = jax.jit(
+            jax.shard_map(
+                partial(draw, axis_name="classes"), mesh=mesh, in_specs=(both, both, rows), out_specs=rows
+            )
+        )
+        got = function(*given())
+    else:
+        arguments = (
+            jax.device_put(a, NamedSharding(mesh, spec))
+            for a, spec in zip(given(), (both, both, rows), strict=True)
+        )
+        with jax.set_mesh(mesh):
+            got = jax.jit(draw)(*arguments)
+    np.testing.assert_array_equal(got.ids, want.ids)
+    np.testing.assert_allclose(got.log_probs, want.log_probs, rtol=1e-6)
+
+
+def test_shards_of_classes_send_a_few_numbers_a_row():
+    """The maximum, whether there is a NaN, the best score and its class; for log-probabilities a sum more."""
+    mesh = jax.make_mesh((8,), ("classes",), axis_types=(AxisType.Auto,))
+    f = jax.jit(
+        jax.shard_map(
+            lambda z: sampling.categorical(KEY, z, axis_name="classes").ids,
+            mesh=mesh,
+            in_specs=P(None, "classes"),
+            out_specs=P(),
+        )
+    )
+    program = f.lower(jax.ShapeDtypeStruct((64, 8000), jnp.float32)).compile().as_text()
+    sent = [line for line in program.splitlines() if "all-reduce(" in line or "all-gather(" in line]
+    assert len(sent) <= 4
+    assert all("[64" in line and "8000" not in line and "1000]" not in line for line in sent)
+
+
+def test_the_form_for_cpu_draws_the_same():
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(16, 2048)), jnp.float32)
+    ids = jax.jit(lambda z: sampling.categorical(KEY, z).ids)(z)
+    with jsoftmax.portable():
+        plain = jax.jit(lambda z: sampling.categorical(KEY, z).ids)(z)
+    np.testing.assert_array_equal(ids, plain)
+
+
+Z = jnp.zeros((4, 3))
+ERRORS = {
+    "no key": (
+        lambda: sampling.categorical(0, Z),
+        TypeError,
+        r"sampling\.categorical\(key=0.*jax\.random\.key",
+    ),
+    "several keys": (
+        lambda: sampling.categorical(jax.random.split(KEY), Z),
+        TypeError,
+        r"key has shape \(2,\); give one key, or map",
+    ),
+    "a shape of other rows": (
+        lambda: sampling.categorical(KEY, Z, shape=(4, 2)),
+        ValueError,
+        r"shape \(4, 2\) does not end in that of the rows, \(4,\); write \(2, 4\)",
+    ),
+    "a shape of floats": (lambda: sampling.categorical(KEY, Z, shape=(1.5, 4)), TypeError, "tuple of ints"),
+    "a temperature": (
+        lambda: sampling.categorical(KEY, Z, temperature=jnp.inf),
+        ValueError,
+        "temperature is inf",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, kind, message = ERRORS[name]
+    with pytest.raises(kind, match=message):
+        call()
