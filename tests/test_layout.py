@@ -38,7 +38,7 @@ MODULES = {
         "_placement",
         "_explain",
     ),
-    "sampling": ("_noise", "_race", "_categorical", "__init__"),
+    "sampling": ("_noise", "_race", "_categorical", "_threshold", "_keep", "__init__"),
     "evaluation": (
         "_sums",
         "_labels",

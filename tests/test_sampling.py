@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 def softmax(logits):
     """In float64, of the very numbers."""
     z = np.asarray(logits, np.float64)
-    p = np.exp(z - z.max(-1, keepdims=True))
+    p = np.exp(z - z.max(-1, keepdims=True, initial=-np.inf))
     return p / p.sum(-1, keepdims=True)
 
 
@@ -295,6 +295,15 @@ ERRORS = {
         r"shape \(4, 2\) does not end in that of the rows, \(4,\); write \(2, 4\)",
     ),
     "a shape of floats": (lambda: sampling.categorical(KEY, Z, shape=(1.5, 4)), TypeError, "tuple of ints"),
+    "a top-k of 0": (lambda: sampling.keep_mask(Z, top_k=0), ValueError, "top_k is 0; .*or leave it out"),
+    "a top-k of floats": (lambda: sampling.keep_mask(Z, top_k=2.0), TypeError, "top_k is 2.0, not whole"),
+    "a top-p above 1": (lambda: sampling.keep_mask(Z, top_p=1.5), ValueError, "top_p is 1.5; .* 0 to 1"),
+    "a min-p below 0": (lambda: sampling.keep_mask(Z, min_p=-0.1), ValueError, "min_p is -0.1"),
+    "a top-p of other rows": (
+        lambda: sampling.keep_mask(Z, top_p=jnp.ones(3)),
+        ValueError,
+        r"top_p of shape \(3,\) is neither one number nor one a row",
+    ),
     "a temperature": (
         lambda: sampling.categorical(KEY, Z, temperature=jnp.inf),
         ValueError,
@@ -308,3 +317,152 @@ def test_errors(name):
     call, kind, message = ERRORS[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def kept_by_sorting(x, k, p, m):
+    """`keep_mask` of one row in float64, by a stable sort: of equal logits the lower ids come first."""
+    x = np.asarray(x, np.float64)
+    order = np.argsort(-x, kind="stable")
+    order = order[x[order] > -np.inf][:k]
+    q = softmax(x[order])
+    order = order[: 1 + (np.cumsum(q) < p).sum()] if p < 1 else order
+    order = order[q[: len(order)] >= m * q.max(initial=0)]
+    kept = np.zeros(x.size, bool)
+    kept[order] = True
+    return kept
+
+
+ROWS_TO_KEEP = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "ties": lambda rng, n: rng.integers(0, 3, n) / 2,
+    "all tied": lambda rng, n: np.zeros(n),
+    "signed zeros": lambda rng, n: np.where(rng.random(n) < 0.5, -0.0, 0.0),
+    "one live": lambda rng, n: np.where(np.arange(n) == n // 2, 1.0, -np.inf),
+    "half dead": lambda rng, n: np.where(rng.random(n) < 0.5, -np.inf, rng.normal(size=n)),
+    "peaked": lambda rng, n: 30 * rng.normal(size=n),
+    "huge": lambda rng, n: rng.choice([-1e38, -1.0, 0, 2e38, 1e-30], n) * rng.random(n),
+    "offset": lambda rng, n: 1e4 + rng.normal(size=n),
+}
+# top-k, top-p, min-p; no sum of equal probabilities comes near p.
+OPTIONS = (
+    (1, 1, 0),
+    (3, 1, 0),
+    (400, 1, 0),
+    (400, 0, 0),
+    (400, 0.307, 0),
+    (400, 0.907, 0.01),
+    (5, 0.613, 0),
+    (7, 0.987, 0.29),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [1, 7, 333])
+def test_what_is_kept_is_what_a_sort_keeps(classes, dtype):
+    rng = np.random.default_rng(classes)
+    rows = [make(rng, classes) for make in ROWS_TO_KEEP.values() for _ in OPTIONS]
+    x = jnp.asarray(np.stack(rows), jnp.float32).astype(dtype)
+    k, p, m = (np.array(list(option) * len(ROWS_TO_KEEP)) for option in zip(*OPTIONS, strict=True))
+    kept = np.asarray(jax.jit(sampling.keep_mask)(x, top_k=k, top_p=np.float32(p), min_p=np.float32(m)))
+    for i, row in enumerate(np.asarray(x, np.float32)):
+        np.testing.assert_array_equal(kept[i], kept_by_sorting(row, k[i], p[i], m[i]), err_msg=f"{i}")
+
+
+def by_transformers(x, t, k, p, m):
+    """transformers 4.57.1, `generation/logits_process.py`, in the order of `generation/utils.py`."""
+    z = x / t
+    z = np.where(z < np.sort(z)[-k], -np.inf, z)
+    order = np.argsort(z)
+    removed = np.cumsum(softmax(z[order])) <= 1 - p
+    removed[-1] = False
+    z[order[removed]] = -np.inf
+    q = softmax(z)
+    return (q > 0) & (q >= m * q.max())
+
+
+def by_vllm(x, t, k, p, m):
+    """vllm at 01fa3fe, `v1/sample`: min-p goes first, as a processor of logits; then top-k and top-p."""
+    z = x / t
+    q = softmax(z)
+    z = np.where(q < m * q.max(), -np.inf, z)
+    order = np.argsort(z)
+    in_order = z[order]
+    in_order[in_order < in_order[len(z) - k]] = -np.inf
+    removed = np.cumsum(softmax(in_order)) <= 1 - p
+    removed[-1] = False
+    in_order[removed] = -np.inf
+    return in_order[np.argsort(order)] > -np.inf
+
+
+def test_the_order_of_other_peoples_options():
+    """That of transformers; vllm's has min-p first, which is a mask here."""
+    rng = np.random.default_rng(0)
+    x = (3 * rng.normal(size=(60, 50))).astype(np.float32)
+    t = rng.uniform(0.3, 3, 60)
+    k, p, m = rng.integers(1, 50, 60), rng.uniform(0.05, 0.99, 60), rng.uniform(0, 0.2, 60)
+    with jax.enable_x64(True):
+        kept = sampling.keep_mask(x, top_k=k, top_p=p, min_p=m, temperature=t)
+        at_first = sampling.keep_mask(x, min_p=m, temperature=t)
+        as_vllm = sampling.keep_mask(x, top_k=k, top_p=p, temperature=t, where=at_first)
+    for i, options in enumerate(zip(x.astype(np.float64), t, k, p, m, strict=True)):
+        np.testing.assert_array_equal(kept[i], by_transformers(*options), err_msg=f"{i}")
+        np.testing.assert_array_equal(as_vllm[i], by_vllm(*options), err_msg=f"{i}")
+    assert (kept != as_vllm).any()
+
+
+def test_a_mass_that_is_met_exactly():
+    """The class that crosses p stays; with p reached, the next does not."""
+    x = jnp.log(jnp.array([0.125, 0.5, 0.125, 0.25]))
+    x = jnp.round(x / np.log(np.float32(2))) * np.log(np.float32(2))
+    for p, kept in (
+        (0.5, [1]),
+        (0.51, [1, 3]),
+        (0.75, [1, 3]),
+        (0.76, [0, 1, 3]),
+        (0, [1]),
+        (1, [0, 1, 2, 3]),
+    ):
+        assert np.flatnonzero(sampling.keep_mask(x, top_p=p)).tolist() == kept, p
+    ties = jnp.zeros((1, 8))
+    for p, kept in ((0.5, 4), (0.501, 5), (1, 8), (0, 1), (0.125, 1)):
+        assert np.flatnonzero(sampling.keep_mask(ties, top_p=p)[0]).tolist() == list(range(kept)), p
+    rare = jnp.array([0.0, -200.0, -jnp.inf])
+    assert sampling.keep_mask(rare, top_p=1.0).tolist() == [True, True, False]
+
+
+def test_corners_of_what_is_kept():
+    inf, nan = jnp.inf, jnp.nan
+    x = jnp.array([[0, nan, 2, -inf], [-inf, -inf, -inf, -inf], [inf, 1, 2, -inf], [5, 5, 1, 0]])
+    kept = sampling.keep_mask(x, top_k=1, top_p=0.5, min_p=0.5)
+    assert kept.astype(int).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert sampling.keep_mask(x[3], temperature=0).tolist() == [True, False, False, False]
+    assert sampling.keep_mask(x[3], temperature=-1.0, top_k=1).tolist() == [False, False, False, True]
+    assert sampling.keep_mask(x[3], where=jnp.arange(4) > 0, top_k=1).tolist() == [False, True, False, False]
+    out_of_range = sampling.keep_mask(jnp.zeros((4, 3)), top_p=jnp.array([0.5, 1.5, -1, nan]))
+    assert out_of_range.sum(1).tolist() == [2, 0, 0, 0]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
+    flat = sampling.keep_mask(jnp.transpose(x, (1, 2, 0)).reshape(4, 15), top_k=7)
+    whole = sampling.keep_mask(x, top_k=jnp.full(4, 7), axis=(2, 0))
+    np.testing.assert_array_equal(jnp.transpose(whole, (1, 2, 0)).reshape(4, 15), flat)
+
+
+def test_the_log_probability_of_a_draw_from_what_is_kept():
+    """That of the kept classes alone, with its derivative: 0 at all others."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.bfloat16)
+    kept = sampling.keep_mask(x, top_p=0.6, temperature=0.7)
+    drawn = sampling.categorical(KEY, x, where=kept, temperature=0.7)
+    log_p = jsoftmax.log_prob(x, drawn.ids, where=kept, temperature=0.7)
+    np.testing.assert_array_equal(drawn.log_probs, log_p)
+    p = softmax(np.where(kept, np.asarray(x, np.float64) / 0.7, -np.inf))
+    np.testing.assert_allclose(log_p, np.log(p[np.arange(6), drawn.ids]), rtol=1e-5)
+    gradient = jax.grad(lambda x: jsoftmax.log_prob(x, drawn.ids, where=kept, temperature=0.7).sum())(x)
+    assert not np.asarray(gradient)[~np.asarray(kept)].any()
+
+
+def test_rows_at_a_time_keep_the_same():
+    """On CPU many rows go in blocks; what is kept is what the plain form keeps."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2**15)), jnp.bfloat16)
+    options = {"top_k": jnp.arange(1, 21) ** 3, "top_p": 0.9}
+    kept = jax.jit(partial(sampling.keep_mask, **options))(x)
+    with jsoftmax.portable():
+        np.testing.assert_array_equal(jax.jit(partial(sampling.keep_mask, **options))(x), kept)

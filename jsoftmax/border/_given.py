@@ -15,7 +15,12 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
+    "top_k": "write a number from 1 up, or leave it out to keep all",
+    "top_p": "write a number from 0 to 1",
+    "min_p": "write a number from 0 to 1",
 }
+LEAST = {"top_k": 1.0}
+MOST = {"label_smoothing": 1.0, "top_p": 1.0, "min_p": 1.0}
 
 
 def holds(dtype: Any, number: float) -> bool:
@@ -35,8 +40,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
     tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
-    least = tiny if name == "soft_cap" else 0.0
-    return (number >= least) & (number <= (1.0 if name == "label_smoothing" else largest))
+    least = tiny if name == "soft_cap" else LEAST.get(name, 0.0)
+    return (number >= least) & (number <= MOST.get(name, largest))
 
 
 def known_number(value: Any) -> float | None:
