@@ -4,6 +4,7 @@ Keys are fixed. A law is tested by χ², which would reject a right one with pro
 most a hundred such comparisons, so that it would have failed by chance with probability 1e-6 at most.
 """
 
+import itertools
 from functools import partial
 
 import jax
@@ -466,3 +467,113 @@ def test_rows_at_a_time_keep_the_same():
     kept = jax.jit(partial(sampling.keep_mask, **options))(x)
     with jsoftmax.portable():
         np.testing.assert_array_equal(jax.jit(partial(sampling.keep_mask, **options))(x), kept)
+
+
+def test_without_replacement_each_draw_is_from_those_that_are_left():
+    """All ordered triples of four classes have the law of Plackett and Luce, and log_probs tell it."""
+    z = jnp.asarray([0.5, -1, 1, 0], jnp.bfloat16)
+    p = softmax(z)
+    rows = jnp.tile(z[None], (2**15, 1))
+    draw = jax.jit(lambda z: sampling.sample_without_replacement(KEY, z, 3))(rows)
+    a, b, c = np.asarray(draw.ids).T
+    assert ((a != b) & (b != c) & (a != c)).all()
+    law = np.zeros(64)
+    for i, j, k in itertools.permutations(range(4), 3):
+        law[16 * i + 4 * j + k] = p[i] * p[j] / (1 - p[i]) * p[k] / (1 - p[i] - p[j])
+    assert has_law(16 * a + 4 * b + c, law)
+    np.testing.assert_allclose(draw.log_probs.sum(1), np.log(law[16 * a + 4 * b + c]), rtol=1e-5)
+    one = sampling.categorical(KEY, rows)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g[:, 0], w, rtol=1e-6), draw, one)
+
+
+def test_without_replacement_no_dead_class_is_drawn():
+    inf, nan = jnp.inf, jnp.nan
+    z = jnp.array([[0, 60, -inf, -9], [-inf] * 4, [nan, 0, 0, 0], [3, 3, 3, 3]])
+    where = jnp.ones((4, 4), bool).at[3, 1:3].set(False)
+    draw = sampling.sample_without_replacement(KEY, z, 4, where=where)
+    assert draw.ids[0].tolist() == [1, 0, 3, -1]
+    assert draw.log_probs[0, 2:].tolist() == [0, -inf]
+    np.testing.assert_allclose(
+        draw.log_probs[0, :2], [-np.exp(-60) - np.exp(-69), -np.log1p(np.exp(-9))], rtol=1e-6
+    )
+    assert draw.ids[1:3].tolist() == [[-1] * 4] * 2
+    assert sorted(draw.ids[3].tolist()) == [-1, -1, 0, 3]
+    np.testing.assert_array_equal(draw.log_probs[1:3], [[-inf] * 4, [nan] * 4])
+    greedy = sampling.sample_without_replacement(KEY, z[:1], 3, temperature=0)
+    assert greedy.ids.tolist() == [[1, 0, 3]]
+    assert not greedy.log_probs.any()
+    total = lambda z: sampling.sample_without_replacement(KEY, z, 3, where=where).log_probs[::3].sum()  # noqa: E731
+    gradient = np.asarray(jax.grad(lambda z: jnp.where(jnp.isinf(total(z)), 0, total(z)))(z))
+    assert np.isfinite(gradient[[0, 1, 3]]).all()
+
+
+def test_a_gumbel_softmax_is_the_softmax_with_noise():
+    """Its largest class is the draw of `categorical`; its derivatives are those of softmax there."""
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=(6, 9)) + 1e4, jnp.float32)
+    where = rng.random((6, 9)) < 0.8
+    t = jnp.linspace(0.3, 3, 6)
+    words = jax.random.bits(KEY, (2,))
+    noise = _noise.gumbel(words, _noise.places(words, z, (1,)))
+
+    def ours(z, t, hard=False):
+        return sampling.gumbel_softmax(KEY, z, where=where, temperature=t, hard=hard)
+
+    def theirs(z, t):
+        return jsoftmax.softmax(z - 1e4 + noise, where=where, temperature=t)
+
+    v = jnp.asarray(rng.normal(size=(6, 9)), jnp.float32)
+    close = partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6)
+    for hard in (False, True):
+        pulled = [
+            jax.jit(lambda z, t, f=f: jax.vjp(f, z, t)[1](v))(z, t)
+            for f in (partial(ours, hard=hard), theirs)
+        ]
+        jax.tree.map(close, *pulled)
+    close(ours(z, t), theirs(z, t))
+    ids = sampling.categorical(KEY, z, where=where).ids
+    np.testing.assert_array_equal(ours(z, t, hard=True), np.eye(9)[ids])
+    with jsoftmax.forward_mode():
+        close(*(jax.jit(lambda z, f=f: jax.jvp(f, (z, t), (v, t))[1])(z) for f in (ours, theirs)))
+
+
+def test_corners_of_a_gumbel_softmax():
+    inf, nan = jnp.inf, jnp.nan
+    z = jnp.array([[0, 60, -inf], [-inf, -inf, -inf], [nan, 0, 0], [inf, 0, 0]])
+    for hard in (False, True):
+        y = sampling.gumbel_softmax(KEY, z, hard=hard)
+        np.testing.assert_allclose(y[:2], [[0, 1, 0], [0, 0, 0]], atol=1e-20)
+        assert np.isnan(y[2:]).any(1).all()
+        assert sampling.gumbel_softmax(KEY, z.astype(jnp.bfloat16), hard=hard).dtype == jnp.bfloat16
+        both = sampling.gumbel_softmax(KEY, jnp.zeros((4, 3, 5)), axis=(0, 2), hard=hard)
+        np.testing.assert_allclose(both.sum((0, 2)), 1, rtol=1e-6)
+
+
+def speculate(key, target_logits, draft_logits, drafted):
+    """The recipe of the pages: one step, which takes a drafted token or draws another."""
+    uniform, residual = jax.random.split(key)
+    log_p = jsoftmax.log_prob(target_logits, drafted)
+    log_q = jsoftmax.log_prob(draft_logits, drafted)
+    u = jax.random.uniform(uniform, drafted.shape)
+    accepted = jnp.log1p(-u) <= log_p - log_q
+    excess = jsoftmax.softmax(target_logits) - jsoftmax.softmax(draft_logits)
+    others = sampling.categorical(residual, jnp.log(jnp.maximum(excess, 0.0))).ids
+    return jnp.where(accepted, drafted, others), accepted
+
+
+def test_speculative_decoding_has_the_law_of_the_target():
+    rng = np.random.default_rng(5)
+    target, draft = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 12)))
+    rows = 2**16
+
+    @jax.jit
+    def step(key):
+        keys = jax.random.split(key)
+        drafted = sampling.categorical(keys[0], draft, shape=(rows,)).ids
+        both = (jnp.broadcast_to(z[None], (rows, 12)) for z in (target, draft))
+        return speculate(keys[1], *both, drafted)
+
+    ids, accepted = step(KEY)
+    p, q = softmax(target), softmax(draft)
+    assert has_law(ids, p)
+    assert stats.binomtest(int(accepted.sum()), rows, np.minimum(p, q).sum()).pvalue > RISK

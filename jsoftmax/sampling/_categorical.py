@@ -93,7 +93,7 @@ def categorical(
     names = _mesh_axes.of_classes(call, ("logits",))
     words = _noise.words(call)
     prefix = _prefix(call, rows_of(x.shape, axes))
-    is_greedy = _race.taken_greedily(call, x, axes)
+    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
     static = Static(axes[0] + len(prefix), names, is_greedy is True)
     given = (scaling, None if is_greedy is True else is_greedy)

@@ -93,7 +93,7 @@ def keep_mask(
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    is_greedy = _race.taken_greedily(call, x, axes)
+    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
     if scaling.where is not None:
         scaling = scaling._replace(where=jnp.broadcast_to(scaling.where, x.shape))

@@ -40,19 +40,23 @@ def words(call: Call) -> Array:
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
-def places(key: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Places:
-    """Where the logits x stand among all rows and classes, the classes along `axes` and mesh axes `names`.
+def places(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Places:
+    """Where the logits x stand among all rows and classes, the classes along some axes and mesh axes."""
+    return Places(row_numbers(words, x, axes, names), numbers(x, axes, names))
+
+
+def row_numbers(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Array:
+    """The number of every row, its classes, or features, along some axes.
 
     Within `jax.shard_map`, rows of x on different shards get different numbers, unless the key tells them
     apart.
     """
-    others = tuple(i for i in range(x.ndim) if i not in axes)
-    over = varies(x) - varies(key) - set(names)
+    over = varies(x) - varies(words) - set(names)
     row_names = tuple(n for n in jax.typeof(x).sharding.mesh.axis_names if n in over)
-    return Places(_numbers(x, others, row_names), _numbers(x, axes, names))
+    return numbers(x, tuple(i for i in range(x.ndim) if i not in axes), row_names)
 
 
-def _numbers(x: Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Array:
+def numbers(x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Array:
     """The position along some axes, in their order, as one number; mesh axes count before them."""
     number = jnp.zeros((1,) * x.ndim, jnp.uint32)
     if names:

@@ -69,8 +69,8 @@ class Entrants(NamedTuple):
         return jnp.where(self.is_empty, -jnp.inf, found)
 
 
-def taken_greedily(call: Call, x: Logits, axes: Axes) -> Any:
-    """Where the temperature is 0, which then becomes 1 in the call: True, None for nowhere, or one a row."""
+def taken_greedily(call: Call) -> Any:
+    """Where the temperature is 0, which then becomes 1 in the call: True, None for nowhere, or an array."""
     given = call.arguments["temperature"]
     known = _given.known_number(given)
     if given is None or (known is not None and known != 0):
@@ -80,7 +80,13 @@ def taken_greedily(call: Call, x: Logits, axes: Axes) -> Any:
         return True
     temperature = call.floats("temperature")
     call.arguments["temperature"] = jnp.where(temperature == 0, 1, temperature)
-    is_greedy = temperature == 0
+    return temperature == 0
+
+
+def as_rows(is_greedy: Any, x: Logits, axes: Axes) -> Any:
+    """An array of what is one a row, as it is with the temperature, with length 1 along the classes."""
+    if not isinstance(is_greedy, Array):
+        return is_greedy
     if is_greedy.shape == rows_of(x.shape, axes):
         is_greedy = jnp.expand_dims(is_greedy, sorted(axes))
     return laid_like(with_rank(is_greedy, x.ndim), x)
