@@ -92,7 +92,9 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
     add("--vocabulary", type=whole(1), metavar="N", help="words told apart, at most", text=10000)
     add("--context", type=whole(1), metavar="N", help="words that the next one is told from", text=5)
     add("--features", type=whole(1), metavar="N", help="numbers that a word is embedded in", text=128)
-    add("--temperature", type=real(above=0), metavar="T", help="of the text written at the end", text=0.7)
+    add("--temperature", type=real(0), metavar="T", help="of the text written at the end", text=0.7)
+    mass = "of the likeliest words, from which that text is drawn"
+    add("--top-p", type=real(above=0, most=1), metavar="P", help=mass, text=1.0)
     return options
 
 
@@ -110,15 +112,20 @@ def whole(least: int, *, below: float = math.inf) -> Callable[[str], int]:
 
 
 def real(
-    least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
+    least: float = -math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> Callable[[str], float]:
     """The type of an option that is a finite number."""
 
     def number(text: str) -> float:
         value = float(text)
-        if not (least <= value < below and value > above):
-            limit = f"above {above:g}" if above > least else f"at least {least:g}"
-            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and below {below:g}")
+        if not (least <= value < below and above < value <= most):
+            lower = f"above {above:g}" if above > least else f"at least {least:g}"
+            upper = f"at most {most:g}" if most < below else f"below {below:g}"
+            raise argparse.ArgumentTypeError(f"{text}: must be {lower} and {upper}")
         return value
 
     return number
