@@ -23,7 +23,7 @@ from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms._modes import config, forward_mode, portable
 
 if TYPE_CHECKING:
-    from jsoftmax import evaluation
+    from jsoftmax import evaluation, sampling
 
 __all__ = [
     "BlockPlan",
@@ -48,6 +48,7 @@ __all__ = [
     "portable",
     "row_statistics",
     "rules",
+    "sampling",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -55,7 +56,10 @@ __all__ = [
 __version__: str
 
 
-_LOADED_LATER = {"evaluation"}  # subpackages that a program may not need, loaded at their first use
+_LOADED_LATER = {
+    "evaluation",
+    "sampling",
+}  # subpackages that are loaded at their first use
 
 
 def __getattr__(name: str) -> Any:

@@ -363,7 +363,9 @@ def test_the_same_seed_gives_the_same_language(poem):
         settings = language_training.Settings(network, 2, 300, 1e-2, seed)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             parameters, history = language_training.train(corpus, settings, lambda number, epoch: None)
-            written = language.write(network, parameters, 50, 0.7, jax.random.key(seed))
+            written = language.write(
+                network, parameters, 50, language.Sampling(0.7, 0.9), jax.random.key(seed)
+            )
         assert (written != text.UNKNOWN_ID).all()
         return history, written, parameters
 
@@ -434,6 +436,7 @@ USED = {  # by option: where it applies
     "--context 5": TEXT,
     "--features 5": TEXT,
     "--temperature 1": TEXT,
+    "--top-p 0.9": TEXT,
 }
 
 

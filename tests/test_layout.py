@@ -18,6 +18,7 @@ FLOORS = (
     ("rows",),
     ("linear",),
     ("functions", "evaluation"),
+    ("sampling",),
     ("__init__",),
 )
 # A module imports those of its package that are listed before it.
@@ -45,8 +46,21 @@ MODULES = {
         "_divergences",
         "_row_statistics",
         "_linear",
+        "_gumbel_softmax",
+        "_without_replacement",
         "_placement",
         "_explain",
+    ),
+    "sampling": (
+        "_noise",
+        "_race",
+        "_categorical",
+        "_threshold",
+        "_keep",
+        "_linear",
+        "_gumbel_softmax",
+        "_without_replacement",
+        "__init__",
     ),
     "evaluation": (
         "_sums",

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.lib.stride_tricks import sliding_window_view
 
-import jsoftmax
+from jsoftmax import sampling
 from jsoftmax._cli.models import Layer
 from jsoftmax._cli.text import PARAGRAPH_ID, UNKNOWN_ID, Corpus, Ids
 
@@ -72,14 +72,22 @@ def contexts(ids: Ids, count: int) -> Ids:
     return sliding_window_view(begun, count)[:-1]
 
 
-def write(network: Network, parameters: Parameters, count: int, temperature: float, key: jax.Array) -> Ids:
+@dataclass(frozen=True)
+class Sampling:
+    """How words are drawn: at a temperature, from the fewest words whose probabilities sum to `top_p`."""
+
+    temperature: float
+    top_p: float = 1.0
+
+
+def write(network: Network, parameters: Parameters, count: int, how: Sampling, key: jax.Array) -> Ids:
     """Words of a new paragraph, drawn one after the other from the model, without the unknown word."""
     known = jnp.arange(len(parameters.bias)) != UNKNOWN_ID
 
     def draw(context: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = parameters.table @ network.hidden_of(parameters, context[None])[0] + parameters.bias
-        log_p = jsoftmax.log_softmax(logits, where=known, temperature=temperature)
-        word = jax.random.categorical(key, log_p).astype(context.dtype)
+        kept = sampling.keep_mask(logits, top_p=how.top_p, where=known, temperature=how.temperature)
+        word = sampling.categorical(key, logits, where=kept, temperature=how.temperature).ids
         return jnp.append(context[1:], word), word
 
     start = jnp.full(network.context, PARAGRAPH_ID, jnp.int32)

@@ -92,7 +92,9 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
     add("--vocabulary", type=whole(1), metavar="N", help="limit of different words", text=10000)
     add("--context", type=whole(1), metavar="N", help="words that predict the next one", text=5)
     add("--features", type=whole(1), metavar="N", help="dimensions of a word's embedding", text=128)
-    add("--temperature", type=real(above=0), metavar="T", help="temperature of the written text", text=0.7)
+    add("--temperature", type=real(0), metavar="T", help="temperature of the written text", text=0.7)
+    mass = "the written text uses the likeliest words, with this mass"
+    add("--top-p", type=real(above=0, most=1), metavar="P", help=mass, text=1.0)
     return options
 
 
@@ -110,15 +112,20 @@ def whole(least: int, *, below: float = math.inf) -> Callable[[str], int]:
 
 
 def real(
-    least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
+    least: float = -math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> Callable[[str], float]:
     """The type of an option that is a finite number in a range."""
 
     def number(text: str) -> float:
         value = float(text)
-        if not (least <= value < below and value > above):
-            limit = f"above {above:g}" if above > least else f"at least {least:g}"
-            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and below {below:g}")
+        if not (least <= value < below and above < value <= most):
+            lower = f"above {above:g}" if above > least else f"at least {least:g}"
+            upper = f"at most {most:g}" if most < below else f"below {below:g}"
+            raise argparse.ArgumentTypeError(f"{text}: must be {lower} and {upper}")
         return value
 
     return number

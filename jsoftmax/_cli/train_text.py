@@ -9,7 +9,7 @@ import numpy as np
 
 import jsoftmax
 from jsoftmax._cli import console, head_verification, language, language_figures, language_training, text
-from jsoftmax._cli.language import Network, Parameters
+from jsoftmax._cli.language import Network, Parameters, Sampling
 from jsoftmax._cli.language_training import Epoch, Settings, perplexity
 from jsoftmax._cli.text import Corpus
 from jsoftmax._cli.verification import Comparison
@@ -57,9 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         f"next word right {np.mean(found.prediction == corpus.held_out):.1%}\n",
         style="bold",
     )
-    screen.print(f"written at temperature {arguments.temperature:g}\n")
+    how = Sampling(arguments.temperature, arguments.top_p)
+    cut = "" if how.top_p == 1 else f", from the likeliest words with {how.top_p:g} of the mass"
+    screen.print(f"written at temperature {how.temperature:g}{cut}\n")
     key = jax.random.key(settings.seed)
-    ids = language.write(settings.network, parameters, WRITTEN_WORDS, arguments.temperature, key)
+    ids = language.write(settings.network, parameters, WRITTEN_WORDS, how, key)
     for paragraph in corpus.written(ids).split("\n\n"):
         lines = textwrap.fill(paragraph, WIDTH, initial_indent="  ", subsequent_indent="  ")
         screen.print(f"{lines}\n", style="italic")

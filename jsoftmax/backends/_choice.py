@@ -39,6 +39,7 @@ What = Literal[
     "derivative of a map",
     "gradient with targets",
     "maximum",
+    "largest class",
     "label",
 ]
 Feeds = Literal["nothing", "differences", "exponentials"]
@@ -52,6 +53,7 @@ _REASONS = {
     "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
     "from the sums": "from the exponentials of the sums",
     "read": "read where it lies",
+    "block of the largest": "in the block of {size} classes that has it: XLA's argmax goes class by class",
     "one pass": "one pass over the logits: their 16 bits allow it",
     "sums in one pass": "the sums of a row in one pass",
     "one kernel": "one kernel, which reads a row once",
@@ -138,6 +140,9 @@ def _on_cpu(request: Request) -> Form | None:
         return Form("read") if request.is_whole_row else None
     if what == "maximum":
         return Form("by class") if request.bare and request.is_strided else None
+    if what == "largest class":
+        size = block_size(request.classes) if request.is_whole_row else None
+        return None if size is None else Form("block of the largest", size)
     if what == "sums":
         return _sums_on_cpu(request)
     if what == "rest":

@@ -114,7 +114,7 @@ def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool =
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
     total, others, index = jnp.split(jnp.sum(stacked, axis + 1), 3, axis)
     index = jnp.clip(index, 0, count - 1).astype(jnp.int32)
-    holder = _block(size, x, index, axis).astype(top.dtype)
+    holder = block(size, x, index, axis).astype(top.dtype)
     leads = holder == hidden(top)  # without the barrier XLA stores the broadcast maximum
     of_holder = jnp.sum(exponentials(jnp.where(leads, -jnp.inf, holder), top), axis, keepdims=True)
     plain = jnp.where(total == 0, -1, jnp.where(total < 1, 0, total - 1))
@@ -127,18 +127,18 @@ def _block_sums(size: int, x: Array, center: Array, axis: int, stored: bool = Fa
     If `stored`, XLA may store the terms for a second use, unless their dtype is wider than that of x.
     """
     if stored and x.dtype == center.dtype:
-        return jnp.sum(_in_blocks(size, exponentials(x, center), axis), axis + 1)
+        return jnp.sum(in_blocks(size, exponentials(x, center), axis), axis + 1)
     # With the barrier XLA converts block by block; without it, XLA converts the whole row and stores it.
-    blocks = hidden(_in_blocks(size, x, axis))
+    blocks = hidden(in_blocks(size, x, axis))
     return jnp.sum(exponentials(blocks, jnp.expand_dims(center, axis)), axis + 1)
 
 
-def _block(size: int, x: Array, index: Array, axis: int) -> Array:
+def block(size: int, x: Array, index: Array, axis: int) -> Array:
     """One block of every row: the block with the index given for that row."""
-    return jnp.squeeze(picked(_in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
+    return jnp.squeeze(picked(in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
 
 
-def _in_blocks(size: int, x: Array, axis: int) -> Array:
+def in_blocks(size: int, x: Array, axis: int) -> Array:
     return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
 
 

@@ -16,7 +16,12 @@ RANGES = {
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
     "beta": "write a number between 0 and 1, without these",
+    "top_k": "write a number from 1 up, or leave it out to keep all",
+    "top_p": "write a number from 0 to 1",
+    "min_p": "write a number from 0 to 1",
 }
+LEAST = {"top_k": 1.0}
+MOST = {"label_smoothing": 1.0, "top_p": 1.0, "min_p": 1.0}
 
 
 def holds(dtype: Any, number: float) -> bool:
@@ -38,8 +43,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
         return (abs(number) >= tiny) & (abs(number) <= largest)
     if name == "beta":
         return (number > 0) & (number < 1)
-    least = tiny if name == "soft_cap" else 0.0
-    return (number >= least) & (number <= (1.0 if name == "label_smoothing" else largest))
+    least = tiny if name == "soft_cap" else LEAST.get(name, 0.0)
+    return (number >= least) & (number <= MOST.get(name, largest))
 
 
 def known_number(value: Any) -> float | None:

@@ -46,7 +46,7 @@ def _find(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Numbers, Sa
     return _plan.over_rows(plan, block, None, rows)[1], None
 
 
-def _pull(
+def pull(
     static: Static, asked: tuple[Rows, Shared], kept: _Kept, cotangents: dict[str, Array | None]
 ) -> tuple[Rows, Shared]:
     rows, shared, saved = kept
@@ -77,7 +77,7 @@ def _in_dtype_of(arguments: Any, gradients: Any) -> Any:
     return jax.tree.map(cast, gradients, arguments, is_leaf=lambda d: d is None)
 
 
-def _push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers:
+def push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers:
     rows, shared, saved = kept
     out, _ = _push_rows(static, (rows, saved, tangents[0]), (shared, tangents[1]))
     if "prediction" in static.wanted:
@@ -116,7 +116,7 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
     return _plan.over_rows(plan, block, None, parts)[1], None
 
 
-_numbers = with_rules(_save, _pull, _push, selective=True)
+_numbers = with_rules(_save, pull, push, selective=True)
 
 
 @row_wise

@@ -129,8 +129,8 @@ def cross_entropy_residual(
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
-    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. `sums` and `scale`
-    are as in `log_softmax_vjp`, for p and t.
+    It is correct also if `t` does not sum to 1, and keeps its digits where p is near t = 1. `sums` and
+    `scale` are as in `log_softmax_vjp`, for p and t.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules

@@ -1,6 +1,7 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
-The commands ``device``, for accelerators, and ``compile``, for compile times, have their own options.
+The commands ``device``, for accelerators, ``compile``, for compile times, and ``sampling`` have options of
+their own.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import compiling, dense, device, linear, timing
+from tests.benchmarks import compiling, dense, device, linear, sampling, timing
 
 HEADER = (
     f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -80,8 +81,10 @@ def shown(records, header, line):
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["device"], ["compile"]):
-        return {"device": device, "compile": compiling}[arguments[0]].main(arguments[1:])
+    if arguments[:1] in (["device"], ["compile"], ["sampling"]):
+        return {"device": device, "compile": compiling, "sampling": sampling}[arguments[0]].main(
+            arguments[1:]
+        )
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", choices=[[], "dense", "linear"], help="these tables; both")
     parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")

@@ -1,0 +1,138 @@
+"""The Gumbel-max trick: of every row, the class whose logit and noise have the largest sum.
+
+argmax (z + g),   g = −log E,   E exponential,   is a class drawn from softmax(z)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax.backends import _cpu
+from jsoftmax.backends._choice import Request, choose
+from jsoftmax.border import _given
+from jsoftmax.border._arrays import rows_of, with_rank
+from jsoftmax.border._call import Axes, Call, Logits
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows._peaks import peak
+from jsoftmax.sampling import _noise
+from jsoftmax.sampling._noise import Places
+from jsoftmax.transforms._platforms import by_platform
+from jsoftmax.transforms._sharding import laid_like
+
+NONE = jnp.iinfo(jnp.int32).max  # larger than any class id
+
+
+class Draw(NamedTuple):
+    """The classes that were drawn, int32, and their log-probabilities.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> ids, log_probs = jsoftmax.sampling.categorical(jax.random.key(0), jnp.array([0.0, 40.0]))
+    >>> print(ids, f"{log_probs:.4e}")
+    1 -4.2484e-18
+    """
+
+    ids: Array
+    log_probs: Array
+
+
+class Static(NamedTuple):
+    """What is known when a program is traced."""
+
+    axis: int
+    names: tuple[str, ...] = ()  # the mesh axes of the shards of the classes
+    is_greedy: bool = False  # in every row
+
+
+class Entrants(NamedTuple):
+    """What takes part in the race of every row."""
+
+    u: Array  # the logits, shifted and over their temperature; −inf where dead
+    is_greedy: Array | None  # one a row, as what follows
+    is_empty: Array  # no class is live
+    is_bad: Array  # NaN or +inf is among the live
+
+    def winners(self, ids: Array) -> Array:
+        """The ids, −1 in rows that have no winner."""
+        return jnp.where(self.is_empty | self.is_bad, -1, ids)
+
+    def log_probs(self, found: Array, static: Static) -> Array:
+        """Log-probabilities as found of any class in rows without winner, and of greedy ones."""
+        is_sure = self.is_greedy
+        if static.is_greedy:
+            is_sure = jnp.asarray(True)
+        if is_sure is not None:
+            found = jnp.where(is_sure & ~self.is_bad, 0, found)
+        return jnp.where(self.is_empty, -jnp.inf, found)
+
+
+def taken_greedily(call: Call) -> Any:
+    """Where the temperature is 0, which then becomes 1 in the call: True, None for nowhere, or an array."""
+    given = call.arguments["temperature"]
+    known = _given.known_number(given)
+    if given is None or (known is not None and known != 0):
+        return None
+    if known is not None:
+        call.arguments["temperature"] = None
+        return True
+    temperature = call.floats("temperature")
+    call.arguments["temperature"] = jnp.where(temperature == 0, 1, temperature)
+    return temperature == 0
+
+
+def as_rows(is_greedy: Any, x: Logits, axes: Axes) -> Any:
+    """An array of what is one a row, as it is with the temperature, with length 1 along the classes."""
+    if not isinstance(is_greedy, Array):
+        return is_greedy
+    if is_greedy.shape == rows_of(x.shape, axes):
+        is_greedy = jnp.expand_dims(is_greedy, sorted(axes))
+    return laid_like(with_rank(is_greedy, x.ndim), x)
+
+
+@partial(jax.jit, static_argnums=0)
+def entrants(static: Static, x: Array, scaling: Scaling, is_greedy: Array | None = None) -> Entrants:
+    """What takes part in the race of every row; the rows of x have one axis."""
+    x, scaling = lax.stop_gradient((x, scaling))
+    top = peak(x, scaling, (static.axis, *static.names))
+    u = _scaling.shifted(x, scaling, top).u
+    is_bad = jnp.any(jnp.isnan(u), static.axis, keepdims=True)
+    if static.names:
+        is_bad = lax.pmax(is_bad.astype(jnp.int32), static.names) > 0
+    return Entrants(u, is_greedy, (top == -jnp.inf) & ~is_bad, is_bad)
+
+
+def scores(words: Array, at: Places, row: Entrants, *, is_greedy: bool = False) -> Array:
+    """The shifted logits with their noise, which the greedy rows do without."""
+    if is_greedy:
+        return row.u
+    noise = _noise.gumbel(words, at).astype(row.u.dtype)
+    return row.u + (noise if row.is_greedy is None else jnp.where(row.is_greedy, 0, noise))
+
+
+def winner(scores: Array, axis: int, names: tuple[str, ...] = ()) -> Array:
+    """The first class of the largest score of every row, as numbered among all; length 1 on `axis`.
+
+    Over shards, one maximum and one minimum a row are sent.
+    """
+
+    def in_one(scores: Array) -> Array:
+        return jnp.argmax(scores, axis, keepdims=True)
+
+    def in_blocks(size: int, scores: Array) -> Array:
+        largest = jnp.max(_cpu.in_blocks(size, scores, axis), axis + 1)
+        best = jnp.argmax(largest, axis, keepdims=True)
+        return best * size + jnp.argmax(_cpu.block(size, scores, best, axis), axis, keepdims=True)
+
+    forms = choose(Request("largest class", scores, (axis,))).functions({"block of the largest": in_blocks})
+    index = by_platform("the class that wins", scores, plain=in_one, **forms)
+    ids = index.astype(jnp.int32)
+    if not names:
+        return ids
+    ids = ids + lax.axis_index(names) * scores.shape[axis]
+    best = jnp.max(scores, axis, keepdims=True)
+    return lax.pmin(jnp.where(best == lax.pmax(best, names), ids, NONE), names)

@@ -1,0 +1,128 @@
+"""Several classes of every row, no two the same."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax import rules
+from jsoftmax.border._call import Axis, Call
+from jsoftmax.border._eager import compiled
+from jsoftmax.functions._logsumexp import logsumexp
+from jsoftmax.functions._maps import log_softmax
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows._row_numbers import one_axis
+from jsoftmax.sampling import _noise, _race
+from jsoftmax.sampling._race import Draw, Entrants, Static
+
+
+@compiled("k", "axis")
+def sample_without_replacement(
+    key: ArrayLike,
+    logits: ArrayLike,
+    k: int,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> Draw:
+    """k classes of every row, each drawn from those that are left, and their log-probabilities.
+
+        ids = the k largest z + g, in order;   log_probs = z_i − log Σ exp z,  over i and all that come after
+
+    The Gumbel top-k trick: the first is a draw of `categorical`, with the same key the same; the second has
+    the law of the softmax without the first, and so on. `log_probs` are those of each draw given the ones
+    before it; their sum is the log-probability of the sequence. A dead class is never drawn: where fewer than
+    k are live, −1 follows, at log-probability −inf. Corners and dtypes are those of `categorical`; with a
+    temperature of 0 the k largest are taken, at log-probability 0.
+
+    Derivative: that of the log-probabilities in the logits and the temperature; the ids have none. The
+    log-probabilities take k² numbers a row beside the logits; what is not used costs nothing in a compiled
+    program.
+
+    Args:
+      key: a random key, of `jax.random.key`.
+      logits: any shape.
+      k: how many, up to the number of classes.
+      axis: the class axis, of any sign, a tuple of axes, or None for all.
+      where: True for the classes that may be drawn; broadcasts to the shape of the logits.
+      temperature: T, a number, or one a row; 0 is greedy.
+
+    Returns:
+      `Draw`, both in the shape of the rows, and k at the end.
+
+    Raises:
+      TypeError, ValueError: for no key, or several; for a k that does not fit; else as for `softmax`.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> draw = jsoftmax.sampling.sample_without_replacement(jax.random.key(0), jnp.arange(4.0), 3)
+    >>> print(draw.ids, jnp.round(100 * jnp.exp(draw.log_probs)))
+    [2 1 3] [24. 11. 95.]
+
+    Source: Kool, van Hoof & Welling, *Stochastic beams and where to find them*, ICML 2019.
+    """
+    call = Call(
+        "sampling.sample_without_replacement",
+        key=key,
+        logits=logits,
+        k=k,
+        axis=axis,
+        where=where,
+        temperature=temperature,
+    )
+    words = _noise.words(call)
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    count = call.size("k")
+    if count > math.prod(x.shape[i] for i in axes):
+        problem = f"k is {count}, and there are {math.prod(x.shape[i] for i in axes)} classes"
+        raise call.error(ValueError, problem, "write a number up to that of the classes")
+    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
+    scaling = _scaling.of_call(call, x, axes)
+    if scaling.where is not None:
+        scaling = scaling._replace(where=jnp.broadcast_to(scaling.where, x.shape))
+    static = Static(x.ndim - len(axes), is_greedy=is_greedy is True)
+    given = (x, scaling, None if is_greedy is True else is_greedy)
+    x, scaling, is_greedy = jax.tree.map(lambda a: one_axis(a, axes), given)
+    index, row = _largest(static, count, words, x, scaling, is_greedy)
+    log_p = log_softmax(
+        x.astype(rules.computing_dtype(x.dtype)), -1, scaling.where, temperature=scaling.temperature
+    )
+    log_probs = row.log_probs(_in_turn(log_p, index), static)
+    is_dead = jnp.take_along_axis(lax.stop_gradient(log_p), index, -1) == -jnp.inf
+    return Draw(jnp.where(is_dead, -1, row.winners(index)), jnp.where(is_dead, -jnp.inf, log_probs))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _largest(
+    static: Static, count: int, words: Array, x: Array, scaling: Scaling, is_greedy: Array | None
+) -> tuple[Array, Entrants]:
+    """Which classes have the largest scores, and the rows of which they are, without their logits."""
+    row = _race.entrants(static, x, scaling, is_greedy)
+    at = _noise.places(words, x, (static.axis,))
+    _, index = lax.top_k(_race.scores(words, at, row, is_greedy=static.is_greedy), count)
+    return index, row._replace(u=jnp.zeros_like(row.is_empty))
+
+
+def _in_turn(log_p: Array, index: Array) -> Array:
+    """``log p_i − log Σ p`` of the chosen classes, the sum over i, those chosen after it, and the others.
+
+    The others are added up as they are, not as 1 less the chosen: nothing cancels.
+    """
+    chosen = jnp.take_along_axis(log_p, index, -1)
+    is_other = jnp.put_along_axis(jnp.ones(log_p.shape, bool), index, False, -1, inplace=False)
+    others: Any = logsumexp(log_p, -1, where=is_other, keepdims=True)
+    # Row i of the table: all that is left when i is drawn, but i itself.
+    left = jnp.concatenate([chosen, others], -1)[..., None, :]
+    size = index.shape[-1]
+    comes_after = jnp.arange(size + 1)[None, :] > jnp.arange(size)[:, None]
+    shape = (*index.shape, size + 1)
+    rest: Any = logsumexp(jnp.broadcast_to(left, shape), -1, where=jnp.broadcast_to(comes_after, shape))
+    return log_softmax(jnp.stack([chosen, rest], -1))[..., 0]
