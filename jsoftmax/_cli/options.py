@@ -92,6 +92,8 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
     add("--vocabulary", type=whole(1), metavar="N", help="limit of different words", text=10000)
     add("--context", type=whole(1), metavar="N", help="words that predict the next one", text=5)
     add("--features", type=whole(1), metavar="N", help="dimensions of a word's embedding", text=128)
+    kinds = ("exact", "sampled", "truncated")
+    add("--gradient", choices=kinds, help="gradient of the linear head", text=kinds[0])
     add("--temperature", type=real(above=0), metavar="T", help="temperature of the written text", text=0.7)
     return options
 

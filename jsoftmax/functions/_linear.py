@@ -55,7 +55,8 @@ def linear_cross_entropy(
     the loss and both gradients, which are the residuals. With "none", in `forward_mode`, for the gradient of
     targets, and if a block does not hold all classes, the backward pass computes the logits again: four
     products, and the residuals are the arguments and a few numbers per row. A loss without gradient is one
-    product; a gradient that is not asked for costs no product.
+    product; a gradient that is not asked for costs no product. A weighted sum of the losses needs no "none":
+    "sum" with `weights` takes three products.
 
     A trained model needs few classes for its gradient. Under ``gradient="sampled"`` each block of rows takes
     its *active* classes, those with p ≥ `threshold` in one of its rows and the labels, and each other class
