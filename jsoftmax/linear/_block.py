@@ -129,7 +129,9 @@ def backward(
         of_tile = _products.logits(static, rows, tile) if x is None else _plan.part(x, start, length, 1)
         problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
         sums_of_tile, here = static.part(sums, start, length), saved._replace(problem=problem)
-        sums_of_tile, of_rows = of_part(static, rows, tile, sums_of_tile, here, cotangents, so_far is None, times)
+        sums_of_tile, of_rows = of_part(
+            static, rows, tile, sums_of_tile, here, cotangents, so_far is None, times
+        )
         if so_far is not None:
             of_rows = jax.tree.map(jnp.add, so_far, of_rows)
         return static.with_part(sums, sums_of_tile, start), of_rows

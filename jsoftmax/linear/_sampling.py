@@ -51,6 +51,7 @@ def backward(
 
     The sums hold the key for this block, and hand on that for the next.
     """
+    rows = rows.of_block(saved.heard)
     x = _block.logits(static, size, rows, shared) if x is None else x
     key, own = (None, None) if sums.key is None else _split(sums.key)
     chosen = _choose(static, rows, shared, saved, x, own)

@@ -32,6 +32,7 @@ Static = tuple[int, tuple[str, ...], frozenset[str]]
 # for targets t; "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the
 # constant "live", the number of live classes.
 Numbers = dict[str, Array]
+Cotangents = dict[str, Array | None]
 
 
 class Problem(NamedTuple):
@@ -180,16 +181,9 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
 
 
 def pull(
-    static: Static,
-    saved: Saved,
-    cotangents: dict[str, Array | None],
-    of_maximum: bool | Array = True,
-    times: Array | None = None,
+    static: Static, saved: Saved, cotangents: Cotangents, of_maximum: bool | Array = True, times: Any = None
 ) -> tuple[Problem]:
-    """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum.
-
-    `times`, [1, V], is how often a class counts.
-    """
+    """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum."""
     x, labels, weights, scaling, counted, _ = saved.problem
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
@@ -204,7 +198,7 @@ def pull(
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
-    if times is not None:
+    if times is not None:  # [1, V], how often a class counts
         dz, dweights = (jnp.where(times == 0, 0, times * d) for d in (dz, dweights))
     scaling, (u, dz) = _scaling.counting(scaling, counted, u, dz)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
