@@ -8,7 +8,7 @@ from jsoftmax import online, rules
 from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._information import entropy, log_prob
-from jsoftmax.functions._linear import linear_cross_entropy, linear_plan, linear_row_statistics
+from jsoftmax.functions._linear import linear_cross_entropy, linear_plan
 from jsoftmax.functions._logsumexp import logsumexp
 from jsoftmax.functions._losses import (
     cross_entropy,
@@ -17,7 +17,7 @@ from jsoftmax.functions._losses import (
 )
 from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._placement import Placement, linear_placement
-from jsoftmax.functions._row_statistics import row_statistics
+from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms._modes import config, forward_mode, portable

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jsoftmax
+
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.benchmarks import __main__ as benchmarks
@@ -30,6 +32,21 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
         assert json.loads((tmp_path / f"{name}.json").read_text())["machine"]["platform"] == "cpu"
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert "quartiles" in capsys.readouterr().out
+
+
+def test_a_step_beside_another_checkout(capsys):
+    """Here the other is this one, in a second copy; every program has the same loss."""
+    sizes = {"batch": 2, "length": 8, "features": 16, "heads": 2, "layers": 1, "classes": 64}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    root = Path(jsoftmax.__file__).parents[1]
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam multiplies integers and floats
+        records = benchmarks.main(["step", *options, "--seconds", "0", "--against", str(root)])
+    assert len(records) == 7
+    assert max(r["loss"] for r in records) - min(r["loss"] for r in records) < 1e-4
+    assert sys.modules["jsoftmax"] is jsoftmax
+    assert "quartiles" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no package jsoftmax here"):
+        benchmarks.main(["step", "--against", str(root / "tests")])
 
 
 @pytest.mark.parametrize(

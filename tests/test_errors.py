@@ -305,6 +305,33 @@ ERRORS = {
         ValueError,
         r"bias of shape \(3,\) for 4 classes; give it the shape \(4,\)",
     ),
+    "a sampled gradient without a key": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, gradient="sampled"),
+        TypeError,
+        r"there is no key, and the gradient is random; write key=jax\.random\.key\(0\), and another for",
+    ),
+    "several keys": (
+        lambda: jsoftmax.linear_cross_entropy(
+            X, X.T, Y, gradient="sampled", key=jax.random.split(jax.random.key(0))
+        ),
+        TypeError,
+        r"key is key<fry>\[2\], not one random key; write key=jax\.random\.key\(0\)",
+    ),
+    "a gradient of another name": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, gradient="approximate"),
+        ValueError,
+        "there is no gradient 'approximate'; write one of 'exact', 'sampled', 'truncated'",
+    ),
+    "a share of no classes": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, keep=0),
+        ValueError,
+        "keep is 0; write a number from 0 to 1, more than 0",
+    ),
+    "a threshold above one": (
+        lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, threshold=2.0),
+        ValueError,
+        "threshold is 2.0; write a number from 0 to 1, 0 for all classes",
+    ),
     "a third axis of the weight": (
         lambda: jsoftmax.linear_cross_entropy(X, X.T, Y, vocab_axis=2),
         ValueError,

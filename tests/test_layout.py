@@ -37,7 +37,7 @@ MODULES = {
         "_row_numbers",
         "_loss_terms",
     ),
-    "linear": ("_plan", "_products", "_merging", "_block", "_numbers", "_arguments"),
+    "linear": ("_plan", "_products", "_merging", "_block", "_sampling", "_numbers", "_arguments"),
     "functions": (
         "_maps",
         "_logsumexp",

@@ -279,6 +279,9 @@ def test_no_product_that_is_not_asked_for():
         assert products(f, h, w) == 1
         assert products(jax.grad(f, 0), h, w) == products(jax.grad(f, 1), h, w) == 2 + again
         assert products(jax.value_and_grad(f, (0, 1)), h, w) == 3 + again
+    weighted = functools.partial(jsoftmax.linear_cross_entropy, labels=labels, reduction="sum")
+    f = jax.value_and_grad(lambda h, w, r: weighted(h, w, weights=r), (0, 1, 2))
+    assert products(f, h, w, jnp.ones(8)) == 3
 
 
 def normal(features, classes, rows=24, scale=1.0, seed=0):

@@ -16,6 +16,7 @@ from jsoftmax._cli import language
 from jsoftmax._cli.errors import UserError
 from jsoftmax._cli.language import Network, Parameters
 from jsoftmax._cli.text import Corpus, Ids
+from jsoftmax.linear._arguments import Gradient
 
 EVALUATION_BATCH = 1024
 
@@ -29,6 +30,7 @@ class Settings:
     batch_size: int
     learning_rate: float
     seed: int
+    gradient: Gradient = "exact"
 
 
 class Epoch(NamedTuple):
@@ -70,7 +72,7 @@ def train(
     start_key, dropout_key = jax.random.split(jax.random.key(settings.seed))
     parameters = settings.network.initialise(start_key, corpus)
     state = State(parameters, optimizer.init(parameters))
-    step = make_step(settings.network, optimizer)
+    step = make_step(settings.network, optimizer, settings.gradient)
     evaluate = make_evaluator(settings.network, corpus.held_out)
     shuffler = np.random.default_rng(settings.seed)
 
@@ -98,20 +100,24 @@ def train(
 
 
 def make_step(
-    network: Network, optimizer: optax.GradientTransformation
+    network: Network, optimizer: optax.GradientTransformation, gradient: Gradient = "exact"
 ) -> Callable[..., tuple[State, jax.Array]]:
     """Return a compiled training step, which reuses the memory of the old state."""
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, contexts: Ids, labels: Ids, key: jax.Array) -> tuple[State, jax.Array]:
+        of_dropout, of_gradient = key, jax.random.fold_in(key, 1)
+
         def mean_nll(parameters: Parameters) -> jax.Array:
             return jsoftmax.linear_cross_entropy(
-                network.hidden_of(parameters, contexts, key),
+                network.hidden_of(parameters, contexts, of_dropout),
                 parameters.table,
                 labels,
                 vocab_axis=0,
                 bias=parameters.bias,
                 reduction="mean",
+                gradient=gradient,
+                key=of_gradient,
             )
 
         loss, gradients = jax.value_and_grad(mean_nll)(state.parameters)

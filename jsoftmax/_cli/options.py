@@ -95,6 +95,8 @@ def add_to(parser: argparse.ArgumentParser) -> Options:
     add("--temperature", type=real(0), metavar="T", help="temperature of the written text", text=0.7)
     mass = "the written text uses the likeliest words, with this mass"
     add("--top-p", type=real(above=0, most=1), metavar="P", help=mass, text=1.0)
+    kinds = ("exact", "sampled", "truncated")
+    add("--gradient", choices=kinds, help="gradient of the linear head", text=kinds[0])
     return options
 
 

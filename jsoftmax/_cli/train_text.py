@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
+        gradient=arguments.gradient,
     )
     classes = len(corpus.vocabulary)
     unknown = float(np.mean(corpus.held_out == text.UNKNOWN_ID))

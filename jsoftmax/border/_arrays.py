@@ -48,6 +48,19 @@ class Arrays:
             raise self.error(TypeError, problem, f"write {name}.real")
         return array
 
+    def key(self, name: str) -> Array:
+        """A random key, as `jax.random.key` makes it, or as integers."""
+        given = self.arguments[name]
+        if given is None:
+            remedy = f"write {name}=jax.random.key(0), and another for every step"
+            raise self.error(TypeError, f"there is no {name}, and the gradient is random", remedy)
+        dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", None)
+        is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        if not (is_typed and shape == ()) and not (dtype == jnp.uint32 and len(shape or ()) == 1):
+            problem = f"{name} is {describe(given)}, not one random key"
+            raise self.error(TypeError, problem, f"write {name}=jax.random.key(0)")
+        return jnp.asarray(given) if not is_typed else given
+
     def _refuse_type(self, name: str, dtype: Any) -> None:
         """Raise for a float type of at most 8 bits that cannot hold logits, or that XLA cannot compute in."""
         if not isinstance(dtype, np.dtype) or dtype.itemsize > 1 or not jnp.issubdtype(dtype, jnp.floating):

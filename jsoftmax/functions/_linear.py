@@ -9,11 +9,10 @@ from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.linear import _arguments, _numbers, _plan
-from jsoftmax.linear._arguments import Backend, BlockSize, Head
+from jsoftmax.linear._arguments import Backend, BlockSize, Gradient, Head
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
-from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._modes import in_forward_mode
 
@@ -37,6 +36,10 @@ def linear_cross_entropy(
     backend: Backend = None,
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
+    gradient: Gradient = "exact",
+    key: ArrayLike | None = None,
+    threshold: float = 2**-12,
+    keep: float = 1 / 32,
 ) -> Array:
     """The cross-entropy of ``hidden @ weight + bias`` with labels, without an array of all logits.
 
@@ -52,7 +55,23 @@ def linear_cross_entropy(
     the loss and both gradients, which are the residuals. With "none", in `forward_mode`, for the gradient of
     targets, and if a block does not hold all classes, the backward pass computes the logits again: four
     products, and the residuals are the arguments and a few numbers per row. A loss without gradient is one
-    product; a gradient that is not asked for costs no product.
+    product; a gradient that is not asked for costs no product. A weighted sum of the losses needs no "none":
+    "sum" with `weights` takes three products.
+
+    A trained model needs few classes for its gradient. Under ``gradient="sampled"`` each block of rows takes
+    its *active* classes, those with p ≥ `threshold` in one of its rows and the labels, and each other class
+    with the probability `keep`, weighted by 1/keep; every other product is left out. The loss stays exact.
+    Each gradient is unbiased: its mean over keys is the exact one. With dz of the block's classes that are
+    not active, the variances over one key are
+
+        (1/keep − 1)·Σ dz²·w²  in hidden,   (1/keep − 1)·(hiddenᵀ dz)²  in each such column of the weight
+
+    The gradients of weight, hidden, bias, class weights, temperature and cap come from the same classes;
+    those of smoothing and z-loss are exact. A block with more than half of the classes active takes all of
+    them, and its gradient is the exact one, bit for bit. ``gradient="truncated"`` takes the active classes
+    alone: no key, no variance, but a bias. In hidden that is at most ``Σ p·|w|`` over the other classes, each
+    with p < `threshold`. Either is exact with target probabilities, where `linear_plan` cuts the classes, in
+    `forward_mode`, and for second derivatives. A weight [D, V] is transposed first, one more array like it.
 
     `jax.vmap` adds rows, in more blocks, as if hidden had one more leading axis. The "mean" or "sum" of each
     element has its own cotangent, so its gradients take four products. If the weight is mapped too, memory
@@ -85,13 +104,17 @@ def linear_cross_entropy(
         each: pad the last, and give the padding a bias of −inf. `hidden` is the same on all shards, and its
         gradient is summed over them. Blocks hold all classes of a shard; each takes two all-reduces.
       row_axis_name: as in `cross_entropy`.
+      gradient: "exact", "sampled" or "truncated".
+      key: a random key for "sampled", another for every step. Shards fold in where they are.
+      threshold: the probability, from 0 to 1, from which on a class is active.
+      keep: the probability, above 0, to take a class that is not.
 
     Returns:
       The losses, in the shape [...], or their mean or sum.
 
     Raises:
       TypeError, ValueError: as in `cross_entropy`, and for features, a bias, an axis of the weight, a block
-        size or a backend that does not fit.
+        size, a backend, a key or a share that does not fit.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
@@ -125,9 +148,14 @@ def linear_cross_entropy(
         backend=backend,
         axis_name=axis_name,
         row_axis_name=row_axis_name,
+        gradient=gradient,
+        key=key,
+        threshold=threshold,
+        keep=keep,
     )
     head = _arguments.of_call(call)
     row_names = _mesh_axes.of_rows(call, "hidden")
+    head = _arguments.sampled(call, head, row_names)
     with _platforms.for_logits(head.logits.size):
         return _loss(call, head, row_names)
 
@@ -143,65 +171,6 @@ def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
         return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
     total = head.reported(_numbers.total(static, rows, shared), rows)
     return loss.of_sum(total, head.row_shape, head.class_axis)
-
-
-def linear_row_statistics(
-    hidden: ArrayLike,
-    weight: ArrayLike,
-    labels: ArrayLike,
-    *,
-    vocab_axis: int = -1,
-    bias: ArrayLike | None = None,
-    soft_cap: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
-    block_size: BlockSize = None,
-    backend: Backend = None,
-    axis_name: MeshAxes = None,
-) -> RowStatistics:
-    """The log-normalizer, nll, entropy and prediction of every row of ``hidden @ weight + bias``.
-
-        linear_row_statistics(hidden, weight, labels) = row_statistics(hidden @ weight, labels)
-
-    It takes one matrix product, computed block by block, without an array of all logits. Units, corner cases
-    and dtypes are those of `row_statistics`.
-
-    Derivative: that of `row_statistics` in the logits, which the backward pass computes again; with the
-    gradients of hidden and weight, three more products. Residuals: the arguments and a few numbers per row.
-
-    Args, Raises: as in `linear_cross_entropy`.
-
-    Returns:
-      `RowStatistics`, each in the shape of the leading axes of `hidden`.
-
-    >>> import jax.numpy as jnp, jsoftmax
-    >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
-    >>> found = jsoftmax.linear_row_statistics(hidden, table, jnp.array([0, 0]), vocab_axis=0)
-    >>> print(found.prediction, jnp.round(1000 * found.nll))
-    [0 2] [  417. 30000.]
-
-    Source: as for `row_statistics`.
-    """
-    call = Call(
-        "linear_row_statistics",
-        hidden=hidden,
-        weight=weight,
-        labels=labels,
-        vocab_axis=vocab_axis,
-        bias=bias,
-        soft_cap=soft_cap,
-        temperature=temperature,
-        block_size=block_size,
-        backend=backend,
-        axis_name=axis_name,
-    )
-    head = _arguments.of_call(call)
-    t = call.labels(head.logits.shape, head.class_axis)
-    wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
-    with _platforms.for_logits(head.logits.size):
-        rows = head.rows(t)
-        found = _numbers.numbers(head.static(wanted), rows, head.shared())
-        found["nll"] = head.reported(found["nll"], rows)
-    return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
 
 
 def linear_plan(

@@ -9,9 +9,12 @@ from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.linear import _arguments, _numbers
+from jsoftmax.linear._arguments import Backend, BlockSize
 from jsoftmax.logits import _scaling
 from jsoftmax.rows import _peaks
 from jsoftmax.rows._row_numbers import RowStatistics, numbers, one_axis
+from jsoftmax.transforms import _platforms
 
 
 @compiled("axis", "axis_name")
@@ -86,3 +89,62 @@ def row_statistics(
         ordered, axes = one_axis(ordered, axes), (-1,)
     prediction = _peaks.prediction(ordered, (*axes, *names))
     return RowStatistics(**found, prediction=jnp.squeeze(prediction, axes))
+
+
+def linear_row_statistics(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    vocab_axis: int = -1,
+    bias: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    block_size: BlockSize = None,
+    backend: Backend = None,
+    axis_name: MeshAxes = None,
+) -> RowStatistics:
+    """The log-normalizer, nll, entropy and prediction of every row of ``hidden @ weight + bias``.
+
+        linear_row_statistics(hidden, weight, labels) = row_statistics(hidden @ weight, labels)
+
+    It takes one matrix product, computed block by block, without an array of all logits. Units, corner cases
+    and dtypes are those of `row_statistics`.
+
+    Derivative: that of `row_statistics` in the logits, which the backward pass computes again; with the
+    gradients of hidden and weight, three more products. Residuals: the arguments and a few numbers per row.
+
+    Args, Raises: as in `linear_cross_entropy`.
+
+    Returns:
+      `RowStatistics`, each in the shape of the leading axes of `hidden`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
+    >>> found = jsoftmax.linear_row_statistics(hidden, table, jnp.array([0, 0]), vocab_axis=0)
+    >>> print(found.prediction, jnp.round(1000 * found.nll))
+    [0 2] [  417. 30000.]
+
+    Source: as for `row_statistics`.
+    """
+    call = Call(
+        "linear_row_statistics",
+        hidden=hidden,
+        weight=weight,
+        labels=labels,
+        vocab_axis=vocab_axis,
+        bias=bias,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        block_size=block_size,
+        backend=backend,
+        axis_name=axis_name,
+    )
+    head = _arguments.of_call(call)
+    t = call.labels(head.logits.shape, head.class_axis)
+    wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
+    with _platforms.for_logits(head.logits.size):
+        rows = head.rows(t)
+        found = _numbers.numbers(head.static(wanted), rows, head.shared())
+        found["nll"] = head.reported(found["nll"], rows)
+    return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jsoftmax.border import _mesh_axes
+from jsoftmax.border import _given, _mesh_axes
 from jsoftmax.border._arrays import in_dtype
 from jsoftmax.border._call import Axes, Call
 from jsoftmax.border._label_checks import reported_ids, reported_targets
-from jsoftmax.linear._products import Rows, Shared, Static
+from jsoftmax.linear._products import Rows, Sampling, Shared, Static
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, usable
 from jsoftmax.transforms._sharding import laid_like
@@ -23,6 +23,7 @@ from jsoftmax.transforms._sharding import laid_like
 BlockSize = int | tuple[int, int] | None
 Backend = str | Sequence[str] | None
 BACKENDS = ("blocked", "xla")
+Gradient = Literal["exact", "sampled", "truncated"]
 
 
 class Head(NamedTuple):
@@ -35,6 +36,8 @@ class Head(NamedTuple):
     vocab_axis: int
     block_size: BlockSize
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
+    sampling: Sampling | None = None
+    key: Array | None = None
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -98,11 +101,11 @@ class Head(NamedTuple):
             None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
             for a in (self.bias, class_weights)
         )
-        return Shared(self.weight, bias, weights)
+        return Shared(self.weight, bias, weights, self.key)
 
     def static(self, wanted: frozenset[str]) -> Static:
         """The facts that are known when a program is traced."""
-        return Static(self.vocab_axis, self.block_size, self.names, wanted)
+        return Static(self.vocab_axis, self.block_size, self.names, wanted, sampling=self.sampling)
 
 
 def of_call(call: Call, prefix: str = "") -> Head:
@@ -143,6 +146,37 @@ def of_call(call: Call, prefix: str = "") -> Head:
     if _first_backend(call, backend) == "xla":
         head = head._replace(block_size=(2**62, classes))  # one block, also if `jax.vmap` adds rows
     return head
+
+
+def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
+    """The head, whose gradients are made of the classes that a call asks for.
+
+    It reads and writes classes one by one, so that a weight [D, V] becomes a table [V, D].
+    """
+    kind = call.arguments["gradient"]
+    if kind not in get_args(Gradient):
+        choices = ", ".join(map(repr, get_args(Gradient)))
+        raise call.error(ValueError, f"there is no gradient {kind!r}", f"write one of {choices}")
+    threshold, keep = (_share(call, name) for name in ("threshold", "keep"))
+    if kind == "exact":
+        return head
+    key = None
+    if kind == "sampled":
+        key = call.key("key")
+        for name in (*head.names, *row_names):
+            key = jax.random.fold_in(key, lax.axis_index(name))
+        key = jax.random.bits(key, (2,), jnp.uint32)
+    sampling = Sampling(threshold, keep if kind == "sampled" else 0.0)
+    weight = head.weight if head.vocab_axis == 0 else head.weight.T
+    return head._replace(weight=weight, vocab_axis=0, sampling=sampling, key=key)
+
+
+def _share(call: Call, name: str) -> float:
+    number = _given.known_number(call.arguments[name])
+    if number is None or not 0 <= number <= 1 or (name == "keep" and number == 0):
+        remedy = f"write a number from 0 to 1, {'more than 0' if name == 'keep' else '0 for all classes'}"
+        raise call.error(ValueError, f"{name} is {call.arguments[name]!r}", remedy)
+    return float(number)
 
 
 def _vocab_axis(call: Call) -> int:

@@ -54,11 +54,7 @@ def forward(
             x = of_tile if x is None else _plan.with_part(x, of_tile, start, 1)
         return part, x
 
-    begun = None
-    if keep and size < classes:
-        shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
-        begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
-        begun = varying(begun, rows.hidden, shared.weight)
+    begun = _none_made(rows, shared, classes) if keep and size < classes else None
     (state, found, sum_weights, mean_u, _), x = _plan.over_classes(classes, size, add, (None, begun))
     if size < classes:
         valid = (rows.labels >= 0) & (rows.labels < classes)
@@ -69,6 +65,26 @@ def forward(
     saved = Saved(None, state, found, sum_weights, mean_u)
     saved = saved.without(None if weights is None else weights == 0)
     return saved.numbers, saved, x
+
+
+def _none_made(rows: Rows, shared: Shared, classes: int) -> Array:
+    """Where a block's logits will lie."""
+    shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
+    begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
+    return varying(begun, rows.hidden, shared.weight)
+
+
+def logits(static: Static, size: int, rows: Rows, shared: Shared) -> Array:
+    """The logits of a block of rows, made `size` classes at a time."""
+    classes = shared.weight.shape[static.vocab_axis]
+    if size == classes:
+        return _products.logits(static, rows, shared)
+
+    def add(x: Array, start: Array | int, length: int) -> Array:
+        of_tile = _products.logits(static, rows, static.part(shared, start, length))
+        return jnp.asarray(_plan.with_part(x, of_tile, start, 1))
+
+    return jnp.asarray(_plan.over_classes(classes, size, add, _none_made(rows, shared, classes)))
 
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
@@ -97,10 +113,12 @@ def backward(
     saved: Saved,
     cotangents: dict[str, Array | None],
     x: Array | None = None,
+    times: Array | None = None,
 ) -> tuple[Shared, Rows]:
     """The gradients of a block of rows, `size` classes at a time: `sums` with its own added, and of its rows.
 
     Unless its logits x are given, they are computed again.
+    `times` is how often each class counts, if all are taken at a time.
     """
     classes = shared.weight.shape[static.vocab_axis]
     rows = rows.of_block(saved.heard)
@@ -110,16 +128,33 @@ def backward(
         tile = static.part(shared, start, length)
         of_tile = _products.logits(static, rows, tile) if x is None else _plan.part(x, start, length, 1)
         problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
-        here = saved._replace(problem=problem)
-        back = _statistics.pull((1, static.names, static.wanted), here, cotangents, so_far is None)[0]
-        sums_of_tile = static.part(sums, start, length)
-        dhidden, sums_of_tile = _products.back(
-            static, static.asked[0], sums_of_tile, rows.hidden, tile.weight, back.x, back.weights
+        sums_of_tile, here = static.part(sums, start, length), saved._replace(problem=problem)
+        sums_of_tile, of_rows = of_part(
+            static, rows, tile, sums_of_tile, here, cotangents, so_far is None, times
         )
-        of_rows = Rows(dhidden, back.labels if static.asked[0].labels else None, None, *back.scaling[1:])
         if so_far is not None:
             of_rows = jax.tree.map(jnp.add, so_far, of_rows)
         return static.with_part(sums, sums_of_tile, start), of_rows
 
     sums, of_rows = _plan.over_classes(classes, size, add, (sums, None))
     return sums, of_rows._replace(hidden=rows.masked(of_rows.hidden))
+
+
+def of_part(
+    static: Static,
+    rows: Rows,
+    tile: Shared,
+    sums: Shared,
+    saved: Saved,
+    cotangents: dict[str, Array | None],
+    of_maximum: bool | Array,
+    times: Array | None,
+) -> tuple[Shared, Rows]:
+    """The gradients from some of the classes: what the rows share, added to the sums of these classes."""
+    own = (1, static.names, static.wanted)
+    back = _statistics.pull(own, saved, cotangents, of_maximum, times)[0]
+    dhidden, sums = _products.back(
+        static, static.asked[0], sums, rows.hidden, tile.weight, back.x, back.weights
+    )
+    labels = back.labels if static.asked[0].labels else None
+    return sums, Rows(dhidden, labels, None, *back.scaling[1:])

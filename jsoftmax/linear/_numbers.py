@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
-from jsoftmax.linear import _block, _plan, _products
+from jsoftmax.linear import _block, _plan, _products, _sampling
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows import _statistics
 from jsoftmax.rows._statistics import Numbers, Saved
@@ -61,13 +61,15 @@ def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared
     def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
         rows, saved, cotangents = part
         rows = rows.of_block(counted)
-        backward = partial(_block.backward, static)
-        sums, of_rows = _block.tiled(static, plan, backward, rows, shared, sums, saved, cotangents)
+        backward = _sampling.backward if static.samples(plan, rows) else _block.backward
+        sums, of_rows = _block.tiled(
+            static, plan, partial(backward, static), rows, shared, sums, saved, cotangents
+        )
         return sums, _in_dtype_of(rows, of_rows)
 
     begun = _products.none_yet(static.asked[1], rows, shared)
     sums, of_rows = _plan.over_rows(plan, block, begun, parts)
-    return of_rows, _in_dtype_of(shared, sums)
+    return of_rows, _in_dtype_of(shared, sums._replace(key=None))
 
 
 def _in_dtype_of(arguments: Any, gradients: Any) -> Any:
@@ -150,7 +152,8 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[t
             terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # for one gradient per shard
             losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, terms)
             of_found, of_terms = back(jnp.ones_like(losses))
-            sums, of_rows = _block.backward(static, size, rows, shared, sums, saved, of_found, x)
+            backward = _sampling.backward if static.samples(plan, rows) else _block.backward
+            sums, of_rows = backward(static, size, rows, shared, sums, saved, of_found, x)
             return sums, (losses, of_rows._replace(terms=of_terms))
 
         rows = rows.of_block(counted)
@@ -160,7 +163,7 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[t
 
     begun = _products.none_yet(static.asked[1], rows, shared)
     of_shared, of_rows = _plan.over_rows(plan, block, begun, rows)
-    return of_rows, of_shared
+    return of_rows, of_shared._replace(key=None)
 
 
 def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:

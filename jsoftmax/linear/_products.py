@@ -63,6 +63,14 @@ class Shared(NamedTuple):
     weight: Any  # [D, V] or [V, D]
     bias: Any = None  # [1, V]
     class_weights: Any = None  # [1, V]
+    key: Any = None  # of `_sampling`, as integers
+
+
+class Sampling(NamedTuple):
+    """Of which classes a block's gradient is made."""
+
+    threshold: float  # all that have this probability in some row
+    keep: float  # and each of the others with this one; 0: none
 
 
 class Static(NamedTuple):
@@ -73,6 +81,7 @@ class Static(NamedTuple):
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
     wanted: frozenset[str]  # the names of the numbers
     asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
+    sampling: Sampling | None = None  # None: all classes
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
         """The blocks of the logits; with targets or sharded classes, a block has all classes.
@@ -99,17 +108,49 @@ class Static(NamedTuple):
         cuttable = rows.has_class_ids and class_shards == 1 and not self.names
         return plan if cuttable else plan._replace(block_classes=classes)
 
+    def samples(self, plan: BlockPlan, rows: Rows) -> bool:
+        """Whether gradients are made of a sample: of blocks with all classes, and class ids."""
+        return self.sampling is not None and plan.class_blocks == 1 and rows.has_class_ids
+
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
         """The slice of the shared arguments for some of the classes."""
         axes = Shared(self.vocab_axis, 1, 1)
-        return Shared(*(_plan.part(a, start, size, axis) for a, axis in zip(shared, axes, strict=True)))
+        parts = (_plan.part(a, start, size, axis) for a, axis in zip(shared[:3], axes, strict=False))
+        return Shared(*parts)
 
     def with_part(self, shared: Shared, part: Shared, start: Array | int) -> Shared:
         """`shared`, with the slice for some of the classes replaced by `part`."""
         axes = Shared(self.vocab_axis, 1, 1)
-        return Shared(
-            *(_plan.with_part(a, b, start, axis) for a, b, axis in zip(shared, part, axes, strict=True))
-        )
+        both = zip(shared[:3], part[:3], axes, strict=False)
+        parts = (_plan.with_part(a, b, start, axis) for a, b, axis in both)
+        return Shared(*parts)._replace(key=shared.key)
+
+    def taken(self, shared: Shared, ids: Array) -> Shared:
+        """What belongs to classes of these ids, in order; an id may be one too large, for nothing."""
+
+        def read(a: Array | None, axis: int) -> Array | None:
+            if a is None:
+                return None
+            return a.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
+
+        axes = (self.vocab_axis, 1, 1)
+        return Shared(*(read(a, axis) for a, axis in zip(shared[:3], axes, strict=True)))
+
+    def added(self, shared: Shared, part: Shared, ids: Array) -> Shared:
+        """`shared`, with something added to classes of these ids."""
+
+        def add(a: Array | None, b: Array | None, axis: int) -> Array | None:
+            if a is None or b is None:
+                return None
+            ours = a.at[_along(axis, ids)]
+            return ours.add(b, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+        axes = (self.vocab_axis, 1, 1)
+        return Shared(*(add(a, b, axis) for a, b, axis in zip(shared[:3], part[:3], axes, strict=True)))
+
+
+def _along(axis: int, ids: Array) -> tuple[Any, ...]:
+    return (slice(None),) * axis + (ids,)
 
 
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
@@ -163,7 +204,7 @@ def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
             return None
         return varying(jnp.zeros_like(a, rules.computing_dtype(a.dtype)), rows, shared)
 
-    return Shared(*map(zeros, asked, shared))
+    return Shared(*map(zeros, asked[:3], shared[:3]))._replace(key=shared.key)
 
 
 def back(
@@ -175,7 +216,7 @@ def back(
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
     of_hidden = _product(narrow, weight, 1, axis, *spec(hidden)) if asked.hidden else None
-    of_weight, of_bias, of_class_weights = sums
+    of_weight, of_bias, of_class_weights, _ = sums
     if of_weight is not None:
         factors = (hidden, narrow) if axis == 1 else (narrow, hidden)
         of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))

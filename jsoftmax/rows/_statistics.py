@@ -32,6 +32,7 @@ Static = tuple[int, tuple[str, ...], frozenset[str]]
 # for targets t; "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the
 # constant "live", the number of live classes.
 Numbers = dict[str, Array]
+Cotangents = dict[str, Array | None]
 
 
 class Problem(NamedTuple):
@@ -180,7 +181,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
 
 
 def pull(
-    static: Static, saved: Saved, cotangents: dict[str, Array | None], of_maximum: bool = True
+    static: Static, saved: Saved, cotangents: Cotangents, of_maximum: bool | Array = True, times: Any = None
 ) -> tuple[Problem]:
     """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum."""
     x, labels, weights, scaling, counted, _ = saved.problem
@@ -197,12 +198,15 @@ def pull(
         dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
+    if times is not None:  # [1, V], how often a class counts
+        dz, dweights = (jnp.where(times == 0, 0, times * d) for d in (dz, dweights))
     scaling, (u, dz) = _scaling.counting(scaling, counted, u, dz)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
-    if of_maximum and dscaling.temperature is not None and "log_normalizer" in given:
+    if of_maximum is not False and dscaling.temperature is not None and "log_normalizer" in given:
         # z = u + max z, and dz sums to this cotangent over a row.
         dt = of_counted(given["log_normalizer"] * _max_slope(saved), counted)
         dt = of_first_shard(dt, static[1])
+        dt = dt if of_maximum is True else jnp.where(of_maximum, dt, 0)
         dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
     of_weights = None if weights is None else _scaling.spread_sum(of_counted(dweights, counted), weights)

@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
-The commands ``device``, for accelerators, ``compile``, for compile times, and ``sampling`` have options of
-their own.
+The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step, and
+``sampling`` have their own options. With ``--against PATH``, the peer is the package of another checkout, in the
+same process.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import compiling, dense, device, linear, sampling, timing
+from tests.benchmarks import against, compiling, dense, device, linear, sampling, step, timing
 
 HEADER = (
     f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -64,10 +65,20 @@ def cells(options):
 
 def heads(options):
     if options.head:
-        return [linear.Head(*options.head)]
+        return [linear.Head(*options.head, trained=options.trained)]
+    if options.trained:
+        return [linear.Head(2048, d, 32768, trained=True) for d in (512, 1024)]
     if options.quick:
         return [linear.Head(512, 256, 8192)]
     return [linear.Head(2048, 512, 32768), *(linear.Head(2048, 512, n) for n in shapes.VOCABULARIES.values())]
+
+
+def take_as_peer(path):
+    """Another checkout's functions instead of the peers of the dense ones, and beside the heads."""
+    others = against.loaded(dense, path).PAIRS
+    for name, pair in dense.PAIRS.items():
+        dense.PAIRS[name] = pair._replace(peer=others[name].ours)
+    linear.LOSSES["against"] = against.loaded(linear, path).ours
 
 
 def shown(records, header, line):
@@ -81,10 +92,9 @@ def shown(records, header, line):
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["device"], ["compile"], ["sampling"]):
-        return {"device": device, "compile": compiling, "sampling": sampling}[arguments[0]].main(
-            arguments[1:]
-        )
+    apart = {"device": device, "compile": compiling, "step": step, "sampling": sampling}
+    if arguments and arguments[0] in apart:
+        return apart[arguments[0]].main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", choices=[[], "dense", "linear"], help="these tables; both")
     parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")
@@ -93,11 +103,15 @@ def main(arguments=None):
     parser.add_argument("--regimes", nargs="*", choices=dense.REGIMES, help="unit and peaked; unit if quick")
     parser.add_argument("--functions", nargs="*", choices=dense.PAIRS, default=list(dense.PAIRS))
     parser.add_argument("--head", type=int, nargs=3, metavar=("B", "D", "V"), help="this linear head alone")
+    parser.add_argument("--trained", action="store_true", help="heads as those of a trained model alone")
+    parser.add_argument("--against", metavar="PATH", help="another checkout, the peer of this one")
     parser.add_argument("--seconds", type=float, default=0.3, help="for every cell")
     parser.add_argument("--out", type=Path, default=Path("jsoftmax-out/benchmarks"))
     options = parser.parse_args(arguments)
     options.elements = options.elements or (2**22 if options.quick else shapes.ELEMENTS)
     print(json.dumps(timing.machine()))
+    if options.against:
+        take_as_peer(options.against)
     tables = {}
     if "linear" not in options.tables:
         records = (

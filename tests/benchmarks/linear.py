@@ -10,7 +10,7 @@ import optax
 
 import jsoftmax
 from tests import shapes
-from tests.benchmarks import timing
+from tests.benchmarks import timing, trained
 from tests.benchmarks.dense import torch
 
 try:
@@ -29,8 +29,12 @@ class Head(NamedTuple):
     rows: int
     features: int
     classes: int
+    trained: bool = False
 
     def arrays(self):
+        if self.trained:
+            h, w, y = trained.arrays(self.rows, self.features, self.classes)
+            return jnp.asarray(h), jnp.asarray(w), jnp.asarray(y, jnp.int32)
         rng = np.random.default_rng(0)
         h, w = (
             jnp.asarray(rng.normal(size=shape, scale=scale), jnp.float32)
@@ -50,7 +54,12 @@ def on_full_logits(h, w, y):
     return optax.softmax_cross_entropy_with_integer_labels(h @ w, y).mean()
 
 
-LOSSES = {"ours": ours, "optax": on_full_logits}
+def sampled(h, w, y):
+    options = {"gradient": "sampled", "key": jax.random.key(0)}
+    return jsoftmax.linear_cross_entropy(h, w, y, reduction="mean", **options)
+
+
+LOSSES = {"ours": ours, "ours, sampled": sampled, "optax": on_full_logits}
 if jax_cce is not None:
     LOSSES["jax-cce"] = lambda h, w, y: jax_cce.linear_cross_entropy(h, w.T, y)
 if tokamax is not None:

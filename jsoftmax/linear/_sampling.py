@@ -1,0 +1,166 @@
+"""An unbiased gradient of a block of rows, from some of its classes.
+
+Of a trained model's row almost every class has a gradient dz too small to matter. A block takes the classes
+that matter in one of its rows, and each of the others with the probability `keep`:
+
+    dhidden = Σ dz_j w_j/π_j,   dw_j = Σ dz_j h/π_j,   over the classes taken;   π_j = 1, or keep
+
+Every sum has the exact one as its mean. Where most classes matter, a block takes all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import online
+from jsoftmax.linear import _block, _plan, _products
+from jsoftmax.linear._products import Rows, Shared, Static
+from jsoftmax.logits import _scaling
+from jsoftmax.rows._statistics import Saved
+from jsoftmax.transforms import _platforms
+from jsoftmax.transforms._autodiff import with_tangent
+from jsoftmax.transforms._sharding import is_known, laid_out, spec, varying, zeros
+
+# Where more than one class in so many matters, all are taken: to gather them costs more than it spares.
+CAPACITY = 2
+# The classes taken come a 32nd of all at a time, a multiple of 128.
+GROUPS, GROUP = 32, 128
+
+
+class _Chosen(NamedTuple):
+    times: Array  # [V], 1/π of the classes taken, 0 of the others
+    every: Array  # whether more classes matter than `CAPACITY` allows
+
+
+def backward(
+    static: Static,
+    size: int,
+    rows: Rows,
+    shared: Shared,
+    sums: Shared,
+    saved: Saved,
+    cotangents: dict[str, Array | None],
+    x: Array | None = None,
+) -> tuple[Shared, Rows]:
+    """`_block.backward` of a block with all classes, from the classes that the static argument asks for.
+
+    The sums hold the key for this block, and hand on that for the next.
+    """
+    rows = rows.of_block(saved.heard)
+    x = _block.logits(static, size, rows, shared) if x is None else x
+    key, own = (None, None) if sums.key is None else _split(sums.key)
+    chosen = _choose(static, rows, shared, saved, x, own)
+    arguments = rows, shared, sums._replace(key=None), saved, cotangents, x
+    spread = any(name is not None for name in spec(shared.weight))
+    if _platforms.is_plain() or spread or not is_known(shared.weight):
+        times = jnp.where(chosen.every, 1, chosen.times)[None, :]
+        sums, of_rows = _block.backward(static, shared.weight.shape[static.vocab_axis], *arguments, times)
+    else:
+        sums, of_rows = _gathered((static, size), arguments, chosen)
+    return sums._replace(key=key), of_rows
+
+
+def _split(key: Array) -> tuple[Array, Array]:
+    keys = jax.random.split(jax.random.wrap_key_data(key, impl="threefry2x32"))
+    return jax.random.key_data(keys[0]), jax.random.key_data(keys[1])
+
+
+def _choose(static: Static, rows: Rows, shared: Shared, saved: Saved, x: Array, key: Array | None) -> _Chosen:
+    """Which classes are taken: the labels, those with p ≥ threshold in a row, and a sample of the others.
+
+    A row whose loss is NaN takes all of them, so that its NaN arrives wherever it would.
+    """
+    threshold, keep = static.sampling or (0.0, 0.0)
+    classes, state = x.shape[1], saved.state
+    log_least = math.log(threshold) if threshold else -math.inf
+    # p = exp(u)/(1 + rest): of a row with no live class, and of one that does not count, no class matters.
+    least = jnp.where(state.rest < 0, jnp.inf, online.log_total(state.rest) + log_least)
+    least = jnp.where(jnp.isnan(saved.numbers["nll"]), jnp.nan, least)
+    low = _scaling.shifted(x, rows.scaling, state.max).u < least
+    matters = ~jnp.all(low if rows.counted is None else low | ~rows.counted, 0)
+    labels, everywhere = rows.labels, laid_out(rows.labels, None, None)
+    labels = labels if everywhere is None else jax.sharding.reshard(labels, everywhere)
+    labels = jnp.where((labels >= 0) & (labels < classes), labels, classes)
+    matters = matters.at[labels].set(True, mode="drop")
+    times = jnp.where(matters, 1, 0).astype(x.dtype)
+    if key is not None:
+        wrapped = jax.random.wrap_key_data(key, impl="threefry2x32")
+        is_kept = jax.random.bernoulli(wrapped, keep, (classes,))
+        times = jnp.where(matters, 1, jnp.where(is_kept, 1 / keep, 0)).astype(x.dtype)
+    return _Chosen(times, jnp.sum(matters) > classes // CAPACITY)
+
+
+def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tuple[Shared, Rows]:
+    """The gradients, in two loops, one of which does not run: a branch would copy the sums."""
+    own, size = static
+    rows, shared, sums, saved, cotangents, _ = arguments
+    classes = len(chosen.times)
+    length = min(-(-classes // (GROUPS * GROUP)) * GROUP, classes)
+    ids, place = _listed(chosen.times > 0, -(-classes // length) * length)
+    valid = (rows.labels >= 0) & (rows.labels < classes)
+    renamed = rows._replace(labels=jnp.where(valid, _read(place, rows.labels), -1))
+
+    def of_group(i: Array) -> tuple[Array, Shared, Rows]:
+        here = _plan.part(ids, i * length, length, 0)
+        tile = own.taken(shared, here)
+        x = _products.logits(own, renamed, tile)
+        problem = _products.problem(x, renamed, tile, i * length, whole=False)
+        times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]
+        found, of_rows = _block.of_part(
+            own,
+            renamed,
+            tile,
+            _products.none_yet(own.asked[1], rows, tile),
+            saved._replace(problem=problem),
+            cotangents,
+            i == 0,
+            times,
+        )
+        return here, found, of_rows
+
+    def add(i: Array, carry: tuple[Shared, Rows]) -> tuple[Shared, Rows]:
+        here, found, of_rows = of_group(i)
+        return own.added(carry[0], found, here), jax.tree.map(jnp.add, carry[1], of_rows)
+
+    def all_at_once(_: Array, carry: tuple[Shared, Rows]) -> tuple[Shared, Rows]:
+        return _block.backward(own, size, rows, shared, carry[0], *arguments[3:])
+
+    def nothing(a: Any) -> Array:
+        return varying(zeros(a.shape, a), arguments, chosen)
+
+    carry = sums, jax.tree.map(nothing, jax.eval_shape(of_group, jnp.int32(0))[2])
+    carry = lax.fori_loop(0, jnp.where(chosen.every, 1, 0), all_at_once, carry)
+    groups = jnp.where(chosen.every, 0, -(-(place[-1] + 1) // length))
+    sums, of_rows = lax.fori_loop(0, groups, add, carry)
+    return sums, of_rows._replace(hidden=rows.masked(of_rows.hidden))
+
+
+def _listed(is_taken: Array, length: int) -> tuple[Array, Array]:
+    """The classes taken, filled up by one that there is not; and the place of each class in this list."""
+    classes = len(is_taken)
+    place = jnp.cumsum(is_taken, dtype=jnp.int32) - 1
+    ids = jnp.full(length, classes, jnp.int32).at[jnp.where(is_taken, place, length)]
+    return ids.set(jnp.arange(classes, dtype=jnp.int32), mode="drop"), place
+
+
+def _read(place: Array, labels: Array) -> Array:
+    labels = jnp.clip(labels, 0, len(place) - 1)
+    return place.at[labels].get(mode="promise_in_bounds", out_sharding=laid_out(labels, *spec(labels)))
+
+
+def _derivative(static: tuple[Static, int], arguments: Any, tangents: Any) -> Any:
+    """That of the gradients of all classes: second derivatives are exact."""
+    own, size = static
+
+    def exact(arguments: Any) -> tuple[Shared, Rows]:
+        return _block.backward(own, size, *arguments)
+
+    return jax.jvp(exact, (arguments[0],), (tangents,))[1]
+
+
+_gathered = with_tangent(_of_taken, _derivative)
