@@ -129,11 +129,14 @@ def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
     def after_two_sums(p: Array, t: Array, row: Row) -> Array:
         x, scaling, state = row
         # XLA on CPU has no numbers below the normal ones. If the classes beside the leading one have a sum
-        # that is almost as small, some of their p are below: the row is scaled.
-        root = jnp.where((state.rest >= 0) & (state.rest < LEAST_UNSCALED), 2.0**12, 1)
+        # that is almost as small, some of their p are below: such a row is scaled, as exp(u/2)² · scale. The
+        # factors 0 and 1 take the place of a select, which XLA does not fuse with sums.
+        is_small = ((state.rest >= 0) & (state.rest < LEAST_UNSCALED)).astype(p.dtype)
+        root = 1 + is_small * (2.0**12 - 1)
         z = shifted(x, scaling, state.max)
-        terms = slipped(jnp.square(jnp.exp(z.u / 2) * root), z)
-        p, scale = terms / (1 + jnp.where(state.rest < 0, 0, state.rest)), jnp.square(root)
+        e = jnp.exp(z.u * (1 - is_small / 2)) * root
+        terms, scale = slipped(e * (e * is_small + (1 - is_small)), z), jnp.square(root)
+        p = terms / (1 + jnp.where(state.rest < 0, 0, state.rest))
         return rules.cross_entropy_residual(p, t * scale, axes, scale=scale) / scale
 
     def after_one_pass(p: Array, t: Array, row: Row) -> Array:

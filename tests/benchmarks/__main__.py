@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step, and
-``sampling`` have their own options. With ``--against PATH``, the peer is the package of another checkout, in the
-same process.
+``sampling`` have their own options. With ``--against PATH``, the peer is the package of another checkout, in
+the same process.
 """
 
 import argparse
