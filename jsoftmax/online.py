@@ -93,16 +93,6 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
     return State(top, jnp.where(leads, scaled_rest / scale, total - 1))
 
 
-def from_others(top: Array, others: Array, ones: Array, bounded: bool = False) -> State:
-    """The state of a row from its maximum, the sum of all smaller elements, times `rules.SCALE`, and `ones`.
-
-    `ones` is the number of elements equal to the maximum. If the maximum is `bounded`, an element of +inf
-    makes `ones` +inf, and the rest too.
-    """
-    rest = others / rules.SCALE + (ones - 1)
-    return State(top, jnp.where(ones == jnp.inf, ones, rest) if bounded else rest)
-
-
 def merge(a: State, b: State) -> State:
     """The state of all classes of both states, which belong to the same rows."""
     _refuse_others(Call("online.merge", a=a, b=b), a=a, b=b)

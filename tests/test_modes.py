@@ -221,27 +221,27 @@ def mean_of(function):
 # Ours, a peer's, the arguments; the most operations, and equations, of a plain program and of its gradient.
 SIZES = {
     "softmax": (jsoftmax.softmax, jax.nn.softmax, "x", (23, 19), (44, 32)),
-    "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", (78, 58), (121, 74)),
+    "log_softmax": (jsoftmax.log_softmax, jax.nn.log_softmax, "x", (96, 66), (139, 82)),
     "logsumexp": (
         functools.partial(jsoftmax.logsumexp, axis=-1),
         functools.partial(jax.nn.logsumexp, axis=-1),
         "x",
-        (83, 56),
-        (112, 72),
+        (97, 61),
+        (126, 77),
     ),
     "cross_entropy": (
         jsoftmax.cross_entropy,
         optax.softmax_cross_entropy_with_integer_labels,
         "x ids",
-        (120, 86),
-        (229, 176),
+        (137, 94),
+        (246, 184),
     ),
     "linear_cross_entropy": (
         jsoftmax.linear_cross_entropy,
         lambda h, w, ids: optax.softmax_cross_entropy_with_integer_labels(h @ w, ids),
         "hidden weight ids",
-        (121, 87),
-        (232, 179),
+        (138, 95),
+        (249, 187),
     ),
 }
 

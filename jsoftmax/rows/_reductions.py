@@ -20,6 +20,7 @@ from jsoftmax.logits._moments import DOWN, Moment
 from jsoftmax.logits._scaling import (
     Scaling,
     Shifted,
+    exponentials,
     is_dead,
     live,
     shift,
@@ -98,18 +99,19 @@ class _Static(NamedTuple):
     def terms(
         self, z: Shifted, half_u: Array, half: Array, dead: Array | None, factors: tuple[Any, ...]
     ) -> tuple[Array, ...]:
-        """The terms of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
+        """The terms of Σ exp(u), of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
 
         half is exp(u/2); only moments need `dead`.
         """
         scaled = slipped(half * (half * rules.SCALE), z)
+        e = scaled / rules.SCALE if self.entropy else exponentials(z)
         slip = 0 if z.slip is None else z.slip
         of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
         if dead is None:
-            return scaled, *of_entropy
+            return e, scaled, *of_entropy
         u = half_u * (2 * DOWN) + slip * DOWN
         of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
-        return scaled, *of_entropy, *of_moments
+        return e, scaled, *of_entropy, *of_moments
 
     def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
         """The sum of the entropy, and the sums of every moment, from the sums of their terms in order."""
@@ -144,15 +146,14 @@ def _in_two_passes(
         half_u = shift(x, here, top, 0.5)
         half = jnp.exp(half_u)
         dead = is_dead(x, here) if kinds else None
-        scaled, *further = static.terms(z, half_u, half, dead, factors)
-        ones = jnp.floor(half)  # 1 at the maximum, 0 elsewhere: its derivative is 0
-        return scaled - rules.SCALE * ones, ones, *further
+        total, scaled, *further = static.terms(z, half_u, half, dead, factors)
+        return total, scaled - rules.SCALE * jnp.floor(half), *further
 
     if form is not None:
 
         def plain(x: Array, top: Array) -> Array:
-            others, ones = rules.row_sums(axes, *all_terms((x, None, ())))
-            return online.from_others(top, others, ones, bounded).rest
+            total, scaled_rest = rules.row_sums(axes, *all_terms((x, None, ())))
+            return online.from_sums(top, total, scaled_rest).rest
 
         def on_cpu(x: Array, top: Array) -> Array:
             return _cpu.rest(form, x, top, own[0], label)
@@ -164,9 +165,9 @@ def _in_two_passes(
         return online.State(top, rest), Sums(None, (), shares(top, label_logit))
     own_sums = sums(all_terms, (x, scaling.where, factors), own)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
-    others, ones, *further = found[: len(own_sums)]
+    total, scaled_rest, *further = found[: len(own_sums)]
     sums_found = Sums(*static.further(further), tuple(found[len(own_sums) :]))
-    return online.from_others(top, others, ones, bounded), sums_found
+    return online.from_sums(top, total, scaled_rest), sums_found
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -198,9 +199,9 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
-        total, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
+        total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
-        return online.State(state.max, total / rules.SCALE), Sums(*static.further(further), ()), its_logit
+        return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
 
     _, slope = jax.jvp(of_sums, primals, tangents)
     return (state, sums, label_logit), slope

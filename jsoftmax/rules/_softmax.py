@@ -89,7 +89,7 @@ def log_softmax_vjp(
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
-    scale: Array | float = 1,
+    scale: Array | None = None,
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
@@ -105,7 +105,8 @@ def log_softmax_vjp(
     p, g, dtype = _operands(p, g)
     if sums is None and leads is None:
         for _ in range(2):
-            g = g - p * (row_sums(axis, g)[0] / scale)
+            (total,) = row_sums(axis, g)
+            g = g - p * (total if scale is None else total / scale)
         return g.astype(dtype)
     leads = leading(p) if leads is None else leads
     sums = _row_sums(p, g, leads, axis) if sums is None else sums
@@ -125,7 +126,7 @@ def cross_entropy_residual(
     axis: Axes = -1,
     *,
     sums: RowSums | None = None,
-    scale: Array | float = 1,
+    scale: Array | None = None,
 ) -> Array:
     """The gradient in the logits of the cross-entropy with targets `t`, ``(Σt)·p − t``.
 
