@@ -94,10 +94,10 @@ def from_sums(top: Array, total: Array, scaled_rest: Array, scale: float = rules
 
 
 def from_others(top: Array, others: Array, ones: Array, bounded: bool = False) -> State:
-    """The state of a row from its maximum, the sum of all smaller elements, times `rules.SCALE`, and `ones`.
+    """The state of a row from its maximum, the sum of all smaller terms, times `rules.SCALE`, and `ones`.
 
-    `ones` is the number of elements equal to the maximum. If the maximum is `bounded`, an element of +inf
-    makes `ones` +inf, and the rest too.
+    `ones` is the number of terms at the maximum. If the maximum is `bounded` by the largest finite number, a
+    logit of +inf makes `ones` +inf, and then the rest is +inf.
     """
     rest = others / rules.SCALE + (ones - 1)
     return State(top, jnp.where(ones == jnp.inf, ones, rest) if bounded else rest)
