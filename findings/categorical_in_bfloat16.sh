@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# jax 0.10.2 and 0.12.0.1: jax.random.categorical draws from bfloat16 logits with noise of bfloat16, whose law is
-# another one.
+# jax 0.10.2 and 0.12.0.1: jax.random.categorical adds bfloat16 noise to bfloat16 logits, and draws with wrong
+# probabilities.
 #
-# Of 32000 classes one has probability 0.085, the others share the rest. From float32 logits it is drawn as often as
-# that; from the same logits in bfloat16, which holds these very numbers, nearly always. The noise has the dtype of the
-# logits: of a million numbers of Gumbel noise in bfloat16 the largest is 4.84, where it would be about 13.8. jsoftmax.sampling.categorical has float32 noise for logits of any dtype.
+# One of 32000 classes has probability 0.085, the others share the rest. From float32 logits, it is drawn with this
+# probability; from the same logits in bfloat16, which represents them exactly, nearly always. The noise has the dtype
+# of the logits: the largest of a million Gumbel numbers in bfloat16 is 4.84 instead of about 13.8.
+# jsoftmax.sampling.categorical uses float32 noise for logits of any dtype.
 #
 # Prints, for jax 0.10.2 or for the version given as an argument:
 #   expected 0.085, float32 0.079, bfloat16 0.991, largest noise of bfloat16 4.84

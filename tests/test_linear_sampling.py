@@ -1,4 +1,4 @@
-"""Draws from a linear head: those from its logits, with their derivatives, without holding them."""
+"""Draws from a linear head equal those from its logits, with their derivatives, in less memory."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def head(seed=0, dtype=jnp.float32):
 
 
 def dense(hidden, weight, bias=None, soft_cap=None, **options):
-    """From all logits, made as the head makes them."""
+    """A draw from the array of all logits, computed as in the head."""
     x = jnp.matmul(hidden, weight, preferred_element_type=jnp.float32)
     x = x if bias is None else x + bias.astype(jnp.float32)[None]
     x = x if soft_cap is None else jnp.where(jnp.isinf(x), x, soft_cap * jnp.tanh(x / soft_cap))
@@ -44,7 +44,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_draws_are_those_from_the_logits(name):
-    """Two scores of 5003 come closer than the logits' rounding about once in 10⁴ rows."""
+    """The two best of 5003 scores are closer than the rounding of the logits about once in 10⁴ rows."""
     arrays, options = head(), OPTIONS[name]
     drawn = jax.jit(lambda h, w, b: sampling.linear_categorical(KEY, h, w, bias=b, **options))(*arrays)
     others = {k: v for k, v in options.items() if k not in ("block_size", "backend")}
@@ -78,7 +78,7 @@ def test_corners_of_a_head():
 
 
 def test_derivatives_of_a_head():
-    """Those of the log-probability of the logits at the ids, in every argument, in both modes."""
+    """They equal those of the logits' log-probability at the ids, in every argument and both modes."""
     hidden, weight, bias = (a[..., :600] if a.shape[-1] == V else a for a in head())
     t = jnp.linspace(0.5, 2, B)
     ids = sampling.linear_categorical(KEY, hidden, weight, bias=bias, temperature=t).ids
@@ -106,7 +106,7 @@ def test_derivatives_of_a_head():
 
 
 def test_a_head_under_vmap():
-    """Mapped rows have the noise of the rows of one call; mapped keys have each their own."""
+    """With one key, every element has the noise of a separate call; mapped keys give different noise."""
     hidden, weight, _ = head()
     pairs = hidden.reshape(2, B // 2, D)
     of_rows = jax.jit(jax.vmap(lambda h: sampling.linear_categorical(KEY, h, weight)))(pairs)

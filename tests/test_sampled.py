@@ -1,4 +1,4 @@
-"""The gradient of a linear head from a sample of the classes: unbiased, and exact where it says so."""
+"""The gradient of a linear head from a sample of the classes is unbiased, and exact where documented."""
 
 import functools
 
@@ -16,7 +16,7 @@ DRAWS = 300
 
 
 def head(regime="unit", seed=0):
-    """hidden, weight and bias; of "trained" ones the bias says how often a class occurs."""
+    """hidden, weight and bias, and labels; for "trained", the bias contains log-frequencies of classes."""
     rng = np.random.default_rng(seed)
     scale = {"flat": 0.0, "unit": FEATURES**-0.5, "peaked": 3.0, "trained": 1.0}[regime]
     h, w = rng.normal(size=(ROWS, FEATURES)) * scale, rng.normal(size=(FEATURES, CLASSES))
@@ -36,7 +36,7 @@ def loss(floats, labels, gradient="sampled", block_size=16, **options):
 
 
 def gradient_of(labels, **options):
-    """Of the rows in unequal parts, as ``gradient(floats, key)``."""
+    """The gradient of an unequally weighted sum of the losses, as ``gradient(floats, key)``."""
 
     def total(floats, key):
         losses = loss(floats, labels, key=key, **options)
@@ -65,7 +65,7 @@ DIFFERENTIATED = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "tem
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
-    """Within five standard errors everywhere, and all together as far off as chance has it."""
+    """Each error is within five standard errors, and their mean square is as expected by chance."""
     floats, labels = head("trained" if name == "every option" else name)
     options = dict(OPTIONS[name])
     floats |= {name: jnp.asarray(options.pop(name)) for name in DIFFERENTIATED if name in options}
@@ -82,7 +82,7 @@ def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
     squares = []
     for argument, (mean, deviation) in found.items():
         error, scale = np.abs(mean - exact[argument]), np.abs(exact[argument]).max() + 1e-12
-        least = deviation.max() / 8 + 1e-10 * scale  # rare draws leave the deviation too small
+        least = deviation.max() / 8 + 1e-10 * scale  # rare draws underestimate the deviation
         standard = np.maximum(deviation, least) / DRAWS**0.5
         assert np.all(error <= 5 * standard), argument
         squares.append(np.ravel((error / standard) ** 2))
@@ -91,7 +91,7 @@ def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
 
 
 def test_the_variance_is_what_the_docstring_says(x64):
-    """Of dhidden (1/keep − 1)·Σ (dz·w)² over the classes that are sampled; that of a label's class is 0."""
+    """In hidden (1/keep − 1)·Σ (dz·w)² over the inactive classes; in the weight, 0 for active classes."""
     floats, labels = head("unit")
     keys = jax.random.split(jax.random.key(1), DRAWS)
     gradient = gradient_of(labels, block_size=ROWS)
@@ -147,7 +147,7 @@ def test_truncated_leaves_out_less_than_its_bound(x64):
 
 
 def test_a_small_head_and_a_large_one_take_the_same_classes(x64, monkeypatch):
-    """Few logits are a plain program, which multiplies by how often a class counts."""
+    """A small head runs as a plain program, which multiplies the gradient of each class by its factor 1/π."""
     floats, labels = head("trained")
 
     def found():
@@ -160,7 +160,7 @@ def test_a_small_head_and_a_large_one_take_the_same_classes(x64, monkeypatch):
 
 
 def test_wrapped_and_differentiated_again(x64):
-    """Second derivatives are exact; scan, vmap and checkpoint take it as they take any loss."""
+    """Second derivatives are exact; gradients under scan, vmap and checkpoint equal those without."""
     floats, labels = head("trained")
     key = jax.random.key(0)
     along = jax.tree.map(jnp.cos, floats)
@@ -193,7 +193,7 @@ def test_wrapped_and_differentiated_again(x64):
 
 @pytest.mark.parametrize("kind", ["explicit", "manual", "automatic"])
 def test_shards(kind, x64):
-    """Rows and classes sharded: the mean of many gradients."""
+    """With sharded rows, and in "manual" also classes, the mean of many gradients is the exact one."""
     axis_types = (jax.sharding.AxisType.Explicit if kind == "explicit" else jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((2, 2), ("rows", "classes"), axis_types=axis_types)
     floats, labels = head("trained")
@@ -227,7 +227,7 @@ def test_shards(kind, x64):
 
 
 def test_what_is_nan_stays_nan(x64):
-    """A row that overflows, and a bad label, are seen wherever the exact gradient shows them."""
+    """A row with NaN and a bad label give NaN in the same places as in the exact gradient."""
     floats, labels = head("unit")
     floats["hidden"] = floats["hidden"].at[5].set(jnp.nan)
     labels = labels.at[20].set(CLASSES)
@@ -243,7 +243,7 @@ def test_what_is_nan_stays_nan(x64):
 
 
 def test_memory_and_products():
-    """No more than the exact gradient holds but for the table and a 32nd of the products at a time."""
+    """At most 16 MiB more than the exact gradient: the table, and products with 1/32 of the classes."""
     shapes = [(2048, 64), (32768, 64), (2048,)]
     h, w, y = (
         jax.ShapeDtypeStruct(shape, dtype)

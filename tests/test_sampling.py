@@ -1,7 +1,7 @@
-"""Draws have the law of their logits, whatever the dtype, the mask, the temperature, and the sharding.
+"""Draws have the law of their logits, for every dtype, mask, temperature and sharding.
 
-Keys are fixed. A law is tested by χ², which would reject a right one with probability `RISK`; a test makes at
-most a hundred such comparisons, so that it would have failed by chance with probability 1e-6 at most.
+Keys are fixed. A χ² test checks a law, and rejects a correct one with probability `RISK`. Each test makes at
+most a hundred such comparisons, so it fails by chance with probability at most 1e-6.
 """
 
 import itertools
@@ -27,20 +27,20 @@ DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 def softmax(logits):
-    """In float64, of the very numbers."""
+    """The softmax in float64, of the rounded logits."""
     z = np.asarray(logits, np.float64)
     p = np.exp(z - z.max(-1, keepdims=True, initial=-np.inf))
     return p / p.sum(-1, keepdims=True)
 
 
 def has_law(ids, p):
-    """Whether ids may be draws of p; rare classes are counted together, dead ones never occur."""
+    """Whether ids may be draws from p; rare classes are counted together, dead ones must not occur."""
     counts = np.bincount(np.asarray(ids).ravel(), minlength=len(p))
     assert len(counts) == len(p)
     assert not counts[p == 0].any()
     order = np.argsort(p)
     order = order[p[order] > 0]
-    groups = np.floor(np.cumsum(p[order]) * counts.sum() / 10)  # about ten draws to the smallest group
+    groups = np.floor(np.cumsum(p[order]) * counts.sum() / 10)  # about ten draws in the smallest group
     groups = np.unique(np.minimum(groups, groups.max() - (groups.max() > 0)), return_inverse=True)[1]
     seen, expected = (np.bincount(groups, a[order]) for a in (counts, p * counts.sum()))
     return len(seen) == 1 or stats.chisquare(seen, expected * (seen.sum() / expected.sum())).pvalue > RISK
@@ -49,7 +49,7 @@ def has_law(ids, p):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("classes", "draws"), [(2, 2**16), (10, 2**16), (50257, 2**8)])
 def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
-    """Of many classes one leads, which with noise of 16 bits would be drawn always."""
+    """One of many classes leads; with 16-bit noise, every draw would be of this class."""
     z = np.random.default_rng(classes).normal(size=classes)
     if classes > 10:
         z[7] = 8.5
@@ -61,7 +61,7 @@ def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
 
 
 def test_it_would_see_the_noise_of_16_bits():
-    """Which `jax.random.categorical` has: half of all draws are of other classes, and it draws none."""
+    """`jax.random.categorical` has 16-bit noise: half of its draws should be other classes, but none is."""
     z = np.zeros(50257)
     z[7] = 10.8
     ids = jax.jit(partial(jax.random.categorical, shape=(2**6,)))(KEY, jnp.asarray(z, jnp.bfloat16))
@@ -83,7 +83,7 @@ def test_rows_have_their_masks_and_temperatures():
 
 
 def test_rows_and_classes_are_independent():
-    """The pairs of draws of two rows, and of two keys, have the law of pairs."""
+    """The pairs of draws of two rows, of two keys, and of successive draws are independent."""
     z = jnp.zeros((2, 4))
     ids = np.stack([sampling.categorical(k, z, shape=(2**14, 2)).ids for k in jax.random.split(KEY)])
     for a, b in ((ids[0, :, 0], ids[0, :, 1]), (ids[0, :, 0], ids[1, :, 0]), (ids[0, 1:, 0], ids[0, :-1, 0])):
@@ -103,7 +103,7 @@ def test_threefry_is_that_of_jax_and_of_its_authors():
 
 
 def test_the_noise_has_the_exponential_law_from_2_to_the_minus_63():
-    """What any two words turn into, against the definition: E = −log(1 − v), v of 63 bits and a half."""
+    """The number from two words, compared with the definition E = −log(1 − v), v of 63 bits plus a half."""
     rng = np.random.default_rng(0)
     v = np.concatenate(
         [2 ** rng.integers(0, 63, 300) + rng.integers(0, 2**62, 300) % 2 ** rng.integers(0, 63, 300)]
@@ -120,7 +120,7 @@ def test_the_noise_has_the_exponential_law_from_2_to_the_minus_63():
 
 
 def test_the_noise_has_the_law_of_its_tail():
-    """How many of 2²³ are below t: binomial, at every t down to where one is expected."""
+    """The number of E < t among 2²³ is binomial, for every t down to an expected number of 1."""
     at = _noise.Places(
         jnp.arange(2**11, dtype=jnp.uint32)[:, None], jnp.arange(2**12, dtype=jnp.uint32)[None]
     )
@@ -187,7 +187,7 @@ def test_log_probs_are_those_of_log_prob_and_so_are_their_derivatives():
 
 
 def test_axes_and_shapes():
-    """A tuple of axes is one axis of the pairs; the draws of a shape begin with others than those without."""
+    """A tuple of axes acts as one flattened axis; the first of several draws is the draw without `shape`."""
     z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32)
     flat = jnp.transpose(z, (1, 2, 0)).reshape(3, 20)
     both = [sampling.categorical(KEY, z, axis=(2, 0)), sampling.categorical(KEY, flat)]
@@ -216,7 +216,7 @@ ROWS, CLASSES = 8, 24
 
 
 def given():
-    """Rows that are tied across shards, without a live class, with NaN, and greedy ones."""
+    """Rows with a tie across shards, without a live class, with NaN, and greedy rows."""
     rng = np.random.default_rng(0)
     z = jnp.asarray(2 * rng.normal(size=(ROWS, CLASSES)), jnp.float32)
     z = z.at[1, jnp.array([3, 20])].set(30.0).at[2].set(-jnp.inf).at[3, 17].set(jnp.nan)
@@ -254,7 +254,7 @@ def test_a_draw_is_the_same_on_any_number_of_devices(sizes, how):
 
 
 def test_shards_of_classes_send_a_few_numbers_a_row():
-    """The maximum, whether there is a NaN, the best score and its class; for log-probabilities a sum more."""
+    """The maximum, a flag for NaN, the best score and its class; log-probabilities add one sum."""
     mesh = jax.make_mesh((8,), ("classes",), axis_types=(AxisType.Auto,))
     f = jax.jit(
         jax.shard_map(
@@ -321,7 +321,7 @@ def test_errors(name):
 
 
 def kept_by_sorting(x, k, p, m):
-    """`keep_mask` of one row in float64, by a stable sort: of equal logits the lower ids come first."""
+    """`keep_mask` of one row in float64, by a stable sort: among equal logits, lower ids come first."""
     x = np.asarray(x, np.float64)
     order = np.argsort(-x, kind="stable")
     order = order[x[order] > -np.inf][:k]
@@ -344,7 +344,7 @@ ROWS_TO_KEEP = {
     "huge": lambda rng, n: rng.choice([-1e38, -1.0, 0, 2e38, 1e-30], n) * rng.random(n),
     "offset": lambda rng, n: 1e4 + rng.normal(size=n),
 }
-# top-k, top-p, min-p; no sum of equal probabilities comes near p.
+# top-k, top-p, min-p; no sum of equal probabilities is close to p.
 OPTIONS = (
     (1, 1, 0),
     (3, 1, 0),
@@ -382,7 +382,7 @@ def by_transformers(x, t, k, p, m):
 
 
 def by_vllm(x, t, k, p, m):
-    """vllm at 01fa3fe, `v1/sample`: min-p goes first, as a processor of logits; then top-k and top-p."""
+    """vllm at 01fa3fe, `v1/sample`: first min-p, a logits processor, then top-k and top-p."""
     z = x / t
     q = softmax(z)
     z = np.where(q < m * q.max(), -np.inf, z)
@@ -396,7 +396,7 @@ def by_vllm(x, t, k, p, m):
 
 
 def test_the_order_of_other_peoples_options():
-    """That of transformers; vllm's has min-p first, which is a mask here."""
+    """The order is that of transformers; vllm applies min-p first, for which `where` gets a mask."""
     rng = np.random.default_rng(0)
     x = (3 * rng.normal(size=(60, 50))).astype(np.float32)
     t = rng.uniform(0.3, 3, 60)
@@ -412,7 +412,7 @@ def test_the_order_of_other_peoples_options():
 
 
 def test_a_mass_that_is_met_exactly():
-    """The class that crosses p stays; with p reached, the next does not."""
+    """The class that crosses p stays; if the sum is exactly p, the next does not."""
     x = jnp.log(jnp.array([0.125, 0.5, 0.125, 0.25]))
     x = jnp.round(x / np.log(np.float32(2))) * np.log(np.float32(2))
     for p, kept in (
@@ -448,7 +448,7 @@ def test_corners_of_what_is_kept():
 
 
 def test_the_log_probability_of_a_draw_from_what_is_kept():
-    """That of the kept classes alone, with its derivative: 0 at all others."""
+    """It is the log-probability within the kept classes; its derivative is 0 at all others."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.bfloat16)
     kept = sampling.keep_mask(x, top_p=0.6, temperature=0.7)
     drawn = sampling.categorical(KEY, x, where=kept, temperature=0.7)
@@ -461,7 +461,7 @@ def test_the_log_probability_of_a_draw_from_what_is_kept():
 
 
 def test_rows_at_a_time_keep_the_same():
-    """On CPU many rows go in blocks; what is kept is what the plain form keeps."""
+    """On CPU many rows are processed in blocks; the mask equals that of the plain form."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2**15)), jnp.bfloat16)
     options = {"top_k": jnp.arange(1, 21) ** 3, "top_p": 0.9}
     kept = jax.jit(partial(sampling.keep_mask, **options))(x)
@@ -470,7 +470,7 @@ def test_rows_at_a_time_keep_the_same():
 
 
 def test_without_replacement_each_draw_is_from_those_that_are_left():
-    """All ordered triples of four classes have the law of Plackett and Luce, and log_probs tell it."""
+    """Ordered triples of four classes have the Plackett-Luce distribution, and log_probs match it."""
     z = jnp.asarray([0.5, -1, 1, 0], jnp.bfloat16)
     p = softmax(z)
     rows = jnp.tile(z[None], (2**15, 1))
@@ -508,7 +508,7 @@ def test_without_replacement_no_dead_class_is_drawn():
 
 
 def test_a_gumbel_softmax_is_the_softmax_with_noise():
-    """Its largest class is the draw of `categorical`; its derivatives are those of softmax there."""
+    """Its largest class is the draw of `categorical`; its derivatives are those of this softmax."""
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.normal(size=(6, 9)) + 1e4, jnp.float32)
     where = rng.random((6, 9)) < 0.8
@@ -550,7 +550,7 @@ def test_corners_of_a_gumbel_softmax():
 
 
 def speculate(key, target_logits, draft_logits, drafted):
-    """The recipe of the pages: one step, which takes a drafted token or draws another."""
+    """The example in the pages: one step, which accepts a drafted token or draws another."""
     uniform, residual = jax.random.split(key)
     log_p = jsoftmax.log_prob(target_logits, drafted)
     log_q = jsoftmax.log_prob(draft_logits, drafted)

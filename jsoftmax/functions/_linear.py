@@ -58,20 +58,20 @@ def linear_cross_entropy(
     product; a gradient that is not asked for costs no product. A weighted sum of the losses needs no "none":
     "sum" with `weights` takes three products.
 
-    A trained model needs few classes for its gradient. Under ``gradient="sampled"`` each block of rows takes
-    its *active* classes, those with p ≥ `threshold` in one of its rows and the labels, and each other class
-    with the probability `keep`, weighted by 1/keep; every other product is left out. The loss stays exact.
-    Each gradient is unbiased: its mean over keys is the exact one. With dz of the block's classes that are
-    not active, the variances over one key are
+    In a trained model, almost all classes have a negligible gradient. With ``gradient="sampled"``, each block
+    of rows takes its *active* classes, which are its labels and those with p ≥ `threshold` in one of its
+    rows, and each other class with the probability `keep`, weighted by 1/keep. It computes no gradients for
+    the rest. The loss stays exact. Each gradient is unbiased: its mean over keys is the exact one. With dz of
+    the inactive classes of a block, the variances over one key are
 
         (1/keep − 1)·Σ dz²·w²  in hidden,   (1/keep − 1)·(hiddenᵀ dz)²  in each such column of the weight
 
-    The gradients of weight, hidden, bias, class weights, temperature and cap come from the same classes;
-    those of smoothing and z-loss are exact. A block with more than half of the classes active takes all of
-    them, and its gradient is the exact one, bit for bit. ``gradient="truncated"`` takes the active classes
-    alone: no key, no variance, but a bias. In hidden that is at most ``Σ p·|w|`` over the other classes, each
-    with p < `threshold`. Either is exact with target probabilities, where `linear_plan` cuts the classes, in
-    `forward_mode`, and for second derivatives. A weight [D, V] is transposed first, one more array like it.
+    The gradients in weight, hidden, bias, class weights, temperature and cap use the same classes; those in
+    smoothing and z-loss are exact. If more than half of the classes are active, a block takes all classes,
+    and its gradient equals the exact one bit for bit. ``gradient="truncated"`` takes only the active classes:
+    it has no key and no variance, but is biased. Its error in hidden is at most ``Σ p·|w|`` over the inactive
+    classes. Both are exact with target probabilities, if `linear_plan` splits the classes, in `forward_mode`,
+    and for second derivatives. A weight [D, V] is transposed first, which takes one more array of its size.
 
     `jax.vmap` adds rows, in more blocks, as if hidden had one more leading axis. The "mean" or "sum" of each
     element has its own cotangent, so its gradients take four products. If the weight is mapped too, memory
@@ -89,7 +89,7 @@ def linear_cross_entropy(
       vocab_axis: the axis of the weight along which the classes lie.
       bias: shape [V].
       ignore_index: this and the following as in `cross_entropy`.
-      weights: one a row, shape [...].
+      weights: one per row, shape [...].
       class_weights: w, shape [V].
       label_smoothing: α from 0 to 1, a number, or one per row.
       z_loss: λ, a number, or one per row.
@@ -105,16 +105,16 @@ def linear_cross_entropy(
         gradient is summed over them. Blocks hold all classes of a shard; each takes two all-reduces.
       row_axis_name: as in `cross_entropy`.
       gradient: "exact", "sampled" or "truncated".
-      key: a random key for "sampled", another for every step. Shards fold in where they are.
-      threshold: the probability, from 0 to 1, from which on a class is active.
-      keep: the probability, above 0, to take a class that is not.
+      key: a random key for "sampled", a new one for every step. Each shard folds in its mesh index.
+      threshold: the smallest probability, from 0 to 1, of an active class.
+      keep: the probability, above 0, of taking an inactive class.
 
     Returns:
       The losses, in the shape [...], or their mean or sum.
 
     Raises:
       TypeError, ValueError: as in `cross_entropy`, and for features, a bias, an axis of the weight, a block
-        size, a backend, a key or a share that does not fit.
+        size, a backend, a gradient, a key, a threshold or a `keep` that does not fit.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])

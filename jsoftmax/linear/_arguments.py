@@ -1,4 +1,4 @@
-"""Checks the arguments of a linear head, flattens its rows, and makes its options one column each."""
+"""Checks the arguments of a linear head, flattens its rows, and reshapes each option to a column."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Head(NamedTuple):
         return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
 
     def masks(self) -> tuple[Array | None, Array | None]:
-        """Which classes count: [B, V] where that differs from row to row, else [1, V] of all rows."""
+        """The mask per row, [B, V], and the mask of all rows, [1, V]; at least one of them is None."""
         where, classes = self.scaling.where, self.logits.shape[-1]
         if where is None:
             return None, None
@@ -149,9 +149,9 @@ def of_call(call: Call, prefix: str = "") -> Head:
 
 
 def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
-    """The head, whose gradients are made of the classes that a call asks for.
+    """The head with the options of the call on which classes its gradients use.
 
-    It reads and writes classes one by one, so that a weight [D, V] becomes a table [V, D].
+    Such gradients gather and scatter single classes, so a weight [D, V] is transposed to a table [V, D].
     """
     kind = call.arguments["gradient"]
     if kind not in get_args(Gradient):

@@ -68,14 +68,14 @@ def forward(
 
 
 def _none_made(rows: Rows, shared: Shared, classes: int) -> Array:
-    """Where a block's logits will lie."""
+    """Zeros in the shape of a block of logits."""
     shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
     begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
     return varying(begun, rows.hidden, shared.weight)
 
 
 def logits(static: Static, size: int, rows: Rows, shared: Shared) -> Array:
-    """The logits of a block of rows, made `size` classes at a time."""
+    """The logits of a block of rows, computed `size` classes at a time."""
     classes = shared.weight.shape[static.vocab_axis]
     if size == classes:
         return _products.logits(static, rows, shared)
@@ -88,7 +88,7 @@ def logits(static: Static, size: int, rows: Rows, shared: Shared) -> Array:
 
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
-    """The numbers over the classes of one tile; the nll is 0 where the label is not one of them."""
+    """The numbers over the classes of one tile; the nll is 0 if the label is in another tile."""
     problem = _products.problem(x, rows, shared, start, whole=whole)
     has_label = jnp.asarray(True)
     if not whole:
@@ -115,10 +115,10 @@ def backward(
     x: Array | None = None,
     times: Array | None = None,
 ) -> tuple[Shared, Rows]:
-    """The gradients of a block of rows, `size` classes at a time: `sums` with its own added, and of its rows.
+    """The gradients of a block, `size` classes at a time: `sums` with its own added, and those of its rows.
 
-    Unless its logits x are given, they are computed again.
-    `times` is how often each class counts, if all are taken at a time.
+    It computes the logits again unless they are given as `x`. `times` is the factor of each class, [1, V]; it
+    requires that `size` is the number of all classes.
     """
     classes = shared.weight.shape[static.vocab_axis]
     rows = rows.of_block(saved.heard)
@@ -150,7 +150,7 @@ def of_part(
     of_maximum: bool | Array,
     times: Array | None,
 ) -> tuple[Shared, Rows]:
-    """The gradients from some of the classes: what the rows share, added to the sums of these classes."""
+    """The gradients from some of the classes: their `sums` with the new ones added, and those of the rows."""
     own = (1, static.names, static.wanted)
     back = _statistics.pull(own, saved, cotangents, of_maximum, times)[0]
     dhidden, sums = _products.back(

@@ -63,14 +63,14 @@ class Shared(NamedTuple):
     weight: Any  # [D, V] or [V, D]
     bias: Any = None  # [1, V]
     class_weights: Any = None  # [1, V]
-    key: Any = None  # of `_sampling`, as integers
+    key: Any = None  # the random key of `_sampling`, as integers
 
 
 class Sampling(NamedTuple):
-    """Of which classes a block's gradient is made."""
+    """The probabilities that decide which classes the gradient of a block uses."""
 
-    threshold: float  # all that have this probability in some row
-    keep: float  # and each of the others with this one; 0: none
+    threshold: float  # the smallest p, in one of the rows, of an active class
+    keep: float  # the probability of taking an inactive class; 0 for none
 
 
 class Static(NamedTuple):
@@ -81,7 +81,7 @@ class Static(NamedTuple):
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
     wanted: frozenset[str]  # the names of the numbers
     asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
-    sampling: Sampling | None = None  # None: all classes
+    sampling: Sampling | None = None  # None: gradients use all classes
 
     def plan(self, rows: Rows, shared: Shared, gradient: bool = True) -> BlockPlan:
         """The blocks of the logits; with targets or sharded classes, a block has all classes.
@@ -109,7 +109,7 @@ class Static(NamedTuple):
         return plan if cuttable else plan._replace(block_classes=classes)
 
     def samples(self, plan: BlockPlan, rows: Rows) -> bool:
-        """Whether gradients are made of a sample: of blocks with all classes, and class ids."""
+        """Whether gradients use some of the classes: only with class ids, and if a block has all classes."""
         return self.sampling is not None and plan.class_blocks == 1 and rows.has_class_ids
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
@@ -126,7 +126,7 @@ class Static(NamedTuple):
         return Shared(*parts)._replace(key=shared.key)
 
     def taken(self, shared: Shared, ids: Array) -> Shared:
-        """What belongs to classes of these ids, in order; an id may be one too large, for nothing."""
+        """The shared arguments of the classes with these ascending ids; one past the end is clipped."""
 
         def read(a: Array | None, axis: int) -> Array | None:
             if a is None:
@@ -137,7 +137,7 @@ class Static(NamedTuple):
         return Shared(*(read(a, axis) for a, axis in zip(shared[:3], axes, strict=True)))
 
     def added(self, shared: Shared, part: Shared, ids: Array) -> Shared:
-        """`shared`, with something added to classes of these ids."""
+        """`shared`, with `part` added to the classes with these ascending ids, except one past the end."""
 
         def add(a: Array | None, b: Array | None, axis: int) -> Array | None:
             if a is None or b is None:
@@ -156,8 +156,8 @@ def _along(axis: int, ids: Array) -> tuple[Any, ...]:
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     """The logits of a block, in at least float32.
 
-    On CPU a tile is a sum of products over some of the features each: XLA's product adds all features one
-    after the other there, and with 512 features its error is twice as large.
+    On CPU the logits of a tile are a sum of products over some of the features each: XLA's product sums all
+    features in sequence there, and with 512 features its error is twice as large.
     """
     hidden, weight = rows.hidden, shared.weight
     features, classes = hidden.shape[1], weight.shape[static.vocab_axis]

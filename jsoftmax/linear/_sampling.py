@@ -1,11 +1,11 @@
 """An unbiased gradient of a block of rows, from some of its classes.
 
-Of a trained model's row almost every class has a gradient dz too small to matter. A block takes the classes
-that matter in one of its rows, and each of the others with the probability `keep`:
+In a trained model, almost all classes have a negligible gradient dz. A block takes its active classes (its
+labels, and those with p ≥ threshold in one of its rows), and each other class with the probability `keep`:
 
     dhidden = Σ dz_j w_j/π_j,   dw_j = Σ dz_j h/π_j,   over the classes taken;   π_j = 1, or keep
 
-Every sum has the exact one as its mean. Where most classes matter, a block takes all of them.
+The mean of each sum is the exact gradient. If most classes are active, a block takes all classes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._sharding import is_known, laid_out, spec, varying, zeros
 
-# Where more than one class in so many matters, all are taken: to gather them costs more than it spares.
+# If more than 1/CAPACITY of the classes are active, a block takes all: gathering would cost more time.
 CAPACITY = 2
-# The classes taken come a 32nd of all at a time, a multiple of 128.
+# A group of taken classes is 1/32 of all classes, rounded up to a multiple of 128.
 GROUPS, GROUP = 32, 128
 
 
 class _Chosen(NamedTuple):
-    times: Array  # [V], 1/π of the classes taken, 0 of the others
-    every: Array  # whether more classes matter than `CAPACITY` allows
+    times: Array  # [V]: the factor 1/π of a class that is taken, 0 of the others
+    every: Array  # whether more classes are active than `CAPACITY` allows
 
 
 def backward(
@@ -47,9 +47,9 @@ def backward(
     cotangents: dict[str, Array | None],
     x: Array | None = None,
 ) -> tuple[Shared, Rows]:
-    """`_block.backward` of a block with all classes, from the classes that the static argument asks for.
+    """`_block.backward` of a block with all classes, from the classes that `static.sampling` selects.
 
-    The sums hold the key for this block, and hand on that for the next.
+    The key in `sums` is for this block; the returned sums contain the key for the next block.
     """
     rows = rows.of_block(saved.heard)
     x = _block.logits(static, size, rows, shared) if x is None else x
@@ -71,14 +71,14 @@ def _split(key: Array) -> tuple[Array, Array]:
 
 
 def _choose(static: Static, rows: Rows, shared: Shared, saved: Saved, x: Array, key: Array | None) -> _Chosen:
-    """Which classes are taken: the labels, those with p ≥ threshold in a row, and a sample of the others.
+    """The classes to take: the labels, those with p ≥ threshold in a row, and a sample of the others.
 
-    A row whose loss is NaN takes all of them, so that its NaN arrives wherever it would.
+    If a row has a NaN loss, all classes are active, so that NaN is where the exact gradient has it.
     """
     threshold, keep = static.sampling or (0.0, 0.0)
     classes, state = x.shape[1], saved.state
     log_least = math.log(threshold) if threshold else -math.inf
-    # p = exp(u)/(1 + rest): of a row with no live class, and of one that does not count, no class matters.
+    # p = exp(u)/(1 + rest). A row without a live class, or that does not count, makes no class active.
     least = jnp.where(state.rest < 0, jnp.inf, online.log_total(state.rest) + log_least)
     least = jnp.where(jnp.isnan(saved.numbers["nll"]), jnp.nan, least)
     low = _scaling.shifted(x, rows.scaling, state.max).u < least
@@ -96,7 +96,7 @@ def _choose(static: Static, rows: Rows, shared: Shared, saved: Saved, x: Array, 
 
 
 def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tuple[Shared, Rows]:
-    """The gradients, in two loops, one of which does not run: a branch would copy the sums."""
+    """The gradients. One of two loops runs, for all classes or for groups: a `cond` would copy the sums."""
     own, size = static
     rows, shared, sums, saved, cotangents, _ = arguments
     classes = len(chosen.times)
@@ -141,7 +141,7 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
 
 
 def _listed(is_taken: Array, length: int) -> tuple[Array, Array]:
-    """The classes taken, filled up by one that there is not; and the place of each class in this list."""
+    """The ids of the taken classes, padded by an id out of range, and the index of each class in them."""
     classes = len(is_taken)
     place = jnp.cumsum(is_taken, dtype=jnp.int32) - 1
     ids = jnp.full(length, classes, jnp.int32).at[jnp.where(is_taken, place, length)]
@@ -154,7 +154,7 @@ def _read(place: Array, labels: Array) -> Array:
 
 
 def _derivative(static: tuple[Static, int], arguments: Any, tangents: Any) -> Any:
-    """That of the gradients of all classes: second derivatives are exact."""
+    """The derivative of the exact gradients, so that second derivatives are exact."""
     own, size = static
 
     def exact(arguments: Any) -> tuple[Shared, Rows]:

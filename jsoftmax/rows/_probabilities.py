@@ -16,7 +16,7 @@ from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
-LEAST_UNSCALED = 2.0**-80
+LEAST_UNSCALED = 2.0**-80  # the smallest rest of a row whose terms are not scaled
 Axes = tuple[int | str, ...]
 Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
 Forms = dict[str, Callable[..., Any]]  # by the name of a `_choice.Form`
@@ -124,13 +124,13 @@ def share_of_others(rest: Array, u_lead: Array) -> Array:
 
 
 def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
-    """The gradient of −Σ t·log p in z; the row is its logits, scaling and state."""
+    """The gradient of −Σ t·log p in z; `row` is (logits, scaling, state)."""
 
     def after_two_sums(p: Array, t: Array, row: Row) -> Array:
         x, scaling, state = row
-        # XLA on CPU has no numbers below the normal ones. If the classes beside the leading one have a sum
-        # that is almost as small, some of their p are below: such a row is scaled, as exp(u/2)² · scale. The
-        # factors 0 and 1 take the place of a select, which XLA does not fuse with sums.
+        # XLA on CPU flushes subnormal numbers to 0. If the sum of all classes but the leading one is almost
+        # that small, some of their p are subnormal, and the terms are computed as exp(u/2)²·scale. Factors
+        # of 0 and 1 replace a select, which XLA does not fuse with sums.
         is_small = ((state.rest >= 0) & (state.rest < LEAST_UNSCALED)).astype(p.dtype)
         root = 1 + is_small * (2.0**12 - 1)
         z = shifted(x, scaling, state.max)

@@ -1,4 +1,4 @@
-"""A class of every row, drawn from the softmax of its logits."""
+"""Draws a class of every row from the softmax of its logits."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def categorical(
 
         ids = argmax (z + g),   g = −log E,   E exponential;     log_probs = log p at the ids
 
-    The Gumbel-max trick, with z = logits/T shifted and computed in at least float32, and noise g of 63 random
-    bits in float32, whatever the dtype of the logits: a class of probability 1e-12 is drawn as often as it
-    should be. The noise is a function of the key, the row, and the class alone, so that a draw does not
-    depend on how rows and classes are sharded.
+    This is the Gumbel-max trick. z = logits/T is shifted and computed in at least float32. The noise g is in
+    float32 and has 63 random bits, whatever the dtype of the logits: a class of probability 1e-12 is drawn
+    with that probability. The noise is a function of the key, the row and the class only, so a draw does not
+    depend on the sharding of rows and classes.
 
-    With a temperature of 0 the first of the largest logits is taken, at log-probability 0. A row with no live
-    class draws −1, at log-probability −inf; a row with NaN or +inf in a live class draws −1 at NaN.
+    With a temperature of 0, the draw is the first of the largest logits, with log-probability 0. A row
+    without a live class draws −1 with log-probability −inf; a row with NaN or +inf in a live class draws −1
+    with NaN.
 
-    Derivative: that of `log_prob` in the logits and the temperature, at the ids; 0 where T is 0. The ids have
-    none.
+    Derivative: that of `log_prob` at the ids, in the logits and the temperature; 0 if T is 0. Ids have none.
 
     Args:
       key: a random key, of `jax.random.key`.
       logits: any shape.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that may be drawn; broadcasts to the shape of the logits.
-      temperature: T, a number, or an array with one entry a row; 0 is greedy.
-      shape: that of the ids, (…, *rows), to draw several for each row; None is one, the shape of the rows.
-      axis_name: as in `softmax`. Ids count the classes of all shards. One maximum and one minimum a row are
-        sent for the draw. Rows on shards of further mesh axes count on, if the key is the same on them.
+      temperature: T, a number, or an array with one entry per row; 0 is greedy.
+      shape: the shape of the ids, (…, *rows), for several draws per row; None for one draw per row.
+      axis_name: as in `softmax`. Ids count the classes of all shards. The draw exchanges one maximum and one
+        minimum per row. Rows sharded over other mesh axes have distinct noise, if the key is the same there.
 
     Returns:
       `Draw`: ids as int32, and log-probabilities in at least float32.
 
     Raises:
-      TypeError, ValueError: for no key, or several; for a shape that does not end in that of the rows; else
-        as for `softmax`.
+      TypeError, ValueError: for no key or several keys; for a `shape` that does not end in the shape of the
+        rows; otherwise as in `softmax`.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> logits = jnp.log(jnp.array([0.7, 0.2, 0.1]))
@@ -120,7 +120,7 @@ def categorical(
 def _draw(
     static: Static, words: Array, x: Array, scaling: Scaling, is_greedy: Array | None
 ) -> tuple[Array, Entrants]:
-    """The ids, and the rows of which they are, without their logits."""
+    """The ids, and the `Entrants` without their logits."""
     axis, names, all_greedy = static
     row = _race.entrants(static, x, scaling, is_greedy)
     at = _noise.places(words, x, (axis,), names)
@@ -131,7 +131,7 @@ def _draw(
 
 
 def _prefix(call: Call, rows: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading axes of the ids, beyond those of the rows."""
+    """The leading axes of the ids, before the axes of the rows."""
     given = call.arguments["shape"]
     if given is None:
         return ()

@@ -1,4 +1,4 @@
-"""The softmax of logits with Gumbel noise: a draw that is differentiable."""
+"""The softmax of logits with Gumbel noise, a differentiable draw."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def gumbel_softmax(
 
         y = softmax((z + g)/T),   g = −log E,   E exponential
 
-    As ``torch.nn.functional.gumbel_softmax``: T divides the noise too, so that y goes to the one-hot vector
-    of a draw from softmax(z) as T goes to 0. If `hard`, the value is this vector, exactly, and the derivative
-    that of y (straight through). Noise and corners are those of `categorical` and `softmax`; a row with no
-    live class is 0.
+    As in ``torch.nn.functional.gumbel_softmax``, T also divides the noise: as T goes to 0, y goes to the
+    one-hot vector of a draw from softmax(z). If `hard`, the value is exactly this vector, and the derivative
+    is that of y (straight-through). The noise is that of `categorical`, the corner cases are those of
+    `softmax`; a row without a live class is 0.
 
-    Derivative: ``p·(v − ⟨p, v⟩)/T`` with p = y (`rules.softmax_product`), in T what follows from it; 0 for a
-    masked class.
+    Derivative: ``p·(v − ⟨p, v⟩)/T`` with p = y (`rules.softmax_product`), and in T the one that follows from
+    it; 0 for a masked class.
 
     Args:
       key: a random key, of `jax.random.key`.
       logits: any shape.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of the logits.
-      temperature: T, a number other than 0, or one a row.
+      temperature: T, a number other than 0, or one per row.
       hard: whether the value is one-hot.
 
     Returns:
       Probabilities, or a one-hot vector, in the shape and dtype of the logits.
 
     Raises:
-      TypeError, ValueError: for no key, or several; else as for `softmax`.
+      TypeError, ValueError: for no key or several keys; otherwise as in `softmax`.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> key, z = jax.random.key(1), jnp.zeros(3)
@@ -75,7 +75,7 @@ def gumbel_softmax(
     x, narrow = call.floats("logits"), call.narrow_type("logits")
     axes = call.axes(x.shape)
     scaling = _scaling.of_call(call, x, axes)
-    # Softmax takes any shift of a row: without its maximum, large logits leave the noise its bits.
+    # A shift of a row does not change its softmax. Without it, large logits would round away the noise.
     top = peak(x, scaling._replace(temperature=None), axes)
     wide = rules.computing_dtype(x.dtype)
     top = jnp.maximum(top.astype(wide), jnp.finfo(wide).min)
@@ -87,7 +87,7 @@ def gumbel_softmax(
 
 
 def _first_of_the_largest(axes: tuple[int, ...], y: Array) -> Array:
-    """1 there, 0 elsewhere; a row of zeros stays one, and NaN stays."""
+    """1 at the first maximum of every row, 0 elsewhere; rows of zeros and NaN stay unchanged."""
     ids, top = _noise.numbers(y, axes).astype(jnp.int32), jnp.max(y, axes, keepdims=True)
     leads = (y == top) & (y > 0)
     first = jnp.min(jnp.where(leads, ids, _race.NONE), axes, keepdims=True)

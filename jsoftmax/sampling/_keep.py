@@ -1,4 +1,4 @@
-"""Which classes a draw is to be made from: the k largest, those of the mass p, those not too far below."""
+"""A mask of the classes to draw from, by top-k, top-p and min-p."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jsoftmax.sampling._threshold import fewest, keys
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import is_whole, laid_like
 
-BLOCK = 2**17  # logits that a CPU's cache holds
+BLOCK = 2**17  # the number of logits that fit in the cache of a CPU
 
 
 @compiled("axis")
@@ -35,39 +35,39 @@ def keep_mask(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
 ) -> Array:
-    """Which classes of every row to draw from: the k largest, the fewest with the mass p, the not too rare.
+    """A mask of the classes to draw from: the k largest, the fewest with mass p, and those not too rare.
 
-    In this order, on p = softmax(logits/T): top-k keeps the k largest; top-p the fewest of the largest of
-    them whose probabilities, among them, add up to `top_p` at least, the class that crosses it among them;
-    min-p those with ``p ≥ min_p·max p``. Each may be left out, or have an entry for each row. Of equal logits
-    the lower ids come first: exactly k stay, where so many are live. At least one class stays in every row
-    that has a live one; with a temperature of 0 the first of the largest.
+    The options act on p = softmax(logits/T), in this order. Top-k keeps the k largest classes. Top-p keeps
+    the fewest of the largest remaining classes whose renormalized probabilities sum to at least `top_p`,
+    including the class that crosses it. Min-p keeps those with ``p ≥ min_p·max p``. Each option may be left
+    out. Among equal logits, lower ids come first: exactly k classes stay if at least k are live. At least
+    one class stays in every row with a live class; with a temperature of 0, the first of the largest.
 
-    The log-probability of a class among those kept, as of a draw from them, is ``log_prob(logits, ids,
-    where=keep_mask(…), temperature=T)``.
+    The log-probability of a draw from the kept classes is ``log_prob(logits, ids, where=keep_mask(…),
+    temperature=T)``.
 
-    A row with NaN or +inf in a live class keeps all live ones, so that what is made of it is NaN. A row whose
-    entry of an option is out of its range keeps none. No derivative.
+    A row with NaN or +inf in a live class keeps all live classes, so that results computed with the mask are
+    NaN. A row that has an option out of range keeps none. The mask has no derivative.
 
-    Nothing is sorted. Thresholds are found by bisection, in float32 or the dtype of the logits: at most 32
-    passes for top-k and for top-p each, 16 where logits have 16 bits, as a rule about log₂ V + 10; where
-    equal logits are cut, log₂ V more. Probabilities are added up in float32: where the mass comes within
-    1e-6 of p, a class more or less may be kept.
+    Nothing is sorted. Bisection finds the thresholds, in float32 or the dtype of the logits. Top-k and top-p
+    take at most 32 passes each, 16 for 16-bit logits, and typically log₂ V + 10; if a threshold splits equal
+    logits, log₂ V more. Probabilities are summed in float32: if the mass is within 1e-6 of p, one class more
+    or less may be kept.
 
     Args:
       logits: any shape.
-      top_k: the number of classes to keep, from 1 up, or one a row.
-      top_p: the mass to keep, from 0 to 1, or one a row.
-      min_p: the least share of the largest probability, from 0 to 1, or one a row.
+      top_k: the number of classes to keep, from 1 up, or one per row.
+      top_p: the mass to keep, from 0 to 1, or one per row.
+      min_p: the smallest ratio to the largest probability, from 0 to 1, or one per row.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that may be kept; broadcasts to the shape of the logits.
-      temperature: T, a number, or one a row.
+      temperature: T, a number, or one per row.
 
     Returns:
       Booleans in the shape of the logits.
 
     Raises:
-      TypeError, ValueError: for options out of range, or that do not fit; else as for `softmax`.
+      TypeError, ValueError: for options out of range or of a wrong shape; otherwise as in `softmax`.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> logits = jnp.log(jnp.array([0.4, 0.1, 0.3, 0.2]))
@@ -105,7 +105,7 @@ def keep_mask(
 
 
 class Limits(NamedTuple):
-    """One a row each, NaN where out of range."""
+    """The options, each with one entry per row; NaN if out of range."""
 
     top_k: Array | None
     top_p: Array | None
@@ -114,7 +114,7 @@ class Limits(NamedTuple):
 
 @jax.jit
 def _kept(x: Array, scaling: Scaling, limits: Limits) -> Array:
-    """The mask of rows whose classes are one axis, the last."""
+    """The mask of rows whose classes lie along the last axis."""
     if not is_whole(x, *range(x.ndim)):
         return _of_rows(x, scaling, limits)
     rows, at_once = x.size // x.shape[-1], max(BLOCK // x.shape[-1], 1)
@@ -166,7 +166,7 @@ def _limits(call: Call, x: Array, axes: Axes, is_greedy: Any) -> Limits:
 
 
 def _in_place(mask: Array, shape: tuple[int, ...], axes: Axes) -> Array:
-    """A mask of rows with one axis, the last, as one of logits of this shape."""
+    """The mask in the shape of the logits, given with its classes flattened along the last axis."""
     order = (*(i for i in range(len(shape)) if i not in axes), *axes)
     mask = mask.reshape(tuple(shape[i] for i in order))
     return jnp.transpose(mask, sorted(range(len(order)), key=order.__getitem__))

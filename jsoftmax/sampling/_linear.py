@@ -1,4 +1,4 @@
-"""A class of every row, drawn from the softmax of the logits of a linear head, which are never held."""
+"""Draws a class of every row from the softmax of a linear head, without an array of all logits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._row_wise import row_wise
 
-Found = dict[str, Array]  # "ids", −1 in rows without winner, and "nll" of these, [B, 1] each
+Found = dict[str, Array]  # "ids", −1 in rows without a draw, and their "nll", [B, 1] each
 
 
 def linear_categorical(
@@ -46,12 +46,12 @@ def linear_categorical(
 
         linear_categorical(key, hidden, weight) = categorical(key, hidden @ weight)
 
-    The same noise, so the same draws, up to the rounding of the logits; these are never held, but for one
-    block (`linear_plan` tells its size). One product of matrices. Corners are those of `categorical`, dtypes
-    those of `linear_row_statistics`.
+    The noise is the same, so the draws are the same, up to the rounding of the logits. Memory holds one block
+    of logits (`linear_plan` returns its size). A draw takes one matrix product. Corner cases are those of
+    `categorical`, dtypes those of `linear_row_statistics`.
 
-    Derivative: that of the log-probabilities in hidden, weight, bias and the options, at the ids; the logits
-    are made again on the way back. Kept for it: the arguments and a few numbers a row. The ids have none.
+    Derivative: that of the log-probabilities at the ids, in hidden, weight, bias and the options; ids have
+    none. The backward pass computes the logits again. Residuals: the arguments, a few numbers per row.
 
     Args:
       key: a random key, of `jax.random.key`.
@@ -59,18 +59,18 @@ def linear_categorical(
       weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D].
       vocab_axis: this and the following as in `linear_cross_entropy`.
       bias: shape [V]; −inf for a class that is never drawn.
-      soft_cap: cap, a number, or one a row.
-      temperature: T, a number, or one a row; 0 is greedy.
-      block_size: the number of rows in a block, or a pair, its rows and its classes.
+      soft_cap: cap, a number, or one per row.
+      temperature: T, a number, or one per row; 0 is greedy.
+      block_size: the number of rows in a block, or a pair: its rows and its classes.
       backend: "blocked", or "xla" for all logits at once.
-      axis_name: within `jax.shard_map`, the mesh axis, or several, over which the classes are sharded.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded.
 
     Returns:
       `Draw`: ids as int32, and log-probabilities in at least float32, in the shape of the leading axes of
       hidden.
 
     Raises:
-      TypeError, ValueError: for no key, or several; else as for `linear_cross_entropy`.
+      TypeError, ValueError: for no key or several keys; otherwise as in `linear_cross_entropy`.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> key, hidden, table = jax.random.key(0), jnp.eye(3), 2 * jnp.eye(5, 3)
@@ -113,20 +113,20 @@ def linear_categorical(
 
 
 class _Parts(NamedTuple):
-    """What is as long as the rows; also its tangents and cotangents."""
+    """The arguments with one entry per row; also their tangents and cotangents."""
 
     rows: Rows
-    numbers: Any = None  # [B, 1]
+    numbers: Any = None  # [B, 1]: the row numbers for the noise
     is_greedy: Any = None  # [B, 1]
 
 
 class _Lead(NamedTuple):
-    """Of some of the classes of every row: which one leads, and by what, [B, 1] each."""
+    """The class with the largest score among some of the classes of every row, [B, 1] each."""
 
     part: Part  # with the nll of the leading class
     id: Array
-    score: Array  # less the largest logit of the part
-    is_bad: Array  # NaN or +inf is among the logits
+    score: Array  # z + g of the leading class, minus the largest z of the part
+    is_bad: Array  # whether a logit is NaN or +inf
 
 
 _Kept = tuple[Rows, tuple[Shared, Array], Saved, Array]
@@ -165,7 +165,7 @@ def _race_of_block(
 
 
 def _lead(static: Static, x: Array, rows: Rows, parts: _Parts, words: Array, start: Array | int) -> _Lead:
-    """The class that leads among those of a tile of logits, which begin at `start`."""
+    """The leading class of a tile of logits whose classes begin at `start`."""
     names = static.names
     entrants = _race.entrants(_race.Static(1, names), x, rows.scaling, parts.is_greedy)
     first = jnp.asarray(start).astype(jnp.uint32)
@@ -181,11 +181,11 @@ def _lead(static: Static, x: Array, rows: Rows, parts: _Parts, words: Array, sta
 
 
 def _merged(a: _Lead, b: _Lead, rows: Rows) -> _Lead:
-    """Both parts; the classes of `a` come first, and lead where scores are equal."""
+    """The leading class of both parts; if scores are equal, that of `a`, whose classes come first."""
     top = jnp.maximum(a.part.state.max, b.part.state.max)
     scaling = rows.scaling
     if scaling.temperature is not None:
-        scaling = scaling._replace(temperature=jnp.abs(scaling.temperature))  # the maxima are ordered already
+        scaling = scaling._replace(temperature=jnp.abs(scaling.temperature))  # the maxima have its sign
     score_a, score_b = (_scaling.shifted(lead.part.state.max, scaling, top).u + lead.score for lead in (a, b))
     later = score_b > score_a
 

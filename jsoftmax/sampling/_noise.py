@@ -1,7 +1,7 @@
-"""Gumbel noise that is a function of a key, a row and a class: any part of it can be made anywhere.
+"""Gumbel noise as a function of a key, a row and a class, so that any part of it can be computed anywhere.
 
-So a draw does not depend on how its rows and classes are cut, into blocks or over devices. One evaluation of
-Threefry gives the 64 bits of one number; `jax.random.bits` evaluates it as often for 32.
+A draw therefore does not depend on how rows and classes are split, into blocks or over devices. One Threefry
+evaluation gives the 64 bits of one number; `jax.random.bits` uses one for 32 bits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PARITY = 0x1BD11BDA
 
 
 class Places(NamedTuple):
-    """The numbers of rows and of classes, which broadcast to the shape of the noise; uint32 each."""
+    """The numbers of rows and classes as uint32, which broadcast to the shape of the noise."""
 
     rows: Array
     classes: Array
 
 
 def words(call: Call) -> Array:
-    """The two words of noise that a key stands for, whatever the generator of the key."""
+    """Two random words drawn from the key of a call, which may belong to any generator."""
     key = call.arguments["key"]
     dtype = getattr(key, "dtype", None)
     is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
@@ -41,15 +41,14 @@ def words(call: Call) -> Array:
 
 
 def places(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Places:
-    """Where the logits x stand among all rows and classes, the classes along some axes and mesh axes."""
+    """The row and class numbers of the logits x, whose classes lie along `axes` and the mesh axes `names`."""
     return Places(row_numbers(words, x, axes, names), numbers(x, axes, names))
 
 
 def row_numbers(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Array:
-    """The number of every row, its classes, or features, along some axes.
+    """The number of every row; the classes, or features, lie along `axes`.
 
-    Within `jax.shard_map`, rows of x on different shards get different numbers, unless the key tells them
-    apart.
+    Within `jax.shard_map`, rows of x on different shards get different numbers, unless their keys differ.
     """
     over = varies(x) - varies(words) - set(names)
     row_names = tuple(n for n in jax.typeof(x).sharding.mesh.axis_names if n in over)
@@ -57,7 +56,7 @@ def row_numbers(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str,
 
 
 def numbers(x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Array:
-    """The position along some axes, in their order, as one number; mesh axes count before them."""
+    """The position along the mesh axes `names` and then `axes`, in their order, as one number."""
     number = jnp.zeros((1,) * x.ndim, jnp.uint32)
     if names:
         number += lax.axis_index(names).astype(jnp.uint32)
@@ -76,14 +75,14 @@ def gumbel(words: Array, at: Places) -> Array:
 def exponential(high: Array, low: Array) -> Array:
     """The exponential number −log(1 − v) of two random words, v = (high·2³² + low + 1/2)/2⁶⁴.
 
-    Half of the numbers are found from v, half from w = 1 − v, each known to its own last bit:
+    Numbers with v < 1/2 are computed from v, the others from w = 1 − v. Both are accurate to the last bit:
 
         v < 1/2:  E = −log u + (v − (1 − u)),  u = 1 − v, rounded
         else:     E = −log w
 
-    The second term of the first line is what the rounding of 1 − v took away; where v is tiny it is all of E.
-    A class wins by a small E, and the law of E holds down to 2⁻⁶³: a class of probability 1e-12 is drawn as
-    often as it should be. (The lowest bit of `low` is not used.)
+    The second term of the first line restores what the rounding of 1 − v loses; for a tiny v it is all of E.
+    A rare class is drawn if its E is small. The law of E holds down to 2⁻⁶³, so a class of probability 1e-12
+    is drawn with that probability. (The lowest bit of `low` is not used.)
     """
     is_upper = high >> 31 == 1
     high, low = (jnp.where(is_upper, ~word, word) for word in (high, low))
@@ -94,15 +93,15 @@ def exponential(high: Array, low: Array) -> Array:
 
 
 def _as_float(word: Array) -> Array:
-    """A word below 2³¹; from signed integers the conversion is one instruction."""
+    """A word below 2³¹ as a float; the conversion from signed integers is one instruction."""
     return word.astype(jnp.int32).astype(jnp.float32)
 
 
 def threefry(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
-    """Threefry-2x32 of 20 rounds, the block cipher of `jax.random`, of two counters.
+    """Threefry-2x32 with 20 rounds, the block cipher of `jax.random`, applied to two counters.
 
-    Spelled out it is one chain of integer operations, which XLA fuses with what uses it. JAX's own is a loop
-    on CPU, that stores its state in every round: 8 times the time.
+    Unrolled, it is one chain of integer operations, which XLA fuses with its consumers. On CPU, JAX's own is
+    a loop that stores its state in every round, and takes 8 times as long.
 
     Source: Salmon, Moraes, Dror & Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
     """

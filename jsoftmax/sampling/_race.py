@@ -1,4 +1,4 @@
-"""The Gumbel-max trick: of every row, the class whose logit and noise have the largest sum.
+"""The Gumbel-max trick: the class of every row with the largest sum of logit and noise.
 
 argmax (z + g),   g = −log E,   E exponential,   is a class drawn from softmax(z)
 """
@@ -29,7 +29,7 @@ NONE = jnp.iinfo(jnp.int32).max  # larger than any class id
 
 
 class Draw(NamedTuple):
-    """The classes that were drawn, int32, and their log-probabilities.
+    """The ids of the drawn classes, int32, and their log-probabilities.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> ids, log_probs = jsoftmax.sampling.categorical(jax.random.key(0), jnp.array([0.0, 40.0]))
@@ -42,27 +42,27 @@ class Draw(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What is known when a program is traced."""
+    """The facts that are known when a program is traced."""
 
     axis: int
     names: tuple[str, ...] = ()  # the mesh axes of the shards of the classes
-    is_greedy: bool = False  # in every row
+    is_greedy: bool = False  # whether every row is greedy
 
 
 class Entrants(NamedTuple):
-    """What takes part in the race of every row."""
+    """The shifted logits of every row, and flags with one entry per row."""
 
-    u: Array  # the logits, shifted and over their temperature; −inf where dead
-    is_greedy: Array | None  # one a row, as what follows
-    is_empty: Array  # no class is live
-    is_bad: Array  # NaN or +inf is among the live
+    u: Array  # logits/T minus their maximum; −inf for a dead class
+    is_greedy: Array | None
+    is_empty: Array  # whether no class is live
+    is_bad: Array  # whether a live class is NaN or +inf
 
     def winners(self, ids: Array) -> Array:
-        """The ids, −1 in rows that have no winner."""
+        """The ids, −1 in empty and bad rows."""
         return jnp.where(self.is_empty | self.is_bad, -1, ids)
 
     def log_probs(self, found: Array, static: Static) -> Array:
-        """Log-probabilities as found of any class in rows without winner, and of greedy ones."""
+        """The log-probabilities `found`, but 0 in greedy rows that are not bad, and −inf in empty rows."""
         is_sure = self.is_greedy
         if static.is_greedy:
             is_sure = jnp.asarray(True)
@@ -72,7 +72,7 @@ class Entrants(NamedTuple):
 
 
 def taken_greedily(call: Call) -> Any:
-    """Where the temperature is 0, which then becomes 1 in the call: True, None for nowhere, or an array."""
+    """Which rows have temperature 0: True for all, None for none, or an array. The call then gets a 1."""
     given = call.arguments["temperature"]
     known = _given.known_number(given)
     if given is None or (known is not None and known != 0):
@@ -86,7 +86,7 @@ def taken_greedily(call: Call) -> Any:
 
 
 def as_rows(is_greedy: Any, x: Logits, axes: Axes) -> Any:
-    """An array of what is one a row, as it is with the temperature, with length 1 along the classes."""
+    """`is_greedy`, if it is an array, with length 1 along the classes; it has one entry per row."""
     if not isinstance(is_greedy, Array):
         return is_greedy
     if is_greedy.shape == rows_of(x.shape, axes):
@@ -96,7 +96,7 @@ def as_rows(is_greedy: Any, x: Logits, axes: Axes) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def entrants(static: Static, x: Array, scaling: Scaling, is_greedy: Array | None = None) -> Entrants:
-    """What takes part in the race of every row; the rows of x have one axis."""
+    """The `Entrants` of logits with one class axis."""
     x, scaling = lax.stop_gradient((x, scaling))
     top = peak(x, scaling, (static.axis, *static.names))
     u = _scaling.shifted(x, scaling, top).u
@@ -107,7 +107,7 @@ def entrants(static: Static, x: Array, scaling: Scaling, is_greedy: Array | None
 
 
 def scores(words: Array, at: Places, row: Entrants, *, is_greedy: bool = False) -> Array:
-    """The shifted logits with their noise, which the greedy rows do without."""
+    """The shifted logits plus their noise; greedy rows get no noise."""
     if is_greedy:
         return row.u
     noise = _noise.gumbel(words, at).astype(row.u.dtype)
@@ -115,9 +115,9 @@ def scores(words: Array, at: Places, row: Entrants, *, is_greedy: bool = False) 
 
 
 def winner(scores: Array, axis: int, names: tuple[str, ...] = ()) -> Array:
-    """The first class of the largest score of every row, as numbered among all; length 1 on `axis`.
+    """The first class with the largest score of every row, as an id over all shards; length 1 on `axis`.
 
-    Over shards, one maximum and one minimum a row are sent.
+    Shards exchange one maximum and one minimum per row.
     """
 
     def in_one(scores: Array) -> Array:

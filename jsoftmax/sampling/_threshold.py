@@ -1,7 +1,7 @@
-"""The fewest of the largest that reach a weight, found without sorting: a threshold, by bisection.
+"""The fewest of the largest classes that reach a total weight, without a sort: bisection for a threshold.
 
-Numbers are compared as integers of the same order, so that a bisection of 32 bits ends after 32 passes; it
-ends before, as a rule after log₂ V + 10, where one class alone is left next to the threshold.
+Floats are compared as integers of the same order, so a bisection over 32 bits ends after 32 passes. It ends
+earlier, typically after log₂ V + 10, if only one class is left next to the threshold.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-Row = Array  # one number a row, with length 1 along the classes, which are the last axis
-MOST_FLOATS = (
-    2**24
-)  # ones that add up exactly in float32, whose sums are faster on CPU than those of integers
+Row = Array  # one number per row, with length 1 along the classes, the last axis
+MOST_FLOATS = 2**24  # float32 counts exactly up to this, and its sums are faster on CPU than integer sums
 
 
 def keys(x: Array) -> Array:
-    """Integers in the order of floats, −0 as 0."""
+    """Integers in the order of the floats; −0 counts as 0."""
     bits = x.dtype.itemsize * 8
     signed = lax.bitcast_convert_type(jnp.where(x == 0, 0, x), np.dtype(f"int{bits}"))
     ordered = signed ^ ((signed >> (bits - 1)) & np.array(2 ** (bits - 1) - 1, signed.dtype))
@@ -27,10 +25,10 @@ def keys(x: Array) -> Array:
 
 
 def fewest(keys: Array, live: Array, weights: Array | None, target: Row) -> Array:
-    """Which classes are the fewest of the largest whose weights, or numbers, add up to the target.
+    """A mask of the fewest of the largest live classes whose weights, or number, reach the target.
 
-    Of equal classes those with lower ids count as larger. Classes with equal keys have equal weights. The
-    target is above 0, and the live classes reach it.
+    Among classes with equal keys, lower ids count as larger; their weights are equal. The target is above 0,
+    and the live classes reach it.
     """
     dtype = jnp.float32 if keys.shape[-1] <= MOST_FLOATS else jnp.int32
     ones = live.astype(dtype)
@@ -43,7 +41,7 @@ def fewest(keys: Array, live: Array, weights: Array | None, target: Row) -> Arra
     else:
         of_one = jnp.max(jnp.where(edge, weighed, 0), -1, keepdims=True)
         wanted = jnp.clip(jnp.ceil((target - bracket.above) / of_one), 1, bracket.between)
-    # All of the edge, or, of several equal classes, the first.
+    # Keep the classes above, and the first of those at the edge, which are one class or have equal keys.
     size = keys.shape[-1]
     first = size - 1 - lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
     of_edge = edge.astype(dtype)
@@ -52,25 +50,25 @@ def fewest(keys: Array, live: Array, weights: Array | None, target: Row) -> Arra
 
 
 class _Bracket(NamedTuple):
-    """Of every row two thresholds: classes from `low` up reach the target, those from `high` up do not."""
+    """Two thresholds per row: the classes from `low` up reach the target, those from `high` up do not."""
 
     low: Row
     high: Row
-    reached: Row  # the weight from `low` up
-    above: Row  # the weight from `high` up
-    number: Row  # of the classes from `low` up
-    number_above: Row  # of those from `high` up
+    reached: Row  # the weight of the classes from `low` up
+    above: Row  # the weight of the classes from `high` up
+    number: Row  # the number of classes from `low` up
+    number_above: Row  # the number of classes from `high` up
 
     @property
     def between(self) -> Row:
-        """How many classes lie between the two."""
+        """The number of classes between the two thresholds."""
         return self.number - self.number_above
 
 
 def _bracket(
     keys: Array, live: Array, ones: Array, weights: Array, target: Row, *, counted: bool
 ) -> _Bracket:
-    """The thresholds next to each other, or with one class, or just the wanted number, between them."""
+    """Bisects until the thresholds are adjacent, one class is between them, or a count meets the target."""
     limits = jnp.iinfo(keys.dtype)
 
     def total(values: Array) -> Row:

@@ -1,4 +1,4 @@
-"""Several classes of every row, no two the same."""
+"""Draws several distinct classes of every row."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def sample_without_replacement(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
 ) -> Draw:
-    """k classes of every row, each drawn from those that are left, and their log-probabilities.
+    """k classes of every row, drawn without replacement, and their log-probabilities.
 
-        ids = the k largest z + g, in order;   log_probs = z_i − log Σ exp z,  over i and all that come after
+        ids = the k largest z + g, in order;   log_probs = z_i − log Σ exp z,  Σ over classes not drawn before
 
-    The Gumbel top-k trick: the first is a draw of `categorical`, with the same key the same; the second has
-    the law of the softmax without the first, and so on. `log_probs` are those of each draw given the ones
-    before it; their sum is the log-probability of the sequence. A dead class is never drawn: where fewer than
-    k are live, −1 follows, at log-probability −inf. Corners and dtypes are those of `categorical`; with a
-    temperature of 0 the k largest are taken, at log-probability 0.
+    This is the Gumbel top-k trick. The first class is the draw of `categorical` with the same key; the second
+    has the law of the softmax without the first, and so on. `log_probs` are conditional on the earlier draws;
+    their sum is the log-probability of the sequence. A dead class is never drawn: if fewer than k are live,
+    the last ids are −1, with log-probability −inf. Corner cases and dtypes are those of `categorical`; with a
+    temperature of 0, the draws are the k largest, with log-probability 0.
 
-    Derivative: that of the log-probabilities in the logits and the temperature; the ids have none. The
-    log-probabilities take k² numbers a row beside the logits; what is not used costs nothing in a compiled
-    program.
+    Derivative: that of the log-probabilities in the logits and the temperature; the ids have none. In memory,
+    the log-probabilities take k² numbers per row in addition to the logits; in a compiled program, nothing if
+    they are not used.
 
     Args:
       key: a random key, of `jax.random.key`.
       logits: any shape.
-      k: how many, up to the number of classes.
+      k: the number of draws per row, at most the number of classes.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that may be drawn; broadcasts to the shape of the logits.
-      temperature: T, a number, or one a row; 0 is greedy.
+      temperature: T, a number, or one per row; 0 is greedy.
 
     Returns:
-      `Draw`, both in the shape of the rows, and k at the end.
+      `Draw`: ids and log-probabilities in the shape of the rows, plus a last axis of length k.
 
     Raises:
-      TypeError, ValueError: for no key, or several; for a k that does not fit; else as for `softmax`.
+      TypeError, ValueError: for no key or several keys; for a k out of range; otherwise as in `softmax`.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> draw = jsoftmax.sampling.sample_without_replacement(jax.random.key(0), jnp.arange(4.0), 3)
@@ -104,7 +104,7 @@ def sample_without_replacement(
 def _largest(
     static: Static, count: int, words: Array, x: Array, scaling: Scaling, is_greedy: Array | None
 ) -> tuple[Array, Entrants]:
-    """Which classes have the largest scores, and the rows of which they are, without their logits."""
+    """The classes with the largest scores, and the `Entrants` without their logits."""
     row = _race.entrants(static, x, scaling, is_greedy)
     at = _noise.places(words, x, (static.axis,))
     _, index = lax.top_k(_race.scores(words, at, row, is_greedy=static.is_greedy), count)
@@ -112,14 +112,14 @@ def _largest(
 
 
 def _in_turn(log_p: Array, index: Array) -> Array:
-    """``log p_i − log Σ p`` of the chosen classes, the sum over i, those chosen after it, and the others.
+    """``log p_i − log Σ p`` of the chosen classes, summed over i, those chosen after i, and the others.
 
-    The others are added up as they are, not as 1 less the chosen: nothing cancels.
+    The others are summed directly, not as 1 minus the chosen: nothing cancels.
     """
     chosen = jnp.take_along_axis(log_p, index, -1)
     is_other = jnp.put_along_axis(jnp.ones(log_p.shape, bool), index, False, -1, inplace=False)
     others: Any = logsumexp(log_p, -1, where=is_other, keepdims=True)
-    # Row i of the table: all that is left when i is drawn, but i itself.
+    # Row i of the table: the classes that are left after i is drawn.
     left = jnp.concatenate([chosen, others], -1)[..., None, :]
     size = index.shape[-1]
     comes_after = jnp.arange(size + 1)[None, :] > jnp.arange(size)[:, None]

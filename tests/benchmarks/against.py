@@ -1,4 +1,4 @@
-"""A module of these benchmarks with another checkout's package in it, in the same process."""
+"""Loads a benchmark module with the package of another checkout, in the same process."""
 
 import importlib
 import importlib.util
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def loaded(module, path):
-    """A second copy of one of these modules, whose `jsoftmax` is the package in the folder `path`."""
+    """A second copy of a benchmark module, whose `jsoftmax` is the package in the folder `path`."""
     if not (Path(path) / "jsoftmax" / "__init__.py").is_file():
         raise SystemExit(f"{path}: no package jsoftmax here; give the folder of another checkout")
     name = "jsoftmax"

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks sampling``: draws and masks beside JAX's, and what a head's draw holds."""
+"""``python -m tests.benchmarks sampling``: draws and masks compared with JAX's, and a head's memory."""
 
 import argparse
 
@@ -15,14 +15,14 @@ HEAD = (4096, 512, 32768), (512, 8192)  # rows, features, classes; a block
 
 
 def by_sorting(x, p=0.9):
-    """Top-p as it is usually written: a sort, its cumulative sums, and the threshold they give."""
+    """Top-p as usually written: a sort, its cumulative sums, and the threshold that they give."""
     z = jnp.sort(x, -1)
     below = jnp.sum(jnp.cumsum(jax.nn.softmax(z, -1), -1) <= 1 - p, -1, keepdims=True)
     return x >= jnp.take_along_axis(z, jnp.minimum(below, x.shape[-1] - 1), -1)
 
 
 def by_argsort(x, p=0.9):
-    """The same with ties cut, as vllm and transformers have it: a sort with indices, and a scatter."""
+    """Top-p that splits ties, as in vllm and transformers: a sort with indices, and a scatter."""
     order = jnp.argsort(x, -1, descending=True)
     q = jax.nn.softmax(jnp.take_along_axis(x, order, -1), -1)
     kept = jnp.cumsum(q, -1) - q < p

@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks step``: a training step of a small transformer, ours and others'.
+"""``python -m tests.benchmarks step``: a training step of a small transformer, beside jax.nn and optax.
 
-Four layers, a tied embedding, attention masked by `where`, Adam. Words are drawn as Zipf has them, and the
-logits begin at the logarithms of these frequencies.
+Four layers, a tied embedding, attention masked by `where`, Adam. Words follow Zipf's law, and the bias of the
+logits is initialized with the logarithms of these frequencies.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.benchmarks import against, timing
 
 
 class Model(NamedTuple):
-    """The sizes of a step."""
+    """A small transformer, its sizes, and those of its batch."""
 
     batch: int = 8
     length: int = 256
@@ -95,7 +95,7 @@ PROGRAMS = {
 
 
 def steps(model, programs):
-    """Each a compiled step, ``parameters, state, loss = step(parameters, state, words)``."""
+    """Compiled steps, ``parameters, state, loss = step(parameters, state, words)``, and their arguments."""
     optimizer = optax.adam(1e-3)
 
     def step(softmax, loss, parameters, state, words):
@@ -113,7 +113,7 @@ def steps(model, programs):
 
 
 def measured(model, seconds, programs=None):
-    """One record for each program: its time over the peer's, and the bytes of its temporaries."""
+    """Yields a record per program: its time, relative to the peer's, and the MiB of its temporaries."""
     compiled, arguments = steps(model, programs or PROGRAMS)
     calls = {name: functools.partial(f, *arguments) for name, f in compiled.items()}
     losses = {name: float(call()[2]) for name, call in calls.items()}

@@ -1,9 +1,10 @@
-"""A head whose logits are those of a trained model: of the next word in Python's standard library.
+"""A head with the logits of a trained model, a bigram model of the words in Python's standard library.
 
-    logit_j = log p(j | the word before)
+    logit_j = log p(j | the previous word)
 
-The word before is one of the 63 most frequent, or any other; p are the counts, to which 5000 words of the
-unigram model are added. The logits have 65 features, the last a constant, rotated into as many as wanted.
+The previous word is one of the 63 most frequent, or any other. p is the relative frequency after adding 5000
+words of the unigram model to the counts. The logits have 65 features, the last a constant, which a rotation
+maps to the number of features that is asked for.
 """
 
 import os
@@ -18,7 +19,7 @@ CONTEXTS, SMOOTHING, HELD_OUT_ROWS = 64, 5000, 8192
 
 
 def corpus(classes):
-    """The words of the modules of the standard library, without its tests."""
+    """The words in the modules of the standard library, without its tests."""
     root = Path(os.__file__).parent
     left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
     paths = [path for path in sorted(root.rglob("*.py")) if not left_out.intersection(path.parts)]
@@ -31,7 +32,7 @@ def corpus(classes):
 
 
 def arrays(rows, features, classes):
-    """Hidden [B, D], weight [D, V] with no more classes than the corpus has words, and labels."""
+    """Hidden [B, D], weight [D, V] and labels; there are at most as many classes as distinct words."""
     found = corpus(classes)
     frequencies = found.frequencies.astype(np.float64)
     rows = min(rows, len(found.held_out) - 1)
