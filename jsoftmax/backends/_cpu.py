@@ -1,4 +1,4 @@
-"""The rest of a row on CPU, in forms that XLA's reduction library can run.
+"""The rest of a row, and the softmax of long rows, on CPU, in forms that XLA's reduction library can run.
 
 XLA:CPU passes a sum over a chain of additions, products, exponentials and floors to a library, which reads
 the row once. With a comparison, a select, or a second sum of the same terms, XLA does not use the library,
@@ -164,3 +164,26 @@ def _leads(total: Array) -> Array:
 
 def _vanishes(rest: Array) -> Array:
     return (rest >= 0) & (rest < LEAST_REST)
+
+
+def softmax_in_blocks(size: int, axis: int, x: Array) -> Array:
+    """The probabilities of long rows, with sums over blocks of `size` classes."""
+    return _softmax((size, axis), x)
+
+
+def _softmax_value(static: tuple[int, int], x: Array) -> Array:
+    """``exp(u)/(1 + rest)``; 0 in an empty row.
+
+    The maximum starts from a finite number: then XLA computes it and stores exp(u) in one pass.
+    """
+    size, axis = static
+    top = lax.expand_dims(lax.reduce(x, jnp.finfo(x.dtype).min, lax.max, (axis,)), (axis,))
+    rest = rest_of_blocks(size, x, top, axis, stored=True)
+    return exponentials(x, top) / (1 + jnp.maximum(rest, 0))
+
+
+def _softmax_tangent(static: tuple[int, int], arguments: tuple[Array], dx: Array) -> Array:
+    return rules.softmax_product(_softmax(static, *arguments), dx, static[1])
+
+
+_softmax = with_tangent(_softmax_value, _softmax_tangent)

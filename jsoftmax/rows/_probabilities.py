@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu_maps
+from jsoftmax.backends import _accelerators, _cpu
 from jsoftmax.backends._choice import Request, choose
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, slipped
 from jsoftmax.rows import _reductions
@@ -56,7 +56,7 @@ def all_probabilities(
         return _accelerators.fused_softmax(x, scaling, own), state
 
     def in_blocks(size: int, x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        return _cpu_maps.softmax_in_blocks(size, own[0], x), None
+        return _cpu.softmax_in_blocks(size, own[0], x), None
 
     own, names = rules.split_axes(axes)
     bare = scaling == Scaling(None) and not with_state
