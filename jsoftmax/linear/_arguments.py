@@ -63,7 +63,7 @@ class Head(NamedTuple):
             labels = laid_like(labels, features)
         counted, unweighed = self.column(counted), self.column(hidden)
         temperature, cap = (usable(self.column(a), counted, unweighed) for a in self.scaling[1:])
-        return Rows(features, labels, counted, temperature, cap)
+        return Rows(features, labels, counted, temperature, cap, where=self.masks()[0])
 
     def column(self, option: Array | None) -> Array | None:
         """One number, or one a row, as a column over the flattened rows."""
@@ -98,7 +98,7 @@ class Head(NamedTuple):
             None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
             for a in (self.bias, class_weights)
         )
-        return Shared(self.weight, bias, weights)
+        return Shared(self.weight, bias, weights, self.masks()[1])
 
     def static(self, wanted: frozenset[str]) -> Static:
         """What is known when a program is traced."""

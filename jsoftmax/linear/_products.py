@@ -34,6 +34,7 @@ class Rows(NamedTuple):
     temperature: Array | None = None  # [B, 1]
     soft_cap: Array | None = None  # [B, 1]
     terms: LossTerms = LossTerms()  # [B, 1]
+    where: Array | None = None  # [B, V]: True for the classes that count
 
     @property
     def scaling(self) -> Scaling:
@@ -62,6 +63,7 @@ class Shared(NamedTuple):
     weight: Any  # [D, V] or [V, D]
     bias: Any = None  # [1, V]
     class_weights: Any = None  # [1, V]
+    where: Array | None = None  # [1, V]: True for the classes that count in every row
 
 
 class Static(NamedTuple):
@@ -100,12 +102,12 @@ class Static(NamedTuple):
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
         """What belongs to some of the classes."""
-        axes = Shared(self.vocab_axis, 1, 1)
+        axes = (self.vocab_axis, 1, 1, 1)
         return Shared(*(_plan.part(a, start, size, axis) for a, axis in zip(shared, axes, strict=True)))
 
     def with_part(self, shared: Shared, part: Shared, start: Array | int) -> Shared:
         """`shared`, with what belongs to some of the classes replaced."""
-        axes = Shared(self.vocab_axis, 1, 1)
+        axes = (self.vocab_axis, 1, 1, 1)
         return Shared(
             *(_plan.with_part(a, b, start, axis) for a, b, axis in zip(shared, part, axes, strict=True))
         )
@@ -148,7 +150,10 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     if not whole:
         here = (labels >= start) & (labels < start + x.shape[1])
         labels = jnp.where(here, labels - start, -1)
-    return Problem(x, labels, shared.class_weights, rows.scaling, rows.counted)
+    of_rows = _plan.part(rows.where, start, x.shape[1], 1)
+    masks = [mask for mask in (shared.where, of_rows) if mask is not None]
+    scaling = rows.scaling._replace(where=functools.reduce(jnp.logical_and, masks) if masks else None)
+    return Problem(x, labels, shared.class_weights, scaling, rows.counted)
 
 
 def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
@@ -171,7 +176,7 @@ def back(
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
     of_hidden = _product(narrow, weight, 1, axis, *spec(hidden)) if asked.hidden else None
-    of_weight, of_bias, of_class_weights = sums
+    of_weight, of_bias, of_class_weights, _ = sums
     if of_weight is not None:
         factors = (hidden, narrow) if axis == 1 else (narrow, hidden)
         of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))

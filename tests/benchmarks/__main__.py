@@ -1,6 +1,6 @@
 """``python -m tests.benchmarks``: the tables on the screen, and in a folder as JSON and PNG.
 
-``device``, for accelerators, and ``compile``, for the time it takes, have options of their own.
+``device``, for accelerators, ``compile``, for the time it takes, and ``distillation`` have their own options.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import compiling, dense, device, linear, timing
+from tests.benchmarks import compiling, dense, device, distillation, linear, timing
 
 HEADER = (
     f"{'function':18}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -79,8 +79,9 @@ def shown(records, header, line):
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["device"], ["compile"]):
-        return {"device": device, "compile": compiling}[arguments[0]].main(arguments[1:])
+    own = {"device": device, "compile": compiling, "distillation": distillation}
+    if arguments and arguments[0] in own:
+        return own[arguments[0]].main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", choices=[[], "dense", "linear"], help="these tables; both")
     parser.add_argument("--quick", action="store_true", help="a few shapes, in under two minutes")
