@@ -8,7 +8,9 @@ from jsoftmax import online, rules
 from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._information import entropy, log_prob
-from jsoftmax.functions._linear import linear_cross_entropy, linear_plan
+from jsoftmax.functions._linear import linear_cross_entropy
+from jsoftmax.functions._linear_divergences import linear_js_divergence, linear_kl_divergence
+from jsoftmax.functions._linear_plan import linear_plan
 from jsoftmax.functions._logsumexp import logsumexp
 from jsoftmax.functions._losses import (
     cross_entropy,
@@ -18,8 +20,11 @@ from jsoftmax.functions._losses import (
 from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
+from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
+from jsoftmax.functions._top_log_probs import TopLogProbs, linear_top_log_probs, top_log_probs
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows._row_numbers import RowStatistics
+from jsoftmax.rows._sparse import SparseTargets
 from jsoftmax.transforms._modes import config, forward_mode, portable
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ __all__ = [
     "BlockPlan",
     "Placement",
     "RowStatistics",
+    "SparseTargets",
+    "TopLogProbs",
     "config",
     "cross_entropy",
     "entropy",
@@ -38,9 +45,13 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_js_divergence",
+    "linear_kl_divergence",
     "linear_placement",
     "linear_plan",
     "linear_row_statistics",
+    "linear_sparse_kl_divergence",
+    "linear_top_log_probs",
     "log_prob",
     "log_softmax",
     "logsumexp",
@@ -52,6 +63,8 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
+    "sparse_kl_divergence",
+    "top_log_probs",
 ]
 __version__: str
 

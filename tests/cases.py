@@ -117,6 +117,27 @@ def share(rng, shape, axis):
     return (rng.uniform(0.1, 0.9, np.delete(shape, axis)),)
 
 
+def few_log_probs(rng, shape, axis):
+    """Log-probabilities of 4 classes a row, the axis moved last; the ids are those of `_few_ids`."""
+    rows = [n for i, n in enumerate(shape) if i != axis % len(shape)]
+    return (np.log(0.9 * rng.dirichlet(np.ones(4), rows)),)
+
+
+def _few_ids(log_probs, classes):
+    """One after the other from 0, so that with few classes some repeat."""
+    ids = np.arange(4) % classes
+    return np.broadcast_to(ids, log_probs.shape)
+
+
+def _dense_of_few(log_probs, x, axis):
+    """The targets as an array like x."""
+    xp = np if x.dtype == object else jnp
+    t = definitions.EXACT.exp(log_probs) if x.dtype == object else jnp.exp(log_probs)
+    columns = [sum(t[..., k] for k in range(4) if k % x.shape[axis] == j) for j in range(x.shape[axis])]
+    zero = 0 * t[..., 0]
+    return xp.stack([zero + column for column in columns], axis)
+
+
 def _expanded(per_row, axis):
     return np.expand_dims(per_row, axis) if per_row.dtype == object else jnp.expand_dims(per_row, axis)
 
@@ -250,6 +271,14 @@ FUNCTIONS = (
         lambda x, q, m, t, axis: jsoftmax.js_divergence(x, q, axis=axis, where=m, temperature=t),
         lambda x, q, m, t, axis: definitions.js_divergence(x, q, axis, m, _expanded(t, axis)),
         together(other, mask, temperature),
+    ),
+    Function(
+        "cross_entropy, sparse targets",
+        lambda x, t, axis: jsoftmax.cross_entropy(
+            x, jsoftmax.SparseTargets(jnp.asarray(_few_ids(t, x.shape[axis])), t), axis=axis
+        ),
+        lambda x, t, axis: definitions.cross_entropy(x, _dense_of_few(t, x, axis), axis),
+        few_log_probs,
     ),
     Function(
         "js_divergence, masked, beta",

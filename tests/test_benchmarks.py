@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jsoftmax
@@ -122,3 +123,9 @@ def test_results_are_those_of_devices():
         assert report["records"]
         assert report["date"][:10] in page
         assert report["command"] in page
+
+
+def test_two_heads():
+    for record in benchmarks.main(["distillation", "--head", "16", "4", "30", "--seconds", "0"]):
+        assert record["apart"] < 1e-4
+        np.testing.assert_allclose(*record["value"], rtol=1e-4)

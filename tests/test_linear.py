@@ -588,3 +588,40 @@ def test_the_plan():
         plan = jsoftmax.linear_plan(rows, 8, classes, block_size=size)
         assert 0 <= plan.row_blocks * plan.block_rows - rows < plan.row_blocks
         assert 0 <= plan.class_blocks * plan.block_classes - classes < plan.class_blocks
+
+
+@pytest.mark.parametrize("of_rows", [True, False], ids=["[B, V]", "[V]"])
+def test_classes_that_count(of_rows, x64):
+    """Masks of all rows and of each, in blocks, tiles of classes, and one with a row that is none."""
+    floats, labels = head()
+    where = np.random.default_rng(2).random((13, 15)) < 0.7
+    where = where if of_rows else where[:1]
+    where[np.arange(len(where)), 1], labels = True, jnp.where(labels < 0, labels, 1)
+    if of_rows:
+        where[3] = False
+    where = jnp.asarray(where) if of_rows else jnp.asarray(where[0])
+
+    @jax.jit
+    def everything(floats):
+        def of(f, mask, reduction, **options):
+            f = functools.partial(
+                f, labels=labels, where=mask, ignore_index=-1, reduction=reduction, **options
+            )
+            return jax.value_and_grad(curved(f))(floats)
+
+        mask = where if of_rows else where[None]
+        ours = [
+            of(linear, where, reduction, block_size=size) for size in BLOCKS for reduction in ("none", "mean")
+        ]
+        arguments = (floats[name] for name in ("hidden", "weight"))
+        statistics = jsoftmax.linear_row_statistics(
+            *arguments, jnp.maximum(labels, 1), where=where, block_size=5
+        )
+        logits = floats["hidden"] @ floats["weight"]
+        wanted = jsoftmax.row_statistics(logits, jnp.maximum(labels, 1), where=mask)
+        return ours, [of(dense, mask, reduction) for reduction in ("none", "mean")], statistics, wanted
+
+    ours, want, *statistics = everything(floats)
+    for i, got in enumerate(ours):
+        agree(got, want[i % 2])
+    agree(*map(tuple, statistics))

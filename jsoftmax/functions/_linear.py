@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
-from jsoftmax.linear import _arguments, _numbers, _plan
+from jsoftmax.linear import _arguments, _few, _numbers
 from jsoftmax.linear._arguments import Backend, BlockSize, Gradient, Head
-from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
+from jsoftmax.rows._sparse import SparseTargets
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._modes import in_forward_mode
 
@@ -20,10 +20,11 @@ from jsoftmax.transforms._modes import in_forward_mode
 def linear_cross_entropy(
     hidden: ArrayLike,
     weight: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseTargets,
     *,
     vocab_axis: int = -1,
     bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
@@ -85,9 +86,11 @@ def linear_cross_entropy(
     Args:
       hidden: features, shape [..., D].
       weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
-      labels: class ids as integers, shape [...]; or target probabilities as floats, shape [..., V].
+      labels: class ids as integers, shape [...]; or target probabilities as floats, shape [..., V]; or those
+        of K classes a row, `SparseTargets`.
       vocab_axis: the axis of the weight along which the classes lie.
       bias: shape [V].
+      where: True for the classes that count, shape [V] or [..., V].
       ignore_index: this and the following as in `cross_entropy`.
       weights: one per row, shape [...].
       class_weights: w, shape [V].
@@ -136,6 +139,7 @@ def linear_cross_entropy(
         labels=labels,
         vocab_axis=vocab_axis,
         bias=bias,
+        where=where,
         ignore_index=ignore_index,
         weights=weights,
         class_weights=class_weights,
@@ -157,12 +161,13 @@ def linear_cross_entropy(
     row_names = _mesh_axes.of_rows(call, "hidden")
     head = _arguments.sampled(call, head, row_names)
     with _platforms.for_logits(head.logits.size):
-        return _loss(call, head, row_names)
+        return (_few.loss if isinstance(labels, SparseTargets) else _loss)(call, head, row_names)
 
 
 def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
     reduction = call.arguments["reduction"]
-    loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names)
+    where = head.scaling.where
+    loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
     rows = head.rows(loss.labels, loss.counted, loss.hidden)._replace(terms=terms)
     shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
@@ -171,46 +176,3 @@ def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
         return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
     total = head.reported(_numbers.total(static, rows, shared), rows)
     return loss.of_sum(total, head.row_shape, head.class_axis)
-
-
-def linear_plan(
-    rows: int, features: int, classes: int, *, gradient: bool = True, block_size: BlockSize = None
-) -> BlockPlan:
-    """The blocks in which `linear_cross_entropy` computes the logits of a head of these sizes.
-
-    Every block reads the weight once, and reads and writes the running sum of the weight's gradient. From 512
-    rows on, that costs little compared to the products. So a block has all classes, and this number of rows:
-
-        max(512, features/2 if a gradient is formed, 64 MiB of float32 logits), at most 1 GiB of logits
-
-    made equal over the blocks. If 1 GiB holds fewer than 64 rows, a block has 512 rows and not all classes.
-
-    Args:
-      rows: the number of rows: the product of all leading axes of hidden.
-      features: D.
-      classes: V.
-      gradient: whether the forward pass also forms the gradient.
-      block_size: as in `linear_cross_entropy`.
-
-    Returns:
-      A `BlockPlan`, which prints itself.
-
-    Raises:
-      ValueError: for sizes that are not whole numbers, or no classes.
-
-    >>> import jsoftmax
-    >>> print(jsoftmax.linear_plan(8192, 512, 128256))
-    16 blocks of 512 rows × 128256 classes, 250.5 MiB of logits each
-    """
-    call = Call(
-        "linear_plan",
-        rows=rows,
-        features=features,
-        classes=classes,
-        gradient=gradient,
-        block_size=block_size,
-    )
-    sizes = [call.size(name) for name in ("rows", "features", "classes")]
-    if not classes:
-        raise call.error(ValueError, "there are no classes", "give at least one")
-    return _plan.plan(*sizes, gradient=gradient, block_size=_arguments.block_size(call))

@@ -11,9 +11,10 @@ from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _loss_terms
+from jsoftmax.rows import _loss_terms, _sparse
 from jsoftmax.rows._loss_terms import Reduction
 from jsoftmax.rows._row_numbers import numbers
+from jsoftmax.rows._sparse import SparseTargets
 from jsoftmax.transforms._modes import forward_mode
 
 NLL = frozenset({"nll"})
@@ -22,7 +23,7 @@ NLL = frozenset({"nll"})
 @compiled("axis", "ignore_index", "reduction", "axis_name", "row_axis_name")
 def cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseTargets,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
@@ -68,7 +69,8 @@ def cross_entropy(
     Args:
       logits: any shape.
       labels: class ids as integers, in the shape of `logits` without `axis` (for a tuple of axes, the flat
-        index along them in their order); or target probabilities as floats, in the shape of `logits`.
+        index along them in their order); or target probabilities as floats, in the shape of `logits`; or
+        those of K classes a row, `SparseTargets`.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that count; broadcasts to the shape of `logits`. To mask rows, write
         ``mask[..., None]``, or ``jnp.expand_dims(mask, axis)``.
@@ -137,7 +139,10 @@ def cross_entropy(
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("logits",))
     scaling = _scaling.of_call(call, x, axes)
-    loss = _loss_terms.of_call(call, x, axes, names, _mesh_axes.of_rows(call, "logits"), scaling.where)
+    row_names = _mesh_axes.of_rows(call, "logits")
+    if isinstance(labels, SparseTargets):
+        return _sparse.loss_of_call(call, x, axes, names, row_names, scaling)
+    loss = _loss_terms.of_call(call, x, axes, names, row_names, scaling.where)
     arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
     found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)
     return loss.reduced(loss.terms.losses(found), axes)

@@ -66,7 +66,7 @@ class Head(NamedTuple):
             labels = laid_like(labels, features)
         counted, unweighed = self.column(counted), self.column(hidden)
         temperature, cap = (usable(self.column(a), counted, unweighed) for a in self.scaling[1:])
-        return Rows(features, labels, counted, temperature, cap)
+        return Rows(features, labels, counted, temperature, cap, where=self.masks()[0])
 
     def column(self, option: Array | None) -> Array | None:
         """An option, one number or one per row, as a column [B, 1] over the flattened rows."""
@@ -101,7 +101,7 @@ class Head(NamedTuple):
             None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
             for a in (self.bias, class_weights)
         )
-        return Shared(self.weight, bias, weights, self.key)
+        return Shared(self.weight, bias, weights, self.masks()[1], self.key)
 
     def static(self, wanted: frozenset[str]) -> Static:
         """The facts that are known when a program is traced."""

@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     temperature: Array | None = None  # [B, 1]
     soft_cap: Array | None = None  # [B, 1]
     terms: LossTerms = LossTerms()  # [B, 1]
+    where: Array | None = None  # [B, V]: True for the classes that count
 
     @property
     def scaling(self) -> Scaling:
@@ -63,6 +64,7 @@ class Shared(NamedTuple):
     weight: Any  # [D, V] or [V, D]
     bias: Any = None  # [1, V]
     class_weights: Any = None  # [1, V]
+    where: Array | None = None  # [1, V]: True for the classes that count in every row
     key: Any = None  # the random key of `_sampling`, as integers
 
 
@@ -114,14 +116,13 @@ class Static(NamedTuple):
 
     def part(self, shared: Shared, start: Array | int, size: int) -> Shared:
         """The slice of the shared arguments for some of the classes."""
-        axes = Shared(self.vocab_axis, 1, 1)
-        parts = (_plan.part(a, start, size, axis) for a, axis in zip(shared[:3], axes, strict=False))
-        return Shared(*parts)
+        axes = (self.vocab_axis, 1, 1, 1)
+        return Shared(*(_plan.part(a, start, size, axis) for a, axis in zip(shared[:4], axes, strict=True)))
 
     def with_part(self, shared: Shared, part: Shared, start: Array | int) -> Shared:
         """`shared`, with the slice for some of the classes replaced by `part`."""
-        axes = Shared(self.vocab_axis, 1, 1)
-        both = zip(shared[:3], part[:3], axes, strict=False)
+        axes = (self.vocab_axis, 1, 1, 1)
+        both = zip(shared[:4], part[:4], axes, strict=True)
         parts = (_plan.with_part(a, b, start, axis) for a, b, axis in both)
         return Shared(*parts)._replace(key=shared.key)
 
@@ -133,8 +134,8 @@ class Static(NamedTuple):
                 return None
             return a.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
 
-        axes = (self.vocab_axis, 1, 1)
-        return Shared(*(read(a, axis) for a, axis in zip(shared[:3], axes, strict=True)))
+        axes = (self.vocab_axis, 1, 1, 1)
+        return Shared(*(read(a, axis) for a, axis in zip(shared[:4], axes, strict=True)))
 
     def added(self, shared: Shared, part: Shared, ids: Array) -> Shared:
         """`shared`, with `part` added to the classes with these ascending ids, except one past the end."""
@@ -193,7 +194,10 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     if not whole:
         here = (labels >= start) & (labels < start + x.shape[1])
         labels = jnp.where(here, labels - start, -1)
-    return Problem(x, labels, shared.class_weights, rows.scaling, rows.counted)
+    of_rows = _plan.part(rows.where, start, x.shape[1], 1)
+    masks = [mask for mask in (shared.where, of_rows) if mask is not None]
+    scaling = rows.scaling._replace(where=functools.reduce(jnp.logical_and, masks) if masks else None)
+    return Problem(x, labels, shared.class_weights, scaling, rows.counted)
 
 
 def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
@@ -216,7 +220,7 @@ def back(
     """
     narrow, axis = dx.astype(hidden.dtype), static.vocab_axis
     of_hidden = _product(narrow, weight, 1, axis, *spec(hidden)) if asked.hidden else None
-    of_weight, of_bias, of_class_weights, _ = sums
+    of_weight, of_bias, of_class_weights, *_ = sums
     if of_weight is not None:
         factors = (hidden, narrow) if axis == 1 else (narrow, hidden)
         of_weight = of_weight + _product(*factors, 0, 0, *spec(weight))

@@ -182,6 +182,8 @@ def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
         of_quotient = difference - u_high * scale_high
         of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
         slip = (slip + of_quotient) / scale
+    if scaling.soft_cap is not None:
+        slip = jnp.where(u == 0, 0.0, slip)  # where a maximum was restored: beside it a rest may be 0
     return jnp.where(jnp.abs(slip) < 1, slip, 0.0)
 
 

@@ -130,12 +130,14 @@ def of_call(
     names: tuple[str, ...],
     row_names: tuple[str, ...],
     where: Array | None = None,
+    labels: Any = None,
 ) -> Loss:
     """The loss that the arguments of a public call specify.
 
-    `names` are the mesh axes of the shards of the classes, `row_names` those of the rows.
+    `names` are the mesh axes of the shards of the classes, `row_names` those of the rows. `labels`, if
+    given, replaces the labels of the call.
     """
-    labels = call.labels(logits.shape, axes)
+    labels = call.labels(logits.shape, axes) if labels is None else labels
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
     if weights is not None and len(axes) == 1:
@@ -213,15 +215,15 @@ def _row_weights(
 def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
     """The class weight of each label, from whichever shard has the class."""
     if not names:
-        return _taken(weights, labels)
+        return taken(weights, labels)
     last = weights.size * shard_count(names) - 1
     labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
     labels = ids_of_shard(labels, weights.size, names)
     here = (labels >= 0) & (labels < weights.size)
-    return rules.across(names, jnp.where(here, _taken(weights, labels), 0.0))[0]
+    return rules.across(names, jnp.where(here, taken(weights, labels), 0.0))[0]
 
 
-def _taken(values: Array, index: Array) -> Array:
+def taken(values: Array, index: Array) -> Array:
     """The entries of a one-dimensional array at these indices, clipped; sharded like the indices."""
     index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
     if layout is None or not any((*spec(values), *spec(index))):

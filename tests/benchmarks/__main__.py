@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
-The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step, and
-``sampling`` have their own options. With ``--against PATH``, the peer is the package of another checkout, in
-the same process.
+The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
+``sampling`` and ``distillation`` have their own options. With ``--against PATH``, the peer is the package of
+another checkout, in the same process.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import against, compiling, dense, device, linear, sampling, step, timing
+from tests.benchmarks import against, compiling, dense, device, distillation, linear, sampling, step, timing
 
 HEADER = (
     f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -92,7 +92,13 @@ def shown(records, header, line):
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    apart = {"device": device, "compile": compiling, "step": step, "sampling": sampling}
+    apart = {
+        "device": device,
+        "compile": compiling,
+        "step": step,
+        "sampling": sampling,
+        "distillation": distillation,
+    }
     if arguments and arguments[0] in apart:
         return apart[arguments[0]].main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)

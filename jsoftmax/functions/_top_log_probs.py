@@ -1,0 +1,202 @@
+"""The largest log-probabilities of a row, and where its label stands among all: scores of a model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax import rules
+from jsoftmax.border import _mesh_axes
+from jsoftmax.border._call import Axis, Call
+from jsoftmax.border._label_checks import reported_ids
+from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.functions._logsumexp import logsumexp
+from jsoftmax.functions._maps import log_softmax
+from jsoftmax.linear import _few
+from jsoftmax.linear._arguments import BlockSize
+from jsoftmax.logits import _scaling
+from jsoftmax.rows import _sparse, _top
+from jsoftmax.rows._row_numbers import one_axis
+from jsoftmax.rows._top import Largest
+from jsoftmax.transforms._sharding import shard_count
+
+
+class TopLogProbs(NamedTuple):
+    """What `top_log_probs` finds: [..., k] the first two, the others one number a row.
+
+    The last two are None where there are no labels.
+    ``SparseTargets(top.ids, top.log_probs)`` are targets of `cross_entropy` and `sparse_kl_divergence`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> print(jsoftmax.top_log_probs(jnp.array([0.0, 2.0, 1.0]), 2).ids)
+    [1 2]
+    """
+
+    log_probs: Array
+    ids: Array
+    log_normalizer: Array
+    label_log_prob: Array | None
+    label_rank: Array | None
+
+
+def top_log_probs(
+    logits: ArrayLike,
+    k: int,
+    *,
+    labels: ArrayLike | None = None,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    axis_name: MeshAxes = None,
+) -> TopLogProbs:
+    """The k largest log-probabilities of every row and their classes, the label's, and its rank.
+
+        log p = z − max − log1p(rest),   z = cap·tanh(logits/cap)/T
+
+    The largest come first, of equal ones the lower id. The rank of a label counts from 1 the classes with a
+    larger z. Computed in at least float32, and returned so; ids and ranks are int32. Dead classes have
+    log-probability −inf, and come last; a row with no live class has −inf alone, its log_normalizer too.
+    A label outside [0, V) has NaN, and rank 0.
+
+    Derivative: ``Σ g·(e − p)/T`` in the logits for cotangents g of log-probabilities, ``a·p/T`` for a of the
+    log-normalizer; ids and ranks have none. Kept for it: the arguments, the ids and a few numbers a row.
+
+    Args:
+      logits: any shape.
+      k: how many, at most the number of classes.
+      labels: class ids as integers, in the shape of `logits` without `axis`.
+      axis: this and the following as in `row_statistics`.
+      where: True for the classes that count.
+      soft_cap: cap, a number, or one a row.
+      temperature: T, a number, or one a row.
+      axis_name: as in `row_statistics`; each shard sends its k largest.
+
+    Returns:
+      `TopLogProbs`.
+
+    Raises:
+      TypeError, ValueError: as for `row_statistics`, and for a `k` below 1, or above the number of classes.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> top = jsoftmax.top_log_probs(jnp.array([2.0, 1.0, 0.1, 1.0]), 2, labels=3)
+    >>> print(top.ids, jnp.round(1000 * top.log_probs), top.label_rank, f"{top.label_log_prob:.3f}")
+    [0 1] [ -634. -1634.] 2 -1.634
+
+    Source: Blanchard, Higham & Higham (2021).
+    """
+    call = Call(
+        "top_log_probs",
+        logits=logits,
+        k=k,
+        labels=labels,
+        axis=axis,
+        where=where,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        axis_name=axis_name,
+    )
+    x = call.floats("logits")
+    axes = call.axes(x.shape)
+    names = _mesh_axes.of_classes(call, ("logits",))
+    scaling = _scaling.of_call(call, x, axes)
+    y = None
+    if labels is not None:
+        y = one_axis(call.class_ids(x.shape, axes), axes)
+    x, scaling, _ = _sparse.along_last(x, axes, scaling, None, None)
+    classes = x.shape[-1] * shard_count(names)
+    y = None if y is None else reported_ids(y, classes, ())
+    k = _count(call, classes)
+    return _of_largest(_top.largest((x.ndim - 1, *names), k, x, y, scaling), k)
+
+
+def linear_top_log_probs(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    k: int,
+    *,
+    labels: ArrayLike | None = None,
+    vocab_axis: int = -1,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    soft_cap: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    block_size: BlockSize = None,
+    axis_name: MeshAxes = None,
+) -> TopLogProbs:
+    """The k largest log-probabilities of every row of a linear head, without ever holding its logits.
+
+        linear_top_log_probs(hidden, weight, k) = top_log_probs(hidden @ weight, k)
+
+    What a server returns beside a prompt, and a teacher stores for its student. One product of matrices,
+    whose result comes about in blocks of rows. Units, corners and dtypes are those of `top_log_probs`.
+
+    Derivative: that of `top_log_probs` in the logits, which are made again on the way back: with the
+    gradients of hidden and weight three further products. Kept for it: the arguments.
+
+    Args:
+      hidden: features, shape [..., D].
+      weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
+      k: how many, at most the number of classes.
+      labels: class ids as integers, shape [...].
+      vocab_axis: this and the following as in `linear_cross_entropy`.
+      bias: shape [V].
+      where: True for the classes that count, shape [V] or [..., V].
+      soft_cap: cap, a number, or one a row.
+      temperature: T, a number, or one a row.
+      block_size: the number of rows in a block. None takes what `linear_plan` finds.
+      axis_name: as in `linear_cross_entropy`; each shard sends its k largest.
+
+    Returns:
+      `TopLogProbs`, [..., k] and [...].
+
+    Raises:
+      TypeError, ValueError: as for `linear_row_statistics` and `top_log_probs`.
+
+    >>> import jax.numpy as jnp, jsoftmax
+    >>> hidden, table = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [1.0, 0.0], [0.1, 15.0]])
+    >>> top = jsoftmax.linear_top_log_probs(hidden, table, 1, labels=jnp.array([1, 2]), vocab_axis=0)
+    >>> print(top.ids[:, 0], top.label_rank, jnp.round(1000 * top.label_log_prob))
+    [0 2] [2 1] [-1417.    -0.]
+
+    Source: as for `top_log_probs`.
+    """
+    call = Call(
+        "linear_top_log_probs",
+        hidden=hidden,
+        weight=weight,
+        k=k,
+        labels=labels,
+        vocab_axis=vocab_axis,
+        bias=bias,
+        where=where,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+    return _of_largest(_few.largest(call, _count(call)), k)
+
+
+def _count(call: Call, classes: int | None = None) -> int:
+    k = call.size("k", 1)
+    if classes is not None and k > classes:
+        raise call.error(ValueError, f"k is {k}, and there are {classes} classes", "write a smaller k")
+    return k
+
+
+def _of_largest(found: Largest, k: int) -> TopLogProbs:
+    """From the events: their log-softmax is that of the row."""
+    (u, top), ids, label = found
+    log_probs = log_softmax(u)
+    log_normalizer = jnp.asarray(logsumexp(u, -1)) + top[..., 0]
+    if label is None:
+        return TopLogProbs(log_probs[..., :k], ids, log_normalizer, None, None)
+    places = lax.broadcasted_iota(jnp.int32, u.shape, u.ndim - 1)
+    hit = places == label.place
+    of_label = jnp.sum(jnp.where(hit, log_probs, 0), -1)
+    of_label = rules.nan_where(label.place[..., 0] < 0, of_label)
+    return TopLogProbs(log_probs[..., :k], ids, log_normalizer, of_label, label.rank[..., 0])

@@ -1,0 +1,249 @@
+"""Functions of the logits of one linear head, or of two, which come about block by block and are never held.
+
+A function finds numbers of some rows from their logits and what else it is given of them. For its derivative
+the logits are made once more on the way back (`numbers`), or, for a sum over rows, a block becomes its
+gradient while it is there (`total`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import rules
+from jsoftmax.linear import _plan, _products
+from jsoftmax.linear._plan import BlockPlan
+from jsoftmax.transforms import _modes
+from jsoftmax.transforms._autodiff import with_gradients, with_rules
+from jsoftmax.transforms._row_wise import row_wise
+from jsoftmax.transforms._rule_trees import along, or_else
+
+Logits = tuple[Array, ...]
+# Of what is static, of logits, and of their rows: float numbers of every row, a loss first, and others.
+Function = Callable[["Static", Logits, "Rows"], tuple[tuple[Array, ...], tuple[Array, ...]]]
+
+
+class Rows(NamedTuple):
+    """The arguments that are as long as the rows; also their tangents and cotangents."""
+
+    hidden: tuple[Any, ...]  # [B, D], of each head
+    columns: Any  # what the function takes of a row: a tree of [B, n]
+    where: Any = None  # [B, V], or in a function also [1, V]
+    counted: Array | None = None  # [B, 1]: False in a row whose every number is 0
+
+    def of_block(self, counted: Array | None, where: Array | None) -> Rows:
+        """The rows of a block, of which perhaps not all count: masked whole, with nothing in them."""
+        both = _all(self.counted, counted)
+        hidden = tuple(h if both is None else jnp.where(both, h, 0) for h in self.hidden)
+        return Rows(hidden, self.columns, _all(self.where, where, both), both)
+
+
+def _all(*masks: Array | None) -> Array | None:
+    given = [mask for mask in masks if mask is not None]
+    return functools.reduce(jnp.logical_and, given) if given else None
+
+
+class Shared(NamedTuple):
+    """The arguments that all rows share; also their tangents and cotangents."""
+
+    heads: tuple[_products.Shared, ...]
+    where: Array | None = None  # [1, V]
+
+
+class Static(NamedTuple):
+    """What is known when a program is traced."""
+
+    function: Function
+    options: Hashable  # of the function
+    head: _products.Static
+    names: tuple[str, ...]  # the mesh axes of the shards of the classes
+    asked: Any = None  # the gradients to find: a tree of booleans, like the rows and what they share
+
+    def plan(self, rows: Rows, shared: Shared, *, gradient: bool) -> BlockPlan:
+        """How the logits are cut: along the rows alone, for two heads into blocks half as long."""
+        plans = [
+            self.head.plan(_products.Rows(h, h), of_head, gradient)
+            for h, of_head in zip(rows.hidden, shared.heads, strict=True)
+        ]
+        plan = min(plans, key=lambda plan: plan.block_rows)
+        if len(plans) == 1 or self.head.block_size is not None or plan.row_blocks == 1:
+            return plan
+        return _plan.halved(plan)
+
+
+def _logits(static: Static, rows: Rows, shared: Shared) -> Logits:
+    each = zip(rows.hidden, shared.heads, strict=True)
+    return tuple(_products.logits(static.head, _products.Rows(h), of_head) for h, of_head in each)
+
+
+@row_wise
+def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
+    def block(carry: None, rows: Rows, counted: Array | None) -> tuple[None, Any]:
+        rows = rows.of_block(counted, shared.where)
+        return None, static.function(static, _logits(static, rows, shared), rows)
+
+    return _plan.over_rows(static.plan(rows, shared, gradient=False), block, None, rows)[1], None
+
+
+def _back(
+    static: Static, rows: Rows, shared: Shared, sums: Shared, cotangents: tuple[Array | None, ...] | None
+) -> tuple[Shared, tuple[tuple[Array, ...], Rows]]:
+    """The numbers of a block, and the gradients for these cotangents of them; without, for 1 of the first."""
+    of_rows, of_shared = static.asked
+    logits = _logits(static, rows, shared)
+    asked = tuple(
+        is_asked or any(jax.tree.leaves(of_head))
+        for is_asked, of_head in zip(of_rows.hidden, of_shared.heads, strict=True)
+    )
+    given = logits, rows.columns
+    chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
+
+    def numbers(chosen: Any) -> Any:
+        logits, columns = or_else(chosen, given)
+        return static.function(static, logits, rows._replace(columns=columns))
+
+    found, pull, _ = jax.vjp(numbers, chosen, has_aux=True)
+    if cotangents is None:
+        cotangents = jnp.ones_like(found[0]), *(None,) * (len(found) - 1)
+    cotangents = tuple(jnp.zeros_like(a) if g is None else g for a, g in zip(found, cotangents, strict=True))
+    ((dlogits, dcolumns),) = pull(cotangents)
+    dhidden, of_heads = [], []
+    for i, dx in enumerate(dlogits):
+        of_hidden, of_head = None, sums.heads[i]
+        if dx is not None:
+            wanted, weight = _products.Rows(of_rows.hidden[i]), shared.heads[i].weight
+            arrays = of_head, rows.hidden[i], weight, dx, None
+            of_hidden, of_head = _products.back(static.head, wanted, *arrays)
+            if of_hidden is not None:
+                of_hidden = of_hidden if rows.counted is None else jnp.where(rows.counted, of_hidden, 0)
+        dhidden.append(of_hidden)
+        of_heads.append(of_head)
+    return Shared(tuple(of_heads)), (found, Rows(tuple(dhidden), dcolumns))
+
+
+def _begun(static: Static, rows: Rows, shared: Shared) -> Shared:
+    pairs = zip(static.asked[1].heads, shared.heads, strict=True)
+    return Shared(tuple(_products.none_yet(asked, rows, of_head) for asked, of_head in pairs))
+
+
+def _cast(gradients: Any, arguments: Any) -> Any:
+    return along(lambda d, a: d.astype(a.dtype), gradients, arguments)
+
+
+def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Any, tuple[Rows, Shared]]:
+    return _find(static, rows, shared)[0], (rows, shared)
+
+
+def _pull(static: Static, asked: Any, kept: tuple[Rows, Shared], cotangents: Any) -> tuple[Rows, Shared]:
+    rows, shared = kept
+    return _pull_rows(static._replace(asked=asked), (rows, cotangents[0]), shared)
+
+
+@row_wise
+def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared]:
+    def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
+        rows, cotangents = part
+        sums, (_, of_rows) = _back(static, rows.of_block(counted, shared.where), shared, sums, cotangents)
+        return sums, of_rows._replace(hidden=_cast(of_rows.hidden, rows.hidden))
+
+    plan = static.plan(parts[0], shared, gradient=True)
+    sums, of_rows = _plan.over_rows(plan, block, _begun(static, parts[0], shared), parts)
+    return of_rows, Shared(_cast(sums.heads, shared.heads))
+
+
+def _push(static: Static, kept: tuple[Rows, Shared], tangents: tuple[Rows, Shared]) -> Any:
+    rows, shared = kept
+    return _push_rows(static, (rows, tangents[0]), (shared, tangents[1]))[0]
+
+
+@row_wise
+def _push_rows(static: Static, parts: Any, both: tuple[Shared, Shared]) -> tuple[Any, None]:
+    shared, dshared = both
+
+    def tangent(rows: Rows, i: int, dhidden: Array | None) -> Array | None:
+        """Of the logits of a head: a product for each of its arguments that moves."""
+        (weight, *_), (dweight, dbias, *_) = shared.heads[i], dshared.heads[i]
+        terms = []
+        if dhidden is not None:
+            moved = _products.Rows(dhidden if rows.counted is None else jnp.where(rows.counted, dhidden, 0))
+            terms.append(_products.logits(static.head, moved, _products.Shared(weight)))
+        if dweight is not None:
+            arrays = _products.Rows(rows.hidden[i]), _products.Shared(dweight)
+            terms.append(_products.logits(static.head, *arrays))
+        if dbias is not None:
+            wide = dbias.astype(rules.computing_dtype(dbias.dtype))
+            terms.append(jnp.broadcast_to(wide, (len(rows.hidden[i]), wide.shape[1])))
+        return None if not terms else sum(terms[1:], terms[0])
+
+    def block(carry: None, part: Any, counted: Array | None) -> tuple[None, Any]:
+        rows, drows = part
+        rows = rows.of_block(counted, shared.where)
+        given = _logits(static, rows, shared), rows.columns
+        moves = tuple(tangent(rows, i, dhidden) for i, dhidden in enumerate(drows.hidden)), drows.columns
+        moving = along(lambda _, a: a, moves, given)
+
+        def numbers(moving: Any) -> Any:
+            logits, columns = or_else(moving, given)
+            return static.function(static, logits, rows._replace(columns=columns))
+
+        with _modes.in_mode(forward=True):
+            return None, jax.jvp(numbers, (moving,), (moves,))[1]
+
+    plan = static.plan(parts[0], shared, gradient=False)
+    return _plan.over_rows(plan, block, None, parts)[1], None
+
+
+_numbers = with_rules(_save, _pull, _push, selective=True)
+
+
+@row_wise
+def _numbers_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
+    return _numbers(static, rows, shared), None
+
+
+def numbers(static: Static, rows: Rows, shared: Shared) -> Any:
+    """What the function finds of every row."""
+    return _numbers_of_rows(static, rows, shared)[0]
+
+
+@row_wise
+def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Array, Rows], Shared]:
+    def block(sums: Shared, rows: Rows, counted: Array | None) -> tuple[Shared, Any]:
+        sums, ((losses, *_), of_rows) = _back(
+            static, rows.of_block(counted, shared.where), shared, sums, None
+        )
+        return sums, (losses, of_rows)
+
+    plan = static.plan(rows, shared, gradient=True)
+    of_shared, found = _plan.over_rows(plan, block, _begun(static, rows, shared), rows)
+    return found, of_shared
+
+
+def _total_and_gradients(static: Static, asked: Any, rows: Rows, shared: Shared) -> tuple[Array, Any]:
+    if not any(jax.tree.leaves(asked)):
+        return _total_by_rows(static, rows, shared), None
+    (losses, of_rows), of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
+    return jnp.sum(losses), (of_rows, of_shared)
+
+
+def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:
+    return jnp.sum(numbers(static, rows, shared)[0][0])
+
+
+_total = with_gradients(_total_and_gradients, _total_by_rows, lambda asked: True)
+
+
+@partial(row_wise, outputs=(None, 0), mapped=lambda *arguments: (None, _total_by_rows(*arguments)))
+def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Array]:
+    return None, _total(static, rows, shared)
+
+
+def total(static: Static, rows: Rows, shared: Shared) -> Array:
+    """The sum over all rows of the first number that the function finds."""
+    return _total_of_rows(static, rows, shared)[1]

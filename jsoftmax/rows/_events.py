@@ -1,0 +1,181 @@
+"""A row of logits as K + 1 events: K of its classes, told by their ids, and the tail, which is all others.
+
+An event has u = z − max z, and the tail the log-sum-exp of its classes' u, summed over these: nothing is
+taken from 1. The softmax of u over the events has their probabilities, and a function of these is an ordinary
+one of K + 1 logits. An id of −1 stands for no class, and is an event of probability 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import online, rules
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._sharding import is_whole
+
+Axes = tuple[int | str, ...]  # the last one, and the mesh axes of the shards of the classes
+
+
+class Events(NamedTuple):
+    """What a row comes to; also its cotangents."""
+
+    u: Array  # [..., K + 1], the tail last
+    top: Array  # [..., 1], the maximum of z
+
+
+class _Saved(NamedTuple):
+    """The arguments, and the maxima of the row and of its tail."""
+
+    x: Array
+    ids: Array
+    scaling: Scaling
+    of_tail: Array  # the maximum of x in the tail
+    rest: Array  # of the tail
+    top: Array  # the maximum of x
+
+    def tail(self) -> Array:
+        """The share of every class in the tail."""
+        scaling = self.scaling._replace(where=_outside(self.x, self.ids, self.scaling))
+        z = _scaling.shifted(self.x, scaling, self.of_tail)
+        return jnp.where(self.rest < 0, 0, _probabilities.of_shifted(z, self.rest))
+
+    def u(self) -> Array:
+        """u of every class."""
+        return _scaling.shifted(self.x, self.scaling, self.top).u
+
+
+def _save(axes: Axes, x: Array, ids: Array, scaling: Scaling, hidden: Array | None) -> tuple[Events, _Saved]:
+    tail, _ = _reductions.reduce(x, scaling._replace(where=_outside(x, ids, scaling)), axes)
+    # Of the shards one has a class, and −inf adds nothing to 0.
+    logits, here = rules.across(axes, picked(_scaling.live(x, scaling), ids), _is_here(x, ids))
+    own = scaling._replace(where=None)
+    logits = jnp.where(here > 0, logits, -jnp.inf)
+    largest = jnp.max(_scaling.ordered_live(lax.stop_gradient(logits), own), -1, keepdims=True)
+    top = jnp.maximum(lax.stop_gradient(tail.max), largest)
+    in_order = own if own.temperature is None else own._replace(temperature=jnp.abs(own.temperature))
+    of_tail = _shifted(tail.max, in_order, top) + online.log_total(tail.rest)
+    of_tail = jnp.where(tail.rest < 0, -jnp.inf, of_tail)
+    u = jnp.concatenate([_shifted(logits, own, top), of_tail], -1)
+    found = Events(u, _scaling.maximum(scaling, top))
+    saved = _Saved(x, ids, scaling, tail.max, tail.rest, top)
+    if hidden is not None:
+        # As if a hidden row that is no number were masked whole.
+        heard = ~hidden | ~jnp.any(jnp.isnan(u), -1, keepdims=True)
+        scaling, _ = _scaling.counting(scaling, heard)
+        of_rows = (jnp.where(heard, a, -jnp.inf) for a in (saved.of_tail, saved.top))
+        found = Events(jnp.where(heard, u, -jnp.inf), jnp.where(heard, found.top, 0))
+        maximum, top = of_rows
+        saved = _Saved(x, ids, scaling, maximum, jnp.where(heard, saved.rest, -1), top)
+    return found, saved
+
+
+def _shifted(logits: Array, scaling: Scaling, top: Array) -> Array:
+    """Their u, −inf where dead, which no derivative passes through."""
+    dead = logits == -jnp.inf
+    return jnp.where(dead, -jnp.inf, _scaling.shifted(jnp.where(dead, 0, logits), scaling, top).u)
+
+
+def _pull(axes: Axes, saved: _Saved, g: Events) -> tuple[Array, None, Scaling, None]:
+    of_events, of_top = g
+    x, scaling = saved.x, saved.scaling
+    dz = jnp.zeros_like(saved.u())
+    if of_events is not None:
+        of_ids = jnp.where(_is_here(x, saved.ids) > 0, of_events[..., :-1], 0)
+        dz = of_events[..., -1:] * saved.tail() + scattered(of_ids, saved.ids, x)
+    dx, of_scaling = _scaling.pull(x, saved.u(), dz, scaling)
+    if of_top is not None and of_scaling.temperature is not None:
+        _, names = rules.split_axes(axes)
+        dt = _scaling.spread_sum(of_top * _in_temperature(saved), of_scaling.temperature)
+        first = lax.axis_index(names) == 0 if names else True
+        dt = of_scaling.temperature + jnp.where(first, dt, 0)
+        of_scaling = of_scaling._replace(temperature=dt)
+    return dx, None, of_scaling, None
+
+
+def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
+    dx, _, by, _ = tangents
+    dz = _scaling.push(saved.x, saved.u(), dx, by, saved.scaling)
+    of_ids, of_tail = rules.across(axes, picked(dz, saved.ids), jnp.sum(saved.tail() * dz, -1, keepdims=True))
+    of_top = jnp.zeros_like(of_tail)
+    if by.temperature is not None:
+        of_top = of_top + _in_temperature(saved) * by.temperature
+    return Events(jnp.concatenate([of_ids, of_tail], -1), of_top)
+
+
+def _in_temperature(saved: _Saved) -> Array:
+    """The derivative in the temperature of the maximum of z = x/T."""
+    return -_scaling.maximum(saved.scaling, saved.top) / jnp.asarray(saved.scaling.temperature)
+
+
+events = with_rules(_save, _pull, _push)
+
+
+def _is_here(x: Array, ids: Array) -> Array:
+    """1 where an id is one of the classes, of this shard."""
+    return ((ids >= 0) & (ids < x.shape[-1])).astype(x.dtype)
+
+
+def _by_index(x: Array) -> bool:
+    """Whether classes are read where they lie; else each is compared, which any sharding keeps."""
+    return is_whole(x, *range(x.ndim))
+
+
+def _in_range(x: Array, ids: Array, beyond: int) -> Array:
+    return jnp.where((ids >= 0) & (ids < x.shape[-1]), ids, beyond)
+
+
+def _hits(x: Array, ids: Array) -> Array:
+    """Where a class has an id: [..., V, K]."""
+    return _reductions.hits(ids[..., None, :], ids.ndim - 1, x.shape[-1])
+
+
+def picked(x: Array, ids: Array) -> Array:
+    """The entries of every row at its ids; of an id of no class 0."""
+    if not _by_index(x):
+        return jnp.sum(jnp.where(_hits(x, ids), x[..., None], 0), -2)
+    found = jnp.take_along_axis(x, _in_range(x, ids, 0), -1)
+    return jnp.where(_is_here(x, ids) > 0, found, 0)
+
+
+def scattered(values: Array, ids: Array, x: Array) -> Array:
+    """An array like x with the values of every row added at its ids, and 0 elsewhere."""
+    if not _by_index(x):
+        return jnp.sum(jnp.where(_hits(x, ids), values[..., None, :], 0), -1)
+
+    def of_row(values: Array, ids: Array) -> Array:
+        return jnp.zeros(x.shape[-1], values.dtype).at[ids].add(values, mode="drop")
+
+    return _over_rows(of_row, values, _in_range(x, ids, x.shape[-1]))
+
+
+def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
+    """Which classes of a row are in the tail."""
+
+    def of_row(ids: Array) -> Array:
+        return jnp.ones(x.shape[-1], bool).at[ids].set(False, mode="drop")
+
+    if _by_index(x):
+        outside = _over_rows(of_row, _in_range(x, ids, x.shape[-1]))
+    else:
+        outside = ~jnp.any(_hits(x, ids), -1)
+    return outside if scaling.where is None else outside & scaling.where
+
+
+def has_tail(axes: Axes, x: Array, ids: Array, scaling: Scaling) -> Array:
+    """Whether a class that counts is in the tail."""
+    _, names = rules.split_axes(axes)
+    any_here = jnp.any(_outside(x, ids, scaling), -1, keepdims=True)
+    return lax.pmax(any_here.astype(jnp.int32), names) > 0 if names else any_here
+
+
+def _over_rows(function: Any, *arrays: Array) -> Array:
+    rows = arrays[0].shape[:-1]
+    flat = jax.vmap(function)(*(a.reshape(-1, a.shape[-1]) for a in arrays))
+    return flat.reshape(*rows, flat.shape[-1])
