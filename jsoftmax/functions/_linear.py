@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from jax import Array
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jsoftmax.border import _mesh_axes
@@ -10,10 +13,12 @@ from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.linear import _arguments, _few, _numbers
 from jsoftmax.linear._arguments import Backend, BlockSize, Head
+from jsoftmax.linear._products import Rows
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
 from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.rows._sparse import SparseTargets
+from jsoftmax.rows._statistics import Numbers
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._modes import in_forward_mode
 
@@ -34,11 +39,12 @@ def linear_cross_entropy(
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     reduction: Reduction = "none",
+    statistics: bool = False,
     block_size: BlockSize = None,
     backend: Backend = None,
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
-) -> Array:
+) -> Any:
     """The cross-entropy of ``hidden @ weight + bias`` with labels, without ever holding these logits.
 
         loss = cross_entropy(hidden @ weight + bias, labels, …)
@@ -80,6 +86,8 @@ def linear_cross_entropy(
       soft_cap: cap, a number, or one a row.
       temperature: T, a number, or one a row.
       reduction: "none", "mean" or "sum".
+      statistics: whether to return the `linear_row_statistics` of the rows too, from the same products; they
+        are not differentiated.
       block_size: the number of rows in a block, or a pair, its rows and its classes. None takes what
         `linear_plan` finds.
       backend: "blocked", or "xla" for all logits at once. None is "blocked"; of several, the first is taken.
@@ -90,7 +98,7 @@ def linear_cross_entropy(
       row_axis_name: as in `cross_entropy`.
 
     Returns:
-      The losses, in the shape [...], or their mean or sum.
+      The losses, in the shape [...], or their mean or sum; with `statistics` that and `RowStatistics`.
 
     Raises:
       TypeError, ValueError: as for `cross_entropy`, and for features, a bias, an axis of the weight, a block
@@ -125,6 +133,7 @@ def linear_cross_entropy(
         soft_cap=soft_cap,
         temperature=temperature,
         reduction=reduction,
+        statistics=statistics,
         block_size=block_size,
         backend=backend,
         axis_name=axis_name,
@@ -136,18 +145,29 @@ def linear_cross_entropy(
         return (_few.loss if isinstance(labels, SparseTargets) else _loss)(call, head, row_names)
 
 
-def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
+def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Any:
     reduction = call.arguments["reduction"]
     where = head.scaling.where
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
     rows = head.rows(loss.labels, loss.counted, loss.hidden)._replace(terms=terms)
-    shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
+    has_statistics = bool(call.arguments["statistics"])
+    wanted = loss.terms.wanted | frozenset(_numbers.STATISTICS if has_statistics else ())
+    shared, static = head.shared(loss.class_weights), head.static(wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
-        losses = head.reported(terms.losses(_numbers.numbers(static, rows, shared)), rows)
-        return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
-    total = head.reported(_numbers.total(static, rows, shared), rows)
-    return loss.of_sum(total, head.row_shape, head.class_axis)
+        found = _numbers.numbers(static, rows, shared)
+        losses = head.reported(terms.losses(found), rows)
+        out = loss.reduced(losses.reshape(head.row_shape), head.class_axis)
+    else:
+        total, found = _numbers.total(static, rows, shared)
+        out = loss.of_sum(head.reported(total, rows), head.row_shape, head.class_axis)
+    return (out, lax.stop_gradient(_statistics(head, rows, found))) if has_statistics else out
+
+
+def _statistics(head: Head, rows: Rows, found: Numbers) -> RowStatistics:
+    if rows.counted is not None:
+        found = found | {"prediction": jnp.where(rows.counted, found["prediction"], 0)}
+    return RowStatistics(*(found[name].reshape(head.row_shape) for name in _numbers.STATISTICS))
 
 
 def linear_row_statistics(
@@ -158,6 +178,7 @@ def linear_row_statistics(
     vocab_axis: int = -1,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     block_size: BlockSize = None,
@@ -195,6 +216,7 @@ def linear_row_statistics(
         vocab_axis=vocab_axis,
         bias=bias,
         where=where,
+        ignore_index=ignore_index,
         soft_cap=soft_cap,
         temperature=temperature,
         block_size=block_size,
@@ -202,10 +224,10 @@ def linear_row_statistics(
         axis_name=axis_name,
     )
     head = _arguments.of_call(call)
-    t = call.labels(head.logits.shape, head.class_axis)
-    wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
+    t, counted = _loss_terms.labels_of_call(call, head.logits.shape, head.class_axis)
+    wanted = frozenset(_numbers.STATISTICS)
     with _platforms.for_logits(head.logits.size):
-        rows = head.rows(t)
+        rows = head.rows(t, counted)
         found = _numbers.numbers(head.static(wanted), rows, head.shared())
         found["nll"] = head.reported(found["nll"], rows)
-    return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
+    return _statistics(head, rows, found)

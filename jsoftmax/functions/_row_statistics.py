@@ -10,17 +10,18 @@ from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
-from jsoftmax.rows import _peaks
+from jsoftmax.rows import _loss_terms, _peaks
 from jsoftmax.rows._row_numbers import RowStatistics, numbers, one_axis
 
 
-@compiled("axis", "axis_name")
+@compiled("axis", "ignore_index", "axis_name")
 def row_statistics(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     axis_name: MeshAxes = None,
@@ -32,8 +33,9 @@ def row_statistics(
 
     with z = cap·tanh(logits/cap)/T. Computed in at least float32, and returned so; the prediction is int32,
     the first of the largest. What is not used costs nothing in a compiled program. Corners as for
-    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0. A mean leaves out the
-    rows that `where` masks whole: ``jnp.mean(nll, where=jnp.any(where, axis))``.
+    `cross_entropy`; a row with no live class has log_normalizer −inf and the others 0. A row whose class id
+    is `ignore_index` has 0 for each of them, whatever it holds. A mean leaves these out, and the rows that
+    `where` masks whole: ``jnp.mean(nll, where=jnp.any(where, axis))``.
 
     Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max:
     one pass back for all. The prediction has none. Kept for it: the arguments and a few numbers a row.
@@ -71,6 +73,7 @@ def row_statistics(
         labels=labels,
         axis=axis,
         where=where,
+        ignore_index=ignore_index,
         soft_cap=soft_cap,
         temperature=temperature,
         axis_name=axis_name,
@@ -78,11 +81,16 @@ def row_statistics(
     x = call.floats("logits")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("logits",))
-    t = call.labels(x.shape, axes)
+    t, counted = _loss_terms.labels_of_call(call, x.shape, axes)
     scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, frozenset({"log_normalizer", "nll", "entropy"}), x, t, scaling, names=names)
+    wanted = frozenset({"log_normalizer", "nll", "entropy"})
+    found = numbers(axes, wanted, x, t, scaling, counted=counted, names=names)
     ordered = _scaling.ordered_live(x, scaling)
     if len(axes) != 1:
-        ordered, axes = one_axis(ordered, axes), (-1,)
+        ordered = one_axis(ordered, axes)
+        counted = None if counted is None else one_axis(counted, axes)
+        axes = (-1,)
     prediction = _peaks.prediction(ordered, (*axes, *names))
+    if counted is not None:
+        prediction = jnp.where(counted, prediction, 0)
     return RowStatistics(**found, prediction=jnp.squeeze(prediction, axes))
