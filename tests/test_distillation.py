@@ -338,3 +338,29 @@ def test_memory_of_two_heads():
         for f in (ours, dense)
     )
     assert of_ours <= of_dense / 8
+
+
+def test_statistics_of_rows_to_ignore():
+    """All 0, whatever they hold, in logits and in a head; the others as without them."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
+    bad, y, kept = x.at[2].set(NAN), jnp.array([0, 3, -1, 1, 2]), np.array([0, 1, 3, 4])
+
+    @jax.jit
+    def everything(x, bad):
+        def of(x):
+            head = jsoftmax.linear_row_statistics(x, jnp.eye(4), y, ignore_index=-1, block_size=(2, 3))
+            return jsoftmax.row_statistics(x, y, ignore_index=-1), head
+
+        def total(x):
+            return sum(jnp.sum(a) for found in of(x) for a in found[:3])
+
+        return of(bad), jsoftmax.row_statistics(x, jnp.abs(y)), jax.grad(total)(bad)
+
+    found, want, gradient = everything(x, bad)
+    for one in found:
+        for got, all_rows in zip(one, want, strict=True):
+            np.testing.assert_allclose(got[kept], all_rows[kept], rtol=1e-6)
+            assert got[2] == 0
+    assert np.isfinite(gradient).all()
+    assert not gradient[2].any()

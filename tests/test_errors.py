@@ -272,7 +272,7 @@ ERRORS = {
     "two shapes": (
         lambda: jsoftmax.kl_divergence(X, X[0]),
         ValueError,
-        r"kl_divergence\(p_logits=float32\[4,3\], q_logits=float32\[3\], axis=-1\): "
+        r"kl_divergence\(p_logits=float32\[4,3\], q_logits=float32\[3\], axis=-1, reduction='none'\): "
         r"p_logits of shape \(4, 3\) beside q_logits of shape \(3,\); give both one shape",
     ),
     "a mesh axis without a mesh": (

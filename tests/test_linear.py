@@ -18,7 +18,7 @@ from jax.experimental import checkify
 
 import jsoftmax
 from jsoftmax.linear import _block
-from jsoftmax.transforms import _modes
+from jsoftmax.transforms import _modes, _platforms
 
 # One block; blocks of rows that do not divide them; blocks of classes, even and uneven.
 BLOCKS = (None, 5, (4, 3), (13, 12))
@@ -625,3 +625,44 @@ def test_classes_that_count(of_rows, x64):
     for i, got in enumerate(ours):
         agree(got, want[i % 2])
     agree(*map(tuple, statistics))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_statistics_beside_a_loss(reduction, x64, monkeypatch):
+    """Those of their own function, and the gradients of the loss alone, at three products; mapped too."""
+    monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
+    floats, labels = head()
+    arguments = {"reduction": reduction, "ignore_index": -1}
+
+    @jax.jit
+    def everything(floats):
+        ours = functools.partial(linear, labels=labels, **arguments)
+        of_heads = {name: floats[name] for name in ("bias", "soft_cap", "temperature")}
+        want = jsoftmax.linear_row_statistics(
+            floats["hidden"], floats["weight"], labels, ignore_index=-1, **of_heads
+        )
+
+        def curved_pair(floats, **options):
+            loss, statistics = ours(floats, statistics=True, **options)
+            return jnp.sum(jnp.sin(loss)), statistics
+
+        pairs = [
+            jax.value_and_grad(functools.partial(curved_pair, block_size=size), has_aux=True)(floats)
+            for size in (None, 5)
+        ]
+        several = {name: jnp.stack([a, a]) if name == "hidden" else a for name, a in floats.items()}
+        axes = {name: 0 if name == "hidden" else None for name in floats}
+        mapped = jax.vmap(jax.value_and_grad(curved_pair, has_aux=True), (axes,))(several)
+        pairs.append(jax.tree.map(lambda a: a[1], mapped))
+        return pairs, jax.value_and_grad(curved(ours))(floats), want
+
+    pairs, (value, gradients), want = everything(floats)
+    for (got, statistics), of_pair in pairs:
+        agree((got, of_pair), (value, gradients))
+        agree(tuple(statistics), tuple(want))
+
+    def total(h, w):
+        return linear({"hidden": h, "weight": w}, labels, statistics=True, **arguments)[0].sum()
+
+    h, w = floats["hidden"], floats["weight"]
+    assert products(jax.value_and_grad(total, (0, 1)), h, w) == (4 if reduction == "none" else 3)

@@ -15,6 +15,7 @@ NAMES = (
     "4-language-models",
     "5-many-devices",
     "6-in-your-model",
+    "7-distillation-and-rl",
 )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from jax import Array
+from typing import Any
+
+from jax import lax
 from jax.typing import ArrayLike
 
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.functions._row_statistics import statistics_of
 from jsoftmax.linear import _arguments, _few, _numbers
 from jsoftmax.linear._arguments import Backend, BlockSize, Gradient, Head
 from jsoftmax.rows import _loss_terms
@@ -33,6 +36,7 @@ def linear_cross_entropy(
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     reduction: Reduction = "none",
+    statistics: bool = False,
     block_size: BlockSize = None,
     backend: Backend = None,
     axis_name: MeshAxes = None,
@@ -41,7 +45,7 @@ def linear_cross_entropy(
     key: ArrayLike | None = None,
     threshold: float = 2**-12,
     keep: float = 1 / 32,
-) -> Array:
+) -> Any:
     """The cross-entropy of ``hidden @ weight + bias`` with labels, without an array of all logits.
 
         loss = cross_entropy(hidden @ weight + bias, labels, …)
@@ -86,8 +90,8 @@ def linear_cross_entropy(
     Args:
       hidden: features, shape [..., D].
       weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
-      labels: class ids as integers, shape [...]; or target probabilities as floats, shape [..., V]; or those
-        of K classes a row, `SparseTargets`.
+      labels: class ids as integers, shape [...]; or target probabilities as floats, shape [..., V]; or
+        `SparseTargets`, those of K classes per row.
       vocab_axis: the axis of the weight along which the classes lie.
       bias: shape [V].
       where: True for the classes that count, shape [V] or [..., V].
@@ -99,6 +103,8 @@ def linear_cross_entropy(
       soft_cap: cap, a number, or one per row.
       temperature: T, a number, or one per row.
       reduction: "none", "mean" or "sum".
+      statistics: whether to also return the `linear_row_statistics` of the rows, from the same products; they
+        have no derivative.
       block_size: the number of rows in a block, or a pair: its rows and its classes. None for the size that
         `linear_plan` returns.
       backend: "blocked", or "xla" for all logits at once; None for "blocked". A sequence means its first.
@@ -113,7 +119,8 @@ def linear_cross_entropy(
       keep: the probability, above 0, of taking an inactive class.
 
     Returns:
-      The losses, in the shape [...], or their mean or sum.
+      The losses, in the shape [...], or their mean or sum; with `statistics`, a pair: this and the
+      `RowStatistics`.
 
     Raises:
       TypeError, ValueError: as in `cross_entropy`, and for features, a bias, an axis of the weight, a block
@@ -148,6 +155,7 @@ def linear_cross_entropy(
         soft_cap=soft_cap,
         temperature=temperature,
         reduction=reduction,
+        statistics=statistics,
         block_size=block_size,
         backend=backend,
         axis_name=axis_name,
@@ -164,15 +172,20 @@ def linear_cross_entropy(
         return (_few.loss if isinstance(labels, SparseTargets) else _loss)(call, head, row_names)
 
 
-def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
+def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Any:
     reduction = call.arguments["reduction"]
     where = head.scaling.where
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
     rows = head.rows(loss.labels, loss.counted, loss.hidden)._replace(terms=terms)
-    shared, static = head.shared(loss.class_weights), head.static(loss.terms.wanted)
+    has_statistics = bool(call.arguments["statistics"])
+    wanted = loss.terms.wanted | frozenset(_numbers.STATISTICS if has_statistics else ())
+    shared, static = head.shared(loss.class_weights), head.static(wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
-        losses = head.reported(terms.losses(_numbers.numbers(static, rows, shared)), rows)
-        return loss.reduced(losses.reshape(head.row_shape), head.class_axis)
-    total = head.reported(_numbers.total(static, rows, shared), rows)
-    return loss.of_sum(total, head.row_shape, head.class_axis)
+        found = _numbers.numbers(static, rows, shared)
+        losses = head.reported(terms.losses(found), rows)
+        out = loss.reduced(losses.reshape(head.row_shape), head.class_axis)
+    else:
+        total, found = _numbers.total(static, rows, shared)
+        out = loss.of_sum(head.reported(total, rows), head.row_shape, head.class_axis)
+    return (out, lax.stop_gradient(statistics_of(head, rows, found))) if has_statistics else out

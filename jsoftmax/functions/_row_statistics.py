@@ -10,20 +10,23 @@ from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.linear import _arguments, _numbers
-from jsoftmax.linear._arguments import Backend, BlockSize
+from jsoftmax.linear._arguments import Backend, BlockSize, Head
+from jsoftmax.linear._products import Rows
 from jsoftmax.logits import _scaling
-from jsoftmax.rows import _peaks
+from jsoftmax.rows import _loss_terms, _peaks
 from jsoftmax.rows._row_numbers import RowStatistics, numbers, one_axis
+from jsoftmax.rows._statistics import Numbers
 from jsoftmax.transforms import _platforms
 
 
-@compiled("axis", "axis_name")
+@compiled("axis", "ignore_index", "axis_name")
 def row_statistics(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     axis_name: MeshAxes = None,
@@ -35,8 +38,9 @@ def row_statistics(
 
     with z = cap·tanh(logits/cap)/T, computed and returned in at least float32. The prediction is int32, the
     first of the largest classes. In a compiled program, a statistic that is not used costs nothing. Corner
-    cases are as in `cross_entropy`; a row without a live class has log_normalizer −inf and the others 0. To
-    exclude completely masked rows from a mean, write ``jnp.mean(nll, where=jnp.any(where, axis))``.
+    cases are as in `cross_entropy`; a row without a live class has log_normalizer −inf and the others 0. In a
+    row whose class id is `ignore_index`, all are 0. To exclude completely masked rows from a mean, write
+    ``jnp.mean(nll, where=jnp.any(where, axis))``.
 
     Derivative: ``a·p + b·((Σt)·p − t) − c·p·(u − ⟨p, u⟩)`` in z, for cotangents a, b, c, and u = z − max, in
     one backward pass. The prediction has no derivative. Residuals: the arguments and a few numbers per row.
@@ -74,6 +78,7 @@ def row_statistics(
         labels=labels,
         axis=axis,
         where=where,
+        ignore_index=ignore_index,
         soft_cap=soft_cap,
         temperature=temperature,
         axis_name=axis_name,
@@ -81,13 +86,18 @@ def row_statistics(
     x = call.floats("logits")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("logits",))
-    t = call.labels(x.shape, axes)
+    t, counted = _loss_terms.labels_of_call(call, x.shape, axes)
     scaling = _scaling.of_call(call, x, axes)
-    found = numbers(axes, frozenset({"log_normalizer", "nll", "entropy"}), x, t, scaling, names=names)
+    wanted = frozenset({"log_normalizer", "nll", "entropy"})
+    found = numbers(axes, wanted, x, t, scaling, counted=counted, names=names)
     ordered = _scaling.ordered_live(x, scaling)
     if len(axes) != 1:
-        ordered, axes = one_axis(ordered, axes), (-1,)
+        ordered = one_axis(ordered, axes)
+        counted = None if counted is None else one_axis(counted, axes)
+        axes = (-1,)
     prediction = _peaks.prediction(ordered, (*axes, *names))
+    if counted is not None:
+        prediction = jnp.where(counted, prediction, 0)
     return RowStatistics(**found, prediction=jnp.squeeze(prediction, axes))
 
 
@@ -99,6 +109,7 @@ def linear_row_statistics(
     vocab_axis: int = -1,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    ignore_index: ArrayLike | None = None,
     soft_cap: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     block_size: BlockSize = None,
@@ -136,6 +147,7 @@ def linear_row_statistics(
         vocab_axis=vocab_axis,
         bias=bias,
         where=where,
+        ignore_index=ignore_index,
         soft_cap=soft_cap,
         temperature=temperature,
         block_size=block_size,
@@ -143,10 +155,16 @@ def linear_row_statistics(
         axis_name=axis_name,
     )
     head = _arguments.of_call(call)
-    t = call.labels(head.logits.shape, head.class_axis)
-    wanted = frozenset({"log_normalizer", "nll", "entropy", "prediction"})
+    t, counted = _loss_terms.labels_of_call(call, head.logits.shape, head.class_axis)
     with _platforms.for_logits(head.logits.size):
-        rows = head.rows(t)
-        found = _numbers.numbers(head.static(wanted), rows, head.shared())
+        rows = head.rows(t, counted)
+        found = _numbers.numbers(head.static(frozenset(_numbers.STATISTICS)), rows, head.shared())
         found["nll"] = head.reported(found["nll"], rows)
-    return RowStatistics(**{name: number.reshape(head.row_shape) for name, number in found.items()})
+    return statistics_of(head, rows, found)
+
+
+def statistics_of(head: Head, rows: Rows, found: Numbers) -> RowStatistics:
+    """The statistics in the shape of the rows; the prediction is 0 in rows that do not count."""
+    if rows.counted is not None:
+        found = found | {"prediction": jnp.where(rows.counted, found["prediction"], 0)}
+    return RowStatistics(*(found[name].reshape(head.row_shape) for name in _numbers.STATISTICS))

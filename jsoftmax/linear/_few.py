@@ -64,6 +64,8 @@ def loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
     targets = _sparse.of_call(call, "labels", head.logits, head.class_axis, head.names)
     where, stand_in = head.scaling.where, targets.log_probs
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where, stand_in)
+    if call.arguments["statistics"]:
+        raise call.error(ValueError, "statistics of SparseTargets", "call linear_row_statistics for them")
     if loss.class_weights is not None and loss.terms.label_smoothing is not None:
         problem = "label_smoothing beside class_weights and SparseTargets"
         raise call.error(ValueError, problem, "leave one of them out")

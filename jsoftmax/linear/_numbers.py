@@ -24,6 +24,7 @@ from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
 from jsoftmax.transforms._sharding import varying
 
+STATISTICS = ("log_normalizer", "nll", "entropy", "prediction")
 _Kept = tuple[Rows, Shared, Saved]
 
 
@@ -131,34 +132,40 @@ def numbers(static: Static, rows: Rows, shared: Shared) -> Numbers:
     return _numbers_of_rows(static, rows, shared)[0]
 
 
-def _total_and_gradients(
-    static: Static, asked: tuple[Rows, Shared], rows: Rows, shared: Shared
-) -> tuple[Array, tuple[Rows, Shared]]:
-    (losses, of_rows), of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
-    return jnp.sum(losses), (of_rows, of_shared)
+def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows, shared: Shared) -> Any:
+    found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
+    losses, told, of_rows = found
+    return (jnp.sum(losses), told), (of_rows, of_shared)
+
+
+def _told(static: Static, found: Numbers) -> Numbers:
+    """The statistics of every row, if they are asked for beside a loss."""
+    return {name: found[name] for name in STATISTICS if "prediction" in static.wanted}
 
 
 @row_wise
-def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Array, Rows], Shared]:
+def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[Any, Shared]:
     differentiated = any(jax.tree.leaves(static.asked))
     plan = static.plan(rows, shared, differentiated)
 
     def block(sums: Shared, rows: Rows, counted: Array | None) -> tuple[Shared, Any]:
-        def value(size: int, rows: Rows, shared: Shared) -> Array:
-            return rows.terms.losses(_block.forward(static, size, rows, shared)[0])
+        def value(size: int, rows: Rows, shared: Shared) -> tuple[Array, Numbers]:
+            found = _block.forward(static, size, rows, shared)[0]
+            return rows.terms.losses(found), _told(static, found)
 
         def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
             found, saved, x = _block.forward(static, size, rows, shared, keep=True)
             terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # for one gradient per shard
-            losses, back = jax.vjp(lambda found, terms: terms.losses(found), found, terms)
+            of_loss = {name: a for name, a in found.items() if name in terms.wanted or name == "live"}
+            losses, back = jax.vjp(lambda found, terms: terms.losses(found), of_loss, terms)
             of_found, of_terms = back(jnp.ones_like(losses))
             backward = _sampling.backward if static.samples(plan, rows) else _block.backward
             sums, of_rows = backward(static, size, rows, shared, sums, saved, of_found, x)
-            return sums, (losses, of_rows._replace(terms=of_terms))
+            return sums, (losses, _told(static, found), of_rows._replace(terms=of_terms))
 
         rows = rows.of_block(counted)
         if not differentiated:
-            return sums, (_block.tiled(static, plan, value, rows, shared), Rows(None))
+            return sums, (*_block.tiled(static, plan, value, rows, shared), Rows(None))
         return _block.tiled(static, plan, both, rows, shared, sums)
 
     begun = _products.none_yet(static.asked[1], rows, shared)
@@ -166,23 +173,26 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[t
     return of_rows, of_shared._replace(key=None)
 
 
-def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:
-    return jnp.sum(rows.terms.losses(numbers(static, rows, shared)))
+def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Array, Numbers]:
+    found = numbers(static, rows, shared)
+    return jnp.sum(rows.terms.losses(found)), _told(static, found)
 
 
 # With a gradient in targets, `total` would keep one more array of their size, so it takes the other way.
 _total = with_gradients(_total_and_gradients, _total_by_rows, lambda asked: not asked[0].labels)
 
 
-@partial(row_wise, outputs=(None, 0), mapped=lambda *arguments: (None, _total_by_rows(*arguments)))
-def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Array]:
-    return None, _total(static, rows, shared)
+@partial(row_wise, mapped=lambda *arguments: _total_by_rows(*arguments)[::-1])
+def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Array]:
+    found: tuple[Array, Numbers] = _total(static, rows, shared)
+    return found[::-1]
 
 
-def total(static: Static, rows: Rows, shared: Shared) -> Array:
-    """The sum of the losses of all rows.
+def total(static: Static, rows: Rows, shared: Shared) -> tuple[Array, Numbers]:
+    """The sum of the losses of all rows, and the `STATISTICS` of every row, if the prediction is wanted.
 
     Under `jax.vmap`, each sum has its own cotangent. The gradient of the weight sums over all of them, so it
     cannot be formed before the cotangents are known.
     """
-    return _total_of_rows(static, rows, shared)[1]
+    told, found = _total_of_rows(static, rows, shared)
+    return found, told

@@ -225,23 +225,23 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[t
     return found, of_shared
 
 
-def _total_and_gradients(static: Static, asked: Any, rows: Rows, shared: Shared) -> tuple[Array, Any]:
+def _total_and_gradients(static: Static, asked: Any, rows: Rows, shared: Shared) -> tuple[Any, Any]:
     if not any(jax.tree.leaves(asked)):
         return _total_by_rows(static, rows, shared), None
     (losses, of_rows), of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
-    return jnp.sum(losses), (of_rows, of_shared)
+    return (jnp.sum(losses), None), (of_rows, of_shared)
 
 
-def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> Array:
-    return jnp.sum(numbers(static, rows, shared)[0][0])
+def _total_by_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Array, None]:
+    return jnp.sum(numbers(static, rows, shared)[0][0]), None
 
 
 _total = with_gradients(_total_and_gradients, _total_by_rows, lambda asked: True)
 
 
-@partial(row_wise, outputs=(None, 0), mapped=lambda *arguments: (None, _total_by_rows(*arguments)))
+@partial(row_wise, outputs=(None, 0), mapped=lambda *arguments: _total_by_rows(*arguments)[::-1])
 def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Array]:
-    return None, _total(static, rows, shared)
+    return None, _total(static, rows, shared)[0]
 
 
 def total(static: Static, rows: Rows, shared: Shared) -> Array:

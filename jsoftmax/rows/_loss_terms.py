@@ -176,6 +176,16 @@ def of_call(
     return Loss(labels, weights, counted, hidden, terms, reduction, row_names)
 
 
+def labels_of_call(call: Call, shape: tuple[int, ...], axes: Axes) -> tuple[Array, Array | None]:
+    """The labels, class 0 where they are to be ignored, and which are not."""
+    labels = call.labels(shape, axes)
+    ignored = call.ignore_index(labels)
+    if ignored is None:
+        return labels, None
+    counted = is_other(labels, ignored)
+    return jnp.where(counted, labels, 0), counted
+
+
 def of_rows(
     call: Call,
     logits: Logits,

@@ -155,7 +155,9 @@ def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Call
 def with_gradients(
     value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
 ) -> Callable[..., Any]:
-    """A scalar function whose forward pass computes value and gradients together; reverse mode only.
+    """A function whose forward pass computes a scalar and its gradients together; reverse mode only.
+
+    Beside the scalar it may return further values, which are not differentiated.
 
     ``value_and_gradients(static, asked, *arguments)`` returns both. `asked` is a tree of booleans like the
     arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
@@ -172,11 +174,15 @@ def with_gradients(
         values, asked = values_and_asked(primals)
         if not are_held(asked):
             chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, values, asked)
-            return jax.vjp(lambda chosen: value(static, *or_else(chosen, values)), chosen)
+            found, pull, beside = jax.vjp(
+                lambda chosen: value(static, *or_else(chosen, values)), chosen, has_aux=True
+            )
+            return (found, beside), pull
         found, gradients = both(static, asked, *values)
         return found, (gradients, Static(jax.tree.map(lambda a: (a.dtype, place(a)), values)))
 
-    def scale(static: Any, saved: Any, g: Array) -> Any:
+    def scale(static: Any, saved: Any, cotangents: tuple[Array, Any]) -> Any:
+        g, _ = cotangents
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
