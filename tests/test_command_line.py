@@ -436,6 +436,7 @@ USED = {  # by option: where it applies
     "--context 5": TEXT,
     "--features 5": TEXT,
     "--temperature 1": TEXT,
+    "--gradient sampled": TEXT,
     "--top-p 0.9": TEXT,
 }
 
