@@ -102,22 +102,25 @@ def train(
 def make_step(
     network: Network, optimizer: optax.GradientTransformation, gradient: Gradient = "exact"
 ) -> Callable[..., tuple[State, jax.Array]]:
-    """Return a compiled training step, which reuses the memory of the old state."""
+    """Return a compiled training step, which reuses the memory of the old state.
+
+    The key may be None without dropout, if the gradient is not "sampled".
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: State, contexts: Ids, labels: Ids, key: jax.Array) -> tuple[State, jax.Array]:
-        of_dropout, of_gradient = key, jax.random.fold_in(key, 1)
+    def step(state: State, contexts: Ids, labels: Ids, key: jax.Array | None) -> tuple[State, jax.Array]:
+        gradient_key = None if key is None else jax.random.fold_in(key, 1)
 
         def mean_nll(parameters: Parameters) -> jax.Array:
             return jsoftmax.linear_cross_entropy(
-                network.hidden_of(parameters, contexts, of_dropout),
+                network.hidden_of(parameters, contexts, key),
                 parameters.table,
                 labels,
                 vocab_axis=0,
                 bias=parameters.bias,
                 reduction="mean",
                 gradient=gradient,
-                key=of_gradient,
+                key=gradient_key,
             )
 
         loss, gradients = jax.value_and_grad(mean_nll)(state.parameters)
