@@ -289,6 +289,11 @@ FUNCTIONS = (
 )
 
 
+# The functions whose arguments have the axes of the logits, or those of the rows. Sparse targets have K
+# classes on a further axis, the last; test_few_classes.py maps them.
+WITH_AXES_OF_LOGITS = tuple(f for f in FUNCTIONS if "sparse" not in f.name)
+
+
 def ahead(by):
     """Rows of normal logits in which the middle class leads the others by `by`."""
 

@@ -329,3 +329,26 @@ def test_errors():
     ):
         with pytest.raises(kind, match=rf"^jsoftmax\.(?s:.*){message}"):
             call()
+
+
+def test_sparse_targets_under_vmap():
+    """Values and gradients are those of all rows at once, for either axis of rows; the K classes lie last."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+    ids, log_probs = jnp.asarray(rng.integers(0, 4, (2, 3, 2))), jnp.log(jnp.asarray([0.6, 0.3], jnp.float32))
+    log_probs = jnp.broadcast_to(log_probs, ids.shape)
+
+    def loss(x, ids, log_probs):
+        return jsoftmax.cross_entropy(x, jsoftmax.SparseTargets(ids, log_probs))
+
+    @jax.jit
+    def everything():
+        found = []
+        for f in (loss, jax.vmap(loss), jax.vmap(loss, 1, 1)):
+            out, pull = jax.vjp(lambda x, f=f: f(x, ids, log_probs), x)
+            found.append((out, *pull(jnp.cos(out))))
+        return found
+
+    whole, *others = everything()
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), other, whole)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from cases import FUNCTIONS, logits, named
+from cases import FUNCTIONS, WITH_AXES_OF_LOGITS, logits, named
 from compiling import jit_in_full
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -225,7 +225,7 @@ def test_a_donated_buffer_is_written_over(function, x64):
     agree("gradient", gradient, case.g @ case.jacobian)
 
 
-@pytest.mark.parametrize("function", **named())
+@pytest.mark.parametrize("function", **named(WITH_AXES_OF_LOGITS))
 def test_vmap_over_any_axis_of_rows(function):
     """Values and gradients are those of the whole array, for any position of the mapped axis."""
     arguments = float32_arguments(function, (2, 3, 4), axis=1)
@@ -269,7 +269,7 @@ def test_the_promotion_mode_does_not_change_the_program(function):
 
 @pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("function", **named())
+@pytest.mark.parametrize("function", **named(WITH_AXES_OF_LOGITS))
 def test_shapes_are_known_before_anything_is_computed(function, mode):
     """10**12 logits and their gradient, on any machine."""
     many = {4: 10**6, 9: 10**6}
@@ -293,7 +293,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     [((4, 40), -1, "rows"), ((9, 4), 0, "rows"), ((4, 40), -1, "rows, classes")],
     ids=str,
 )
-@pytest.mark.parametrize("function", **named())
+@pytest.mark.parametrize("function", **named(WITH_AXES_OF_LOGITS))
 def test_a_program_for_any_number(function, shape, axis, symbols):
     """Of rows, or of rows and classes: exported once, with its gradient, and called with several sizes."""
     arguments = float32_arguments(function, shape, axis)
