@@ -146,12 +146,18 @@ def test_truncated_leaves_out_less_than_its_bound(x64):
     assert np.all(off <= dropped * longest + 1e-12)
 
 
-def test_a_small_head_and_a_large_one_take_the_same_classes(x64, monkeypatch):
+@pytest.mark.parametrize("mask", [None, "one for all rows", "one per row"])
+def test_a_small_head_and_a_large_one_take_the_same_classes(mask, x64, monkeypatch):
     """A small head runs as a plain program, which multiplies the gradient of each class by its factor 1/π."""
     floats, labels = head("trained")
+    where = None
+    if mask is not None:
+        where = jax.random.bernoulli(jax.random.key(1), 0.5, (ROWS, CLASSES))
+        where = where[0] if mask == "one for all rows" else where
+        where = where.at[..., labels].set(True)
 
     def found():
-        return jax.jit(gradient_of(labels, reduction="mean"))(floats, jax.random.key(3))
+        return jax.jit(gradient_of(labels, reduction="mean", where=where))(floats, jax.random.key(3))
 
     gathered = found()
     with jsoftmax.portable():

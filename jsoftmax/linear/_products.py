@@ -127,15 +127,9 @@ class Static(NamedTuple):
         return Shared(*parts)._replace(key=shared.key)
 
     def taken(self, shared: Shared, ids: Array) -> Shared:
-        """The shared arguments of the classes with these ascending ids; one past the end is clipped."""
-
-        def read(a: Array | None, axis: int) -> Array | None:
-            if a is None:
-                return None
-            return a.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
-
+        """The shared arguments of the classes with these ascending ids, as `taken` reads them."""
         axes = (self.vocab_axis, 1, 1, 1)
-        return Shared(*(read(a, axis) for a, axis in zip(shared[:4], axes, strict=True)))
+        return Shared(*(taken(a, ids, axis) for a, axis in zip(shared[:4], axes, strict=True)))
 
     def added(self, shared: Shared, part: Shared, ids: Array) -> Shared:
         """`shared`, with `part` added to the classes with these ascending ids, except one past the end."""
@@ -148,6 +142,11 @@ class Static(NamedTuple):
 
         axes = (self.vocab_axis, 1, 1)
         return Shared(*(add(a, b, axis) for a, b, axis in zip(shared[:3], part[:3], axes, strict=True)))
+
+
+def taken(array: Array | None, ids: Array, axis: int) -> Any:
+    """The entries with these ascending ids along an axis; an id past the end is clipped."""
+    return None if array is None else array.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
 
 
 def _along(axis: int, ids: Array) -> tuple[Any, ...]:

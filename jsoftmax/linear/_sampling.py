@@ -107,13 +107,13 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
 
     def of_group(i: Array) -> tuple[Array, Shared, Rows]:
         here = _plan.part(ids, i * length, length, 0)
-        tile = own.taken(shared, here)
-        x = _products.logits(own, renamed, tile)
-        problem = _products.problem(x, renamed, tile, i * length, whole=False)
+        tile, of_tile = own.taken(shared, here), renamed._replace(where=_products.taken(rows.where, here, 1))
+        x = _products.logits(own, of_tile, tile)
+        problem = _products.problem(x, of_tile, tile, i * length, whole=False)
         times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]
         found, of_rows = _block.of_part(
             own,
-            renamed,
+            of_tile,
             tile,
             _products.none_yet(own.asked[1], rows, tile),
             saved._replace(problem=problem),
