@@ -187,8 +187,8 @@ class Arrays:
             raise self.error(TypeError, f"{name} is {given!r}", "write a float type, such as jnp.float32")
         return dtype
 
-    def size(self, name: str, least: int = 0) -> int:
-        """The argument as an integer that is at least `least`."""
+    def size(self, name: str, least: int = 0, classes: int | None = None) -> int:
+        """The argument as an integer that is at least `least`, and at most the number of classes if given."""
         given = self.arguments[name]
         try:
             size = operator.index(given)
@@ -196,6 +196,9 @@ class Arrays:
             size = -1
         if size < least:
             raise self.error(ValueError, f"{name} is {given!r}", f"write a whole number from {least} up")
+        if classes is not None and size > classes:
+            problem = f"{name} is {size}, and there are {classes} classes"
+            raise self.error(ValueError, problem, "write a number up to that of the classes")
         return size
 
 

@@ -109,8 +109,8 @@ def top_log_probs(
     x, scaling, _ = _sparse.along_last(x, axes, scaling, None, None)
     classes = x.shape[-1] * shard_count(names)
     y = None if y is None else reported_ids(y, classes, ())
-    k = _count(call, classes)
-    return _of_largest(_top.largest((x.ndim - 1, *names), k, x, y, scaling), k)
+    count = call.size("k", 1, classes)
+    return _of_largest(_top.largest((x.ndim - 1, *names), count, x, y, scaling))
 
 
 def linear_top_log_probs(
@@ -178,20 +178,13 @@ def linear_top_log_probs(
         block_size=block_size,
         axis_name=axis_name,
     )
-    return _of_largest(_few.largest(call, _count(call)), k)
+    return _of_largest(_few.largest(call))
 
 
-def _count(call: Call, classes: int | None = None) -> int:
-    k = call.size("k", 1)
-    if classes is not None and k > classes:
-        raise call.error(ValueError, f"k is {k}, and there are {classes} classes", "write a smaller k")
-    return k
-
-
-def _of_largest(found: Largest, k: int) -> TopLogProbs:
+def _of_largest(found: Largest) -> TopLogProbs:
     """From the events: their log-softmax is that of the row."""
     (u, top), ids, label = found
-    log_probs = log_softmax(u)
+    log_probs, k = log_softmax(u), ids.shape[-1]
     log_normalizer = jnp.asarray(logsumexp(u, -1)) + top[..., 0]
     if label is None:
         return TopLogProbs(log_probs[..., :k], ids, log_normalizer, None, None)

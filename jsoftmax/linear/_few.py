@@ -103,13 +103,13 @@ def _largest(static: Static, logits: Logits, rows: Rows) -> Numbers:
     return tuple(found.events), (found.ids, *(() if found.label is None else found.label))
 
 
-def largest(call: Call, k: int) -> _top.Largest:
-    """The largest logits of a head, and its labels beside them, row by row."""
+def largest(call: Call) -> _top.Largest:
+    """The k largest logits of a head, and its labels beside them, row by row."""
     head = _arguments.of_call(call)
-    labels = None
+    classes = head.logits.shape[-1] * shard_count(head.names)
+    k, labels = call.size("k", 1, classes), None
     if call.arguments["labels"] is not None:
         y = call.class_ids(head.logits.shape, head.class_axis)
-        classes = head.logits.shape[-1] * shard_count(head.names)
         labels = reported_ids(y, classes, ()).reshape(-1, 1)
     counted = _loss_terms.counted_rows(None, None, head.scaling.where, head.class_axis, head.names)
     none = Loss(None, None, counted, None, LossTerms(), "none", ())

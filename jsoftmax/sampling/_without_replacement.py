@@ -80,10 +80,7 @@ def sample_without_replacement(
     words = _noise.words(call)
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    count = call.size("k")
-    if count > math.prod(x.shape[i] for i in axes):
-        problem = f"k is {count}, and there are {math.prod(x.shape[i] for i in axes)} classes"
-        raise call.error(ValueError, problem, "write a number up to that of the classes")
+    count = call.size("k", classes=math.prod(x.shape[i] for i in axes))
     is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
     if scaling.where is not None:
