@@ -44,3 +44,14 @@ def x64():
     """Enables float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def several_devices(monkeypatch):
+    """Under Auto axes the sharding is unknown at trace time; programs traced before were for one device."""
+    monkeypatch.undo()
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sharding, "one_device", lambda: False)
+        yield
+    jax.clear_caches()

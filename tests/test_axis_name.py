@@ -164,7 +164,7 @@ def values(found):
 def product(tree, other):
     """The inner product over all shards."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return sum(_sharding.brought_back(jnp.sum(a * b), NOWHERE) for a, b in pairs)
+    return sum(_sharding.sharded_like_argument(jnp.sum(a * b), NOWHERE) for a, b in pairs)
 
 
 def derivatives(function, a, tangents, cotangents, **on):

@@ -16,7 +16,7 @@ from jsoftmax.transforms._platforms import MOST_PLAIN
 
 FORMS = {
     "few classes": ((1025, 8), Form("by class")),
-    "few classes, in parts": ((1030, 8), Form("by class", followed=True)),
+    "few classes, in parts": ((1030, 8), Form("by class", terms_used_again=True)),
     "class by class": ((16, 100), Form("by class")),
     "whole": ((16, 1000), Form("whole")),
     "blocks": ((2, 40000), Form("blocks", 1000)),
@@ -125,7 +125,9 @@ def test_derivatives_are_those_of_the_sum(name):
 def test_every_form_is_chosen():
     def choose(shape, axis=1, **options):
         x = jnp.broadcast_to(jnp.float32(0), shape)
-        return _choice.choose(Request("rest", x, (axis,), **{"feeds": "exponentials", **options})).cpu
+        return _choice.choose(
+            Request("rest", x, (axis,), **{"result_used_for": "exponentials", **options})
+        ).cpu
 
     chosen = {n: choose((2**20 // n, n)) for n in (8, 1000, 9001, 32768, 50257, 131072, 50261)}
     names = {n: form and form.name for n, form in chosen.items()}
@@ -139,9 +141,9 @@ def test_every_form_is_chosen():
         50261: None,
     }
     assert (chosen[32768].size, chosen[50257].size) == (256, 1733)
-    assert chosen[8].followed
+    assert chosen[8].terms_used_again
     assert choose((32, 10)) is None
-    assert choose((2**17, 8), feeds="nothing") == Form("by class")
+    assert choose((2**17, 8), result_used_for="nothing") == Form("by class")
     assert choose((2, 100, 2**8, 2**8)).name == choose((100, 2**16), 0).name == "by class"
     assert choose((100, 2**15), 0) == Form("whole")
     assert choose((2**13, 100), for_label=True).name == "beside the label"
@@ -241,14 +243,14 @@ def test_rows_that_lie_across_memory(name, dtype):
         g = jnp.expand_dims(g, axis) if values.ndim == 4 else g
         return values, *pull(jnp.broadcast_to(g, values.shape))
 
-    def turned(a):
+    def times_sign(a):
         return jnp.moveaxis(a, 1, -1) if a.ndim == 4 else a
 
     got = values_and_gradients(x, ids, t, 1)
-    want = values_and_gradients(turned(x), ids, turned(t), -1)
+    want = values_and_gradients(times_sign(x), ids, times_sign(t), -1)
     for a, b in zip(got, want, strict=True):
         assert np.isnan(a).sum() > 0
-        np.testing.assert_allclose(turned(a), b, rtol=3e-6 if dtype == jnp.float32 else 2e-2, atol=1e-6)
+        np.testing.assert_allclose(times_sign(a), b, rtol=3e-6 if dtype == jnp.float32 else 2e-2, atol=1e-6)
 
 
 def test_bfloat16_rows_in_blocks():

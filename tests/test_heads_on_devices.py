@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax import SparseTargets
-from jsoftmax.transforms import _sharding
 
 ROWS, FEATURES, CLASSES, K = 8, 6, 24, 3
 
@@ -114,17 +113,6 @@ def test_rows_and_classes_within_shard_map(name):
     agree(compiled(a), want)
     sent = set(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text()))
     assert sent == {"all-reduce"}
-
-
-@pytest.fixture
-def several_devices(monkeypatch):
-    """Nobody knows where an array lies; programs traced before are of one device."""
-    monkeypatch.undo()
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sharding, "one_device", lambda: False)
-        yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -97,14 +97,14 @@ def test_the_variance_is_what_the_docstring_says(x64):
     gradient = gradient_of(labels, block_size=ROWS)
     found = jax.jit(lambda: jax.lax.map(lambda key: gradient(floats, key)[1], keys))()
     p = np.asarray(jax.nn.softmax(floats["hidden"] @ floats["weight"]))
-    matters = np.any(p >= 0.01, 0)
-    matters[np.asarray(labels)] = True
-    dz = np.where(matters, 0, p) * (1 + np.arange(ROWS) / ROWS)[:, None]
+    active = np.any(p >= 0.01, 0)
+    active[np.asarray(labels)] = True
+    dz = np.where(active, 0, p) * (1 + np.arange(ROWS) / ROWS)[:, None]
     want = (1 / KEEP - 1) * (dz**2 @ floats["weight"].T ** 2)
     ratio = np.var(found["hidden"], 0) / want
     assert abs(ratio.mean() - 1) < 0.05
     varies = np.std(found["weight"], 0).max(0) > 1e-12
-    np.testing.assert_array_equal(varies, ~matters)
+    np.testing.assert_array_equal(varies, ~active)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -121,7 +121,7 @@ def test_the_noise_has_the_exponential_law_from_2_to_the_minus_63():
 
 def test_the_noise_has_the_law_of_its_tail():
     """The number of E < t among 2²³ is binomial, for every t down to an expected number of 1."""
-    at = _noise.Places(
+    at = _noise.Positions(
         jnp.arange(2**11, dtype=jnp.uint32)[:, None], jnp.arange(2**12, dtype=jnp.uint32)[None]
     )
     noise = np.asarray(jax.jit(_noise.gumbel)(jax.random.bits(KEY, (2,)), at), np.float64)
@@ -192,8 +192,8 @@ def test_axes_and_shapes():
     flat = jnp.transpose(z, (1, 2, 0)).reshape(3, 20)
     both = [sampling.categorical(KEY, z, axis=(2, 0)), sampling.categorical(KEY, flat)]
     jax.tree.map(np.testing.assert_array_equal, *both)
-    turned = sampling.categorical(KEY, flat.T, axis=0)
-    jax.tree.map(np.testing.assert_array_equal, both[1], turned)
+    times_sign = sampling.categorical(KEY, flat.T, axis=0)
+    jax.tree.map(np.testing.assert_array_equal, both[1], times_sign)
     assert sampling.categorical(KEY, z, axis=None).ids.shape == ()
     assert sampling.categorical(KEY, flat, shape=(2, 6, 3)).ids.shape == (2, 6, 3)
     one = sampling.categorical(KEY, flat, shape=(1, 3))
@@ -514,7 +514,7 @@ def test_a_gumbel_softmax_is_the_softmax_with_noise():
     where = rng.random((6, 9)) < 0.8
     t = jnp.linspace(0.3, 3, 6)
     words = jax.random.bits(KEY, (2,))
-    noise = _noise.gumbel(words, _noise.places(words, z, (1,)))
+    noise = _noise.gumbel(words, _noise.positions(words, z, (1,)))
 
     def ours(z, t, hard=False):
         return sampling.gumbel_softmax(KEY, z, where=where, temperature=t, hard=hard)

@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
-from jsoftmax.transforms import _sharding
 
 ROWS, FEATURES, CLASSES = 16, 8, 24
 
@@ -28,17 +27,6 @@ def arrays(seed=0):
 
 def mesh(kind):
     return jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(kind,) * 2)
-
-
-@pytest.fixture
-def several_devices(monkeypatch):
-    """Under Auto axes the sharding is unknown at trace time; programs traced before were for one device."""
-    monkeypatch.undo()
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sharding, "one_device", lambda: False)
-        yield
-    jax.clear_caches()
 
 
 def head(reduction):

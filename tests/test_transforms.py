@@ -236,8 +236,10 @@ def test_vmap_over_any_axis_of_rows(function):
 
     def mapped(over):
         # An array with one entry per row has no axis 1: later axes move up.
-        places = [over - (over == 2 and a.ndim == 2) for a in arguments]
-        inside = jax.vmap(on(function, axis=int(over == 2)), places, over - (over == 2 and function.reduces))
+        positions = [over - (over == 2 and a.ndim == 2) for a in arguments]
+        inside = jax.vmap(
+            on(function, axis=int(over == 2)), positions, over - (over == 2 and function.reduces)
+        )
         return lambda x: inside(x, *arguments[1:])
 
     @jax.jit

@@ -66,7 +66,7 @@ def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """``z − max z``, from one array: XLA makes several kernels if a mask is read twice or x in two dtypes."""
     where, temperature, _ = scaling
     z = x.astype(rules.computing_dtype(x.dtype))
-    z = z if temperature is None else _scaling.turned(z, temperature)
+    z = z if temperature is None else _scaling.times_sign(z, temperature)
     z = z if where is None else jnp.where(where, z, -jnp.inf)
     top = lax.stop_gradient(jnp.max(z, axes, keepdims=True))
     u = z - jnp.maximum(top, jnp.finfo(z.dtype).min)
@@ -90,10 +90,10 @@ def classes(
     scaling: Scaling,
     moments: tuple[Moment, ...],
     entropy: bool,
-    of_label: Array | None,
+    logit_of_label: Array | None,
     bounded: bool = False,
 ) -> Part:
-    """Every class as a `Part` of its row; `of_label` is the logit at the label and 0 at the other classes.
+    """Every class as a `Part` of its row; `logit_of_label` is 0 at the classes other than the label.
 
     If `bounded`, +inf counts as the largest finite number.
     """
@@ -120,7 +120,7 @@ def classes(
         rest,
         jnp.zeros_like(rest) if entropy else None,
         tuple(map(first, moments)),
-        None if of_label is None else of_label.astype(top.dtype),
+        None if logit_of_label is None else logit_of_label.astype(top.dtype),
     )
     return jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), part)
 
@@ -149,7 +149,7 @@ def merged(a: Part, b: Part) -> Part:
         entropy=None
         if high.entropy is None
         else high.entropy + jnp.where(ratio == 0, 0, ratio * (low.entropy + delta * total)),
-        moments=tuple(map(partial(_joined, delta_times(_moments.DOWN)), high.moments, low.moments)),
+        moments=tuple(map(partial(_joined, delta_times(_moments.MOMENT_SCALE)), high.moments, low.moments)),
         label_logit=None if high.label_logit is None else high.label_logit + low.label_logit,
     )
 

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jsoftmax import rules
 from jsoftmax.backends import _reading
 from jsoftmax.backends._choice import MOST_UNROLLED
-from jsoftmax.transforms._sharding import is_whole
+from jsoftmax.transforms._sharding import on_one_device
 
 
 class Label(NamedTuple):
@@ -24,17 +24,17 @@ class Label(NamedTuple):
     logit: Array
 
 
-def rest(x: Array, top: Array, label: Label | None, axis: int, followed: bool) -> Array:
+def rest(x: Array, top: Array, label: Label | None, axis: int, terms_used_again: bool) -> Array:
     """``Σ exp(x − top) − 1`` over a row, class by class, without the term of one class.
 
     That class is the label, if given, else the first of the largest classes.
 
-    XLA vectorizes over rows only if their number is even. If several results use the rest (`followed`), XLA
-    stores every exponential unless the rest is a concatenation. So the last rows are computed separately.
+    XLA vectorizes over rows only if their number is even, so the last rows are computed separately. Where
+    several results use it (`terms_used_again`), the concatenation keeps XLA from storing the exponentials.
     """
-    rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and is_whole(x, i)), axis)
+    rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and on_one_device(x, i)), axis)
     count = x.shape[rows]
-    if rows == axis or not (followed or count % 2) or x.shape[axis] > MOST_UNROLLED:
+    if rows == axis or not (terms_used_again or count % 2) or x.shape[axis] > MOST_UNROLLED:
         return _of_classes(x, top, label, axis=axis)
     cut = (count - 1) // 2 * 2
 
@@ -46,7 +46,7 @@ def rest(x: Array, top: Array, label: Label | None, axis: int, followed: bool) -
 
 
 def _of_classes(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
-    top, finite_top = tops(x, top)
+    top, finite_top = wide_and_finite_maximum(x, top)
     classes = x.shape[axis]
 
     def term(column: Array, i: Array | int, led: Array) -> tuple[Array, Array]:
@@ -77,17 +77,17 @@ def _of_classes(x: Array, top: Array, label: Label | None, *, axis: int) -> Arra
 def _rest_from_others(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
     """The rest, from the sum over all classes except one; −1 in an empty row, NaN if the maximum is +inf."""
     if label is not None:
-        return others + beyond_1(label, finite_top)
+        return others + label_term_minus_1(label, finite_top)
     # XLA's library returns −inf as the maximum of a row of NaNs; only in an empty row is the sum 0 as well.
     return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
 
 
-def beyond_1(label: Label, top: Array) -> Array:
+def label_term_minus_1(label: Label, top: Array) -> Array:
     """``exp(x_y − max) − 1`` at the label y: with the sum over the other classes, it gives the rest."""
     return exponentials(label.logit, top) - 1
 
 
-def tops(x: Array, top: Array) -> tuple[Array, Array]:
+def wide_and_finite_maximum(x: Array, top: Array) -> tuple[Array, Array]:
     """The maximum in the dtype of the computation, and the same with −inf (an empty row) made finite."""
     top = top.astype(rules.computing_dtype(x.dtype))
     return top, jnp.maximum(top, jnp.finfo(top.dtype).min)

@@ -16,7 +16,7 @@ from jax import Array
 
 from jsoftmax import rules
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
-from jsoftmax.transforms._sharding import is_known, is_whole, spec
+from jsoftmax.transforms._sharding import is_known, on_one_device, spec
 
 # Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
 MOST_UNROLLED = 32  # XLA's reduction library is slow for shorter rows, and most of them have a leading class
@@ -42,7 +42,7 @@ What = Literal[
     "largest class",
     "label",
 ]
-Feeds = Literal["nothing", "differences", "exponentials"]
+UsedFor = Literal["nothing", "differences", "exponentials"]
 
 _REASONS = {
     "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
@@ -65,7 +65,9 @@ class Form(NamedTuple):
 
     name: str
     size: int = 0  # the block size in classes; for "one pass", the number of pieces of a row
-    followed: bool = False  # whether a later operation uses the exponentials or differences of all classes
+    terms_used_again: bool = (
+        False  # whether a later operation uses the exponentials or differences of all classes
+    )
 
     @property
     def reason(self) -> str:
@@ -103,7 +105,7 @@ class Request(NamedTuple):
     bare: bool = True  # whether there is no mask, no temperature, no soft cap and no further sum
     # What is computed for every class afterwards: nothing, differences as in a log-softmax, or the
     # exponentials again, as in a gradient.
-    feeds: Feeds = "nothing"
+    result_used_for: UsedFor = "nothing"
     for_label: bool = False  # whether only −log p of the label has to be accurate
 
     @property
@@ -119,13 +121,13 @@ class Request(NamedTuple):
     @property
     def is_whole_row(self) -> bool:
         """Whether a row has one axis and lies on one device, so that it can be cut into blocks."""
-        return not self.sharded and len(self.axes) == 1 and is_whole(self.x, *self.axes)
+        return not self.sharded and len(self.axes) == 1 and on_one_device(self.x, *self.axes)
 
     @property
     def is_strided(self) -> bool:
         """Whether the classes lie far apart in memory, on one device."""
         x, axes = self.x, self.axes
-        one_axis = not self.sharded and len(axes) == 1 and is_whole(x, *range(x.ndim))
+        one_axis = not self.sharded and len(axes) == 1 and on_one_device(x, *range(x.ndim))
         return one_axis and math.prod(x.shape[axes[0] + 1 :]) >= LEAST_STRIDE
 
 
@@ -155,13 +157,13 @@ def _on_cpu(request: Request) -> Form | None:
 def _rest_on_cpu(request: Request) -> Form | None:
     if not (request.bare and request.is_large and request.is_whole_row):
         return None
-    classes, feeds = request.classes, request.feeds
+    classes, result_used_for = request.classes, request.result_used_for
     if classes <= MOST_UNROLLED or request.is_strided:
-        return Form("by class", followed=feeds != "nothing")
+        return Form("by class", terms_used_again=result_used_for != "nothing")
     if request.for_label and classes <= LONGEST_BESIDE_LABEL:
         return Form("beside the label")
     if size := block_size(classes):
-        return Form("blocks", size, followed=feeds == "exponentials")
+        return Form("blocks", size, terms_used_again=result_used_for == "exponentials")
     return Form("whole") if classes <= LONGEST_WHOLE else None
 
 
@@ -172,7 +174,7 @@ def _sums_on_cpu(request: Request) -> Form | None:
         return Form("by class")
     x, axes = request.x, request.axes
     longest = max(axes, key=lambda axis: x.shape[axis], default=0)
-    cuttable = bool(axes) and is_whole(x, longest)
+    cuttable = bool(axes) and on_one_device(x, longest)
     return Form("loop") if cuttable and x.shape[longest] > LONGEST_WHOLE else None
 
 

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends import _by_class
-from jsoftmax.backends._by_class import Label, exponentials, half, tops
+from jsoftmax.backends._by_class import Label, exponentials, half, wide_and_finite_maximum
 from jsoftmax.backends._choice import Form
 from jsoftmax.backends._reading import picked
 from jsoftmax.transforms._autodiff import with_tangent
@@ -37,8 +37,8 @@ def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None
 def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
     if form.name == "by class":
-        return _by_class.rest(x, top, label, axis, form.followed)
-    _, finite_top = tops(x, top)
+        return _by_class.rest(x, top, label, axis, form.terms_used_again)
+    _, finite_top = wide_and_finite_maximum(x, top)
     if form.name == "beside the label" and label is not None:
         return _beside_label(x, finite_top, label, axis)
     if form.name == "whole":
@@ -66,7 +66,7 @@ def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
 
     others = sum_of_others(exponentials(x, top), label.id, axis)
     others = lax.cond(jnp.any(others < LEAST_REST), repaired, bare, x, top, others)
-    return others + _by_class.beyond_1(label, top)
+    return others + _by_class.label_term_minus_1(label, top)
 
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
@@ -85,7 +85,7 @@ def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
 
 def _of_blocks(form: Form, x: Array, top: Array, axis: int) -> Array:
     """Bare sums of blocks; if one class leads so far that terms underflow, a scaled sum."""
-    rest = rest_of_blocks(form.size, x, top, axis, stored=form.followed)
+    rest = rest_of_blocks(form.size, x, top, axis, stored=form.terms_used_again)
 
     def repaired(x: Array, top: Array, rest: Array) -> Array:
         return jnp.where(_vanishes(rest), _of_others(x, top, axis), rest)

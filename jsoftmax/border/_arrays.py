@@ -51,9 +51,6 @@ class Arrays:
     def key(self, name: str) -> Array:
         """A random key, as `jax.random.key` makes it, or as integers."""
         given = self.arguments[name]
-        if given is None:
-            remedy = f"write {name}=jax.random.key(0), and another for every step"
-            raise self.error(TypeError, f"there is no {name}, and the gradient is random", remedy)
         dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", None)
         is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
         if not (is_typed and shape == ()) and not (dtype == jnp.uint32 and len(shape or ()) == 1):

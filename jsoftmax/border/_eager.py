@@ -57,8 +57,8 @@ def _is_constant(value: Any) -> bool:
 
 def _is_known_array(name: str, value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype.kind not in "OSU" and not _given.must_be_seen(name, value)
+        return value.dtype.kind not in "OSU" and not _given.needs_value_check(name, value)
     if value is None:
         return True
     is_known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
-    return is_known and not (name in _given.RANGES and _given.must_be_seen(name, value))
+    return is_known and not (name in _given.RANGES and _given.needs_value_check(name, value))

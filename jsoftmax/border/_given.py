@@ -95,7 +95,7 @@ def narrowed(ids: np.ndarray, index: Any) -> Any:
     return jnp.where(held, number, jnp.where(index == NO_CLASS, IGNORED, NO_CLASS))
 
 
-def must_be_seen(name: str, value: Any) -> bool:
+def needs_value_check(name: str, value: Any) -> bool:
     """Whether the value itself has to be checked before the call is compiled, where values are unknown."""
     if name in RANGES:
         number = known_number(value)

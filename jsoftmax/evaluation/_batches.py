@@ -139,7 +139,7 @@ def _update(
 def _rank(x: Array, ids: Array, scaling: Scaling, axis: int) -> Array:
     """The number of classes that come before the label; for a dead label the largest int32."""
     x = lax.stop_gradient(_scaling.ordered_live(x, scaling))
-    own = _reductions.of_label(x, ids, axis)
+    own = _reductions.logit_of_label(x, ids, axis)
     index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
     before = (x > own) | ((x == own) & (index < ids))
     rank = jnp.sum(before, axis, keepdims=True, dtype=jnp.int32)

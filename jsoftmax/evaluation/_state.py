@@ -149,7 +149,7 @@ def absorb(state: State, rows: Rows, labels: Labels) -> State:
         return _sums.total(values, axes, dtype)
 
     def members(index: Array, of: Sum) -> Array:
-        return _reductions.hits(jnp.expand_dims(index, -1), index.ndim, of.high.shape[-1])
+        return _reductions.is_label(jnp.expand_dims(index, -1), index.ndim, of.high.shape[-1])
 
     def groups(member: Array) -> Groups:
         return Groups(tally(member), tally(member & along(rows.rank == 0, member)))

@@ -148,16 +148,16 @@ def _fit(
 
     g, live = distances()
     number = row_sum(live.astype(g.dtype))
-    hit = _reductions.hits(labels.ids, axis, x.shape[axis])
-    of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
-    of_label = rules.nan_where(labels.ids < 0, jnp.where(number == 0, 0, of_label))
+    hit = _reductions.is_label(labels.ids, axis, x.shape[axis])
+    gap_of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
+    gap_of_label = rules.nan_where(labels.ids < 0, jnp.where(number == 0, 0, gap_of_label))
     farthest = jnp.max(g, initial=0)
     farthest = jnp.where(farthest == 0, 1, farthest)
-    goal, widest = mean(of_label / farthest), mean(row_sum(g / farthest / jnp.maximum(number, 1)))
+    goal, widest = mean(gap_of_label / farthest), mean(row_sum(g / farthest / jnp.maximum(number, 1)))
 
     def step(s: _Search) -> _Search:
         first, second = moments(s.temperature)
-        excess = jnp.log(first / mean(of_label / s.temperature))  # log M − log G
+        excess = jnp.log(first / mean(gap_of_label / s.temperature))  # log M − log G
         low = jnp.where(excess > 0, s.low, s.temperature)
         high = jnp.where(excess > 0, s.temperature, s.high)
         change = excess * (first / second)
@@ -168,7 +168,7 @@ def _fit(
         settled = (jnp.abs(excess) <= close) | (jnp.abs(change) <= close) | (high <= low * (1 + close))
         return _Search(jnp.where(settled, s.temperature, temperature), low, high, s.steps + 1, settled)
 
-    right = jnp.max(of_label, initial=0) == 0
+    right = jnp.max(gap_of_label, initial=0) == 0
     solvable = ~right & (goal < widest)
     start = jnp.where(solvable, jnp.maximum(widest * farthest, limits.tiny), 1)
     least, most = (jnp.full_like(start, limit) for limit in (limits.tiny, limits.max))

@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
-from jsoftmax.backends._choice import Feeds
+from jsoftmax.backends._choice import UsedFor
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
@@ -91,14 +91,14 @@ def logsumexp(
 
 
 def _logsumexp_save(
-    axes: Axes, a: Array, scaling: Scaling, feeds: Feeds = "exponentials"
+    axes: Axes, a: Array, scaling: Scaling, result_used_for: UsedFor = "exponentials"
 ) -> tuple[Array, _Saved]:
-    state, _ = _reductions.reduce(a, scaling, axes, feeds=feeds, bounded=True)
+    state, _ = _reductions.reduce(a, scaling, axes, result_used_for=result_used_for, bounded=True)
     return online.finish(state).astype(a.dtype), (a, scaling, state)
 
 
 def _logsumexp_value(axes: Axes, a: Array, scaling: Scaling) -> Array:
-    return _logsumexp_save(axes, a, scaling, feeds="nothing")[0]
+    return _logsumexp_save(axes, a, scaling, result_used_for="nothing")[0]
 
 
 def _shares(saved: _Saved) -> Array:

@@ -188,8 +188,8 @@ def _of_largest(found: Largest) -> TopLogProbs:
     log_normalizer = jnp.asarray(logsumexp(u, -1)) + top[..., 0]
     if label is None:
         return TopLogProbs(log_probs[..., :k], ids, log_normalizer, None, None)
-    places = lax.broadcasted_iota(jnp.int32, u.shape, u.ndim - 1)
-    hit = places == label.place
-    of_label = jnp.sum(jnp.where(hit, log_probs, 0), -1)
-    of_label = rules.nan_where(label.place[..., 0] < 0, of_label)
-    return TopLogProbs(log_probs[..., :k], ids, log_normalizer, of_label, label.rank[..., 0])
+    positions = lax.broadcasted_iota(jnp.int32, u.shape, u.ndim - 1)
+    hit = positions == label.place
+    label_log_prob = jnp.sum(jnp.where(hit, log_probs, 0), -1)
+    label_log_prob = rules.nan_where(label.place[..., 0] < 0, label_log_prob)
+    return TopLogProbs(log_probs[..., :k], ids, log_normalizer, label_log_prob, label.rank[..., 0])

@@ -18,7 +18,7 @@ from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.linear._products import Rows, Sampling, Shared, Static
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, usable
-from jsoftmax.transforms._sharding import laid_like
+from jsoftmax.transforms._sharding import sharded_like
 
 BlockSize = int | tuple[int, int] | None
 Backend = str | Sequence[str] | None
@@ -63,10 +63,10 @@ class Head(NamedTuple):
         features = self.hidden.reshape(size, self.hidden.shape[-1])
         labels = labels.reshape(size, labels.shape[-1])
         if labels.shape[1] == 1:
-            labels = laid_like(labels, features)
-        counted, unweighed = self.column(counted), self.column(hidden)
-        temperature, cap = (usable(self.column(a), counted, unweighed) for a in self.scaling[1:])
-        return Rows(features, labels, counted, temperature, cap, where=self.masks()[0])
+            labels = sharded_like(labels, features)
+        counted = self.column(counted)
+        options = self.options(counted, self.column(hidden))
+        return Rows(features, labels, counted, *options, where=self.masks()[0])
 
     def column(self, option: Array | None) -> Array | None:
         """An option, one number or one per row, as a column [B, 1] over the flattened rows."""
@@ -75,7 +75,12 @@ class Head(NamedTuple):
         if option.ndim == self.hidden.ndim:
             option = jnp.squeeze(option, -1)
         column = jnp.broadcast_to(option, self.row_shape).reshape(-1, 1)
-        return laid_like(column, self.hidden) if self.hidden.ndim == 2 else column
+        return sharded_like(column, self.hidden) if self.hidden.ndim == 2 else column
+
+    def options(self, counted: Array | None, hidden: Array | None) -> tuple[Array | None, Array | None]:
+        """Temperature and cap as columns; 1 in rows that do not count, and for NaN in hidden rows."""
+        temperature, cap = (usable(self.column(a), counted, hidden) for a in self.scaling[1:])
+        return temperature, cap
 
     def masks(self) -> tuple[Array | None, Array | None]:
         """The mask per row, [B, V], and the mask of all rows, [1, V]; at least one of them is None."""
@@ -84,7 +89,7 @@ class Head(NamedTuple):
             return None, None
         if math.prod(where.shape[:-1]) == 1:
             of_all = jnp.broadcast_to(where.reshape(1, -1), (1, classes))
-            return None, laid_like(of_all[0], self.weight, self.vocab_axis)[None, :]
+            return None, sharded_like(of_all[0], self.weight, self.vocab_axis)[None, :]
         return jnp.broadcast_to(where, self.logits.shape).reshape(-1, classes), None
 
     def reported(self, value: Array, rows: Rows) -> Array:
@@ -98,7 +103,7 @@ class Head(NamedTuple):
     def shared(self, class_weights: Array | None = None) -> Shared:
         """The arguments that all rows share."""
         bias, weights = (
-            None if a is None else laid_like(a, self.weight, self.vocab_axis)[None, :]
+            None if a is None else sharded_like(a, self.weight, self.vocab_axis)[None, :]
             for a in (self.bias, class_weights)
         )
         return Shared(self.weight, bias, weights, self.masks()[1], self.key)
@@ -162,6 +167,9 @@ def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
         return head
     key = None
     if kind == "sampled":
+        if call.arguments["key"] is None:
+            remedy = "write key=jax.random.key(0), and another for every step"
+            raise call.error(TypeError, "there is no key, and the gradient is random", remedy)
         key = call.key("key")
         for name in (*head.names, *row_names):
             key = jax.random.fold_in(key, lax.axis_index(name))

@@ -19,7 +19,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.rows import _peaks, _statistics
 from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import is_whole, laid_out, spec, varying
+from jsoftmax.transforms._sharding import on_one_device, partition_spec, spec, varying
 
 
 def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
@@ -29,7 +29,7 @@ def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: R
     if (
         static.names
         or not rows.has_class_ids
-        or not is_whole(shared.weight, 0, 1)
+        or not on_one_device(shared.weight, 0, 1)
         or plan.block_classes <= TILE
     ):
         return planned(rows, *arguments)
@@ -70,7 +70,7 @@ def forward(
 def _none_made(rows: Rows, shared: Shared, classes: int) -> Array:
     """Zeros in the shape of a block of logits."""
     shape, dtype = (len(rows.hidden), classes), rules.computing_dtype(rows.hidden.dtype)
-    begun = jnp.zeros(shape, dtype, out_sharding=laid_out(rows.hidden, spec(rows.hidden)[0], None))
+    begun = jnp.zeros(shape, dtype, out_sharding=partition_spec(rows.hidden, spec(rows.hidden)[0], None))
     return varying(begun, rows.hidden, shared.weight)
 
 
@@ -89,17 +89,17 @@ def logits(static: Static, size: int, rows: Rows, shared: Shared) -> Array:
 
 def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | int, *, whole: bool) -> Part:
     """The numbers over the classes of one tile; the nll is 0 if the label is in another tile."""
-    problem = _products.problem(x, rows, shared, start, whole=whole)
+    row_args = _products.row_arguments(x, rows, shared, start, whole=whole)
     has_label = jnp.asarray(True)
     if not whole:
-        has_label = problem.labels >= 0
-        problem = problem._replace(labels=jnp.where(has_label, problem.labels, 0))
-    found, saved = _statistics.save((1, static.names, static.wanted), problem)
+        has_label = row_args.labels >= 0
+        row_args = row_args._replace(labels=jnp.where(has_label, row_args.labels, 0))
+    found, saved = _statistics.save((1, static.names, static.wanted), row_args)
     if not whole:
         found["nll"] = jnp.where(has_label, found["nll"], 0)
     if "prediction" in static.wanted:
         found["prediction"] = start + _peaks.prediction(
-            _scaling.ordered_live(x, problem.scaling), (1, *static.names)
+            _scaling.ordered_live(x, row_args.scaling), (1, *static.names)
         )
     return Part(saved.state, found, saved.sum_weights, saved.mean_u, has_label)
 
@@ -121,14 +121,14 @@ def backward(
     requires that `size` is the number of all classes.
     """
     classes = shared.weight.shape[static.vocab_axis]
-    rows = rows.of_block(saved.heard)
+    rows = rows.of_block(saved.has_numbers)
 
     def add(carry: tuple[Shared, Any], start: Array | int, length: int) -> tuple[Shared, Any]:
         sums, so_far = carry
         tile = static.part(shared, start, length)
         of_tile = _products.logits(static, rows, tile) if x is None else _plan.part(x, start, length, 1)
-        problem = _products.problem(of_tile, rows, tile, start, whole=size == classes)
-        sums_of_tile, here = static.part(sums, start, length), saved._replace(problem=problem)
+        row_args = _products.row_arguments(of_tile, rows, tile, start, whole=size == classes)
+        sums_of_tile, here = static.part(sums, start, length), saved._replace(row_args=row_args)
         sums_of_tile, of_rows = of_part(
             static, rows, tile, sums_of_tile, here, cotangents, so_far is None, times
         )

@@ -13,7 +13,7 @@ from jsoftmax.border._label_checks import reported_ids
 from jsoftmax.linear import _arguments, _pairs, _row_functions
 from jsoftmax.linear._arguments import Head
 from jsoftmax.linear._row_functions import Logits, Rows, Static
-from jsoftmax.logits._scaling import Scaling, usable
+from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _loss_terms, _sparse, _top
 from jsoftmax.rows._loss_terms import Loss, LossTerms
 from jsoftmax.rows._sparse import Targets
@@ -42,10 +42,9 @@ class _Columns(NamedTuple):
 def _columns(head: Head, loss: Loss, targets: Targets) -> _Columns:
     """Options of rows of weight 0 may be NaN."""
     hidden = head.column(loss.hidden)
-    temperature, cap = (usable(head.column(a), None, hidden) for a in head.scaling[1:])
     flat: Targets = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), targets)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
-    return _Columns(temperature, cap, hidden, flat, terms)
+    return _Columns(*head.options(None, hidden), hidden, flat, terms)
 
 
 def _losses(static: Static, logits: Logits, rows: Rows) -> Numbers:
@@ -113,10 +112,9 @@ def largest(call: Call) -> _top.Largest:
         labels = reported_ids(y, classes, ()).reshape(-1, 1)
     counted = _loss_terms.counted_rows(None, None, head.scaling.where, head.class_axis, head.names)
     none = Loss(None, None, counted, None, LossTerms(), "none", ())
-    temperature, cap = (head.column(a) for a in head.scaling[1:])
-    columns = _Columns(temperature, cap, labels=labels)
+    columns = _Columns(*head.options(None, None), labels=labels)
     with _platforms.for_logits(head.logits.size):
         static, rows, shared = _pairs.arguments(_largest, k, [head], head, none, columns)
-        (u, top), (ids, *of_label) = _row_functions.numbers(static, rows, shared)
-    found: Any = (a.reshape(*head.row_shape, a.shape[-1]) for a in (u, top, ids, *of_label))
+        (u, top), (ids, *label_terms) = _row_functions.numbers(static, rows, shared)
+    found: Any = (a.reshape(*head.row_shape, a.shape[-1]) for a in (u, top, ids, *label_terms))
     return _top.of_arrays(*found)

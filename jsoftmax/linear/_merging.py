@@ -61,7 +61,7 @@ def merge(a: Part, b: Part, scaling: Scaling) -> Part:
         mean_u = of_a + of_b
     if "spread" in a.numbers:
         numbers["spread"] = total(
-            lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights * _moments.DOWN, cost)
+            lambda p, cost: p.numbers["spread"] + _weighted(p.sum_weights * _moments.MOMENT_SCALE, cost)
         )
         numbers["live"] = a.numbers["live"] + b.numbers["live"]
     if "prediction" in a.numbers:

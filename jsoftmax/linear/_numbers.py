@@ -8,6 +8,7 @@ Logits are computed block by block, reduced, and not kept. There are two ways to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,13 @@ from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
 from jsoftmax.linear import _block, _plan, _products, _sampling
+from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows import _statistics
 from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
+from jsoftmax.transforms._rule_trees import in_dtypes_of
 from jsoftmax.transforms._sharding import varying
 
 STATISTICS = ("log_normalizer", "nll", "entropy", "prediction")
@@ -62,22 +65,17 @@ def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared
     def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
         rows, saved, cotangents = part
         rows = rows.of_block(counted)
-        backward = _sampling.backward if static.samples(plan, rows) else _block.backward
-        sums, of_rows = _block.tiled(
-            static, plan, partial(backward, static), rows, shared, sums, saved, cotangents
-        )
-        return sums, _in_dtype_of(rows, of_rows)
+        backward = partial(_backward(static, plan, rows), static)
+        sums, of_rows = _block.tiled(static, plan, backward, rows, shared, sums, saved, cotangents)
+        return sums, in_dtypes_of(rows, of_rows)
 
-    begun = _products.none_yet(static.asked[1], rows, shared)
+    begun = _products.zero_gradients(static.asked[1], rows, shared)
     sums, of_rows = _plan.over_rows(plan, block, begun, parts)
-    return of_rows, _in_dtype_of(shared, sums._replace(key=None))
+    return of_rows, in_dtypes_of(shared, sums._replace(key=None))
 
 
-def _in_dtype_of(arguments: Any, gradients: Any) -> Any:
-    def cast(d: Array | None, a: Array | None) -> Array | None:
-        return None if d is None or a is None else d.astype(a.dtype)
-
-    return jax.tree.map(cast, gradients, arguments, is_leaf=lambda d: d is None)
+def _backward(static: Static, plan: BlockPlan, rows: Rows) -> Callable[..., tuple[Shared, Rows]]:
+    return _sampling.backward if static.samples(plan, rows) else _block.backward
 
 
 def push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers:
@@ -95,13 +93,13 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
 
     def block(carry: None, part: Any, counted: Array | None) -> tuple[None, Numbers]:
         rows, saved, drows = part
-        rows = rows.of_block(counted).of_block(saved.heard)
+        rows = rows.of_block(counted).of_block(saved.has_numbers)
         drows = drows._replace(hidden=rows.masked(drows.hidden))
 
         def add(so_far: Numbers | None, start: Array | int, size: int) -> Numbers:
             tile, dtile = static.part(shared, start, size), static.part(dshared, start, size)
             x = _products.logits(static, rows, tile)
-            problem = _products.problem(x, rows, tile, start, whole=plan.class_blocks == 1)
+            row_args = _products.row_arguments(x, rows, tile, start, whole=plan.class_blocks == 1)
             dx = jnp.zeros_like(x)
             if drows.hidden is not None:
                 dx += _products.logits(static, drows, Shared(tile.weight))
@@ -109,9 +107,9 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
                 dx += _products.logits(static, rows, Shared(dtile.weight))
             if dtile.bias is not None:
                 dx += dtile.bias.astype(dx.dtype)
-            dproblem = _products.problem(dx, drows, dtile)
-            of_part = saved._replace(problem=problem)
-            out = _statistics.push((1, static.names, static.wanted), of_part, (dproblem,), so_far is None)
+            tangents = _products.row_arguments(dx, drows, dtile)
+            of_part = saved._replace(row_args=row_args)
+            out = _statistics.push((1, static.names, static.wanted), of_part, (tangents,), so_far is None)
             return out if so_far is None else jax.tree.map(jnp.add, so_far, out)
 
         return None, _plan.over_classes(plan.classes, plan.block_classes, add, None)
@@ -159,7 +157,7 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[A
             of_loss = {name: a for name, a in found.items() if name in terms.wanted or name == "live"}
             losses, back = jax.vjp(lambda found, terms: terms.losses(found), of_loss, terms)
             of_found, of_terms = back(jnp.ones_like(losses))
-            backward = _sampling.backward if static.samples(plan, rows) else _block.backward
+            backward = _backward(static, plan, rows)
             sums, of_rows = backward(static, size, rows, shared, sums, saved, of_found, x)
             return sums, (losses, _told(static, found), of_rows._replace(terms=of_terms))
 
@@ -168,7 +166,7 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[A
             return sums, (*_block.tiled(static, plan, value, rows, shared), Rows(None))
         return _block.tiled(static, plan, both, rows, shared, sums)
 
-    begun = _products.none_yet(static.asked[1], rows, shared)
+    begun = _products.zero_gradients(static.asked[1], rows, shared)
     of_shared, of_rows = _plan.over_rows(plan, block, begun, rows)
     return of_rows, of_shared._replace(key=None)
 

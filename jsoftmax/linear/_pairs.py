@@ -61,9 +61,8 @@ def divergence(call: Call, kind: str) -> Array:
 
 def _columns(head: Head, loss: Loss, share: Array | None) -> _Columns:
     hidden = head.column(loss.hidden)
-    temperature, cap = (usable(head.column(a), None, hidden) for a in head.scaling[1:])
     weights, beta = head.column(loss.terms.weights), usable(head.column(share), None, hidden)
-    return _Columns(temperature, cap, hidden, weights, beta)
+    return _Columns(*head.options(None, hidden), hidden, weights, beta)
 
 
 def reduced(

@@ -13,9 +13,9 @@ from jsoftmax.linear import _plan
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows._loss_terms import LossTerms
-from jsoftmax.rows._statistics import Problem
+from jsoftmax.rows._statistics import RowArguments
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import is_known, is_whole, laid_out, shards, spec, varying
+from jsoftmax.transforms._sharding import is_known, on_one_device, partition_spec, shards, spec, varying
 
 # On CPU the logits of a block, and their gradients, are computed in tiles of this many classes, which fit in
 # the cache.
@@ -176,7 +176,7 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
             total = product if total is None else total + product
         return jnp.asarray(total)
 
-    if is_whole(hidden, 1) and is_whole(weight, 0, 1) and features > length and classes <= TILE:
+    if on_one_device(hidden, 1) and on_one_device(weight, 0, 1) and features > length and classes <= TILE:
         parts = in_parts, f"sums of products over {length} features each, which round less"
         x = by_platform("the logits", hidden, weight, plain=whole, cpu=parts)
     else:
@@ -184,8 +184,10 @@ def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     return x if shared.bias is None else x + shared.bias.astype(x.dtype)
 
 
-def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, whole: bool = True) -> Problem:
-    """The problem of a block of logits whose classes begin at `start`.
+def row_arguments(
+    x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, whole: bool = True
+) -> RowArguments:
+    """The row numbers' arguments for a block of logits whose classes begin at `start`.
 
     Unless it has all classes (`whole`), a class id of another block becomes −1.
     """
@@ -196,10 +198,10 @@ def problem(x: Array, rows: Rows, shared: Shared, start: Array | int = 0, *, who
     of_rows = _plan.part(rows.where, start, x.shape[1], 1)
     masks = [mask for mask in (shared.where, of_rows) if mask is not None]
     scaling = rows.scaling._replace(where=functools.reduce(jnp.logical_and, masks) if masks else None)
-    return Problem(x, labels, shared.class_weights, scaling, rows.counted)
+    return RowArguments(x, labels, shared.class_weights, scaling, rows.counted)
 
 
-def none_yet(asked: Shared, rows: Any, shared: Shared) -> Shared:
+def zero_gradients(asked: Shared, rows: Any, shared: Shared) -> Shared:
     """The gradients of the shared arguments before the first block: 0, or None if not asked for."""
 
     def zeros(asked: Any, a: Array | None) -> Array | None:
@@ -237,5 +239,5 @@ def _product(a: Array, b: Array, axis: int, other_axis: int, *layout: Any) -> Ar
         b,
         (((axis,), (other_axis,)), ((), ())),
         preferred_element_type=rules.computing_dtype(a.dtype),
-        out_sharding=laid_out(a, *layout),
+        out_sharding=partition_spec(a, *layout),
     )

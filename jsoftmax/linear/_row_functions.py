@@ -22,7 +22,7 @@ from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
-from jsoftmax.transforms._rule_trees import along, or_else
+from jsoftmax.transforms._rule_trees import along, fill_none, in_dtypes_of
 
 Logits = tuple[Array, ...]
 # Of what is static, of logits, and of their rows: float numbers of every row, a loss first, and others.
@@ -105,7 +105,7 @@ def _back(
     chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
 
     def numbers(chosen: Any) -> Any:
-        logits, columns = or_else(chosen, given)
+        logits, columns = fill_none(chosen, given)
         return static.function(static, logits, rows._replace(columns=columns))
 
     found, pull, _ = jax.vjp(numbers, chosen, has_aux=True)
@@ -129,11 +129,7 @@ def _back(
 
 def _begun(static: Static, rows: Rows, shared: Shared) -> Shared:
     pairs = zip(static.asked[1].heads, shared.heads, strict=True)
-    return Shared(tuple(_products.none_yet(asked, rows, of_head) for asked, of_head in pairs))
-
-
-def _cast(gradients: Any, arguments: Any) -> Any:
-    return along(lambda d, a: d.astype(a.dtype), gradients, arguments)
+    return Shared(tuple(_products.zero_gradients(asked, rows, of_head) for asked, of_head in pairs))
 
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Any, tuple[Rows, Shared]]:
@@ -150,11 +146,11 @@ def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared
     def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
         rows, cotangents = part
         sums, (_, of_rows) = _back(static, rows.of_block(counted, shared.where), shared, sums, cotangents)
-        return sums, of_rows._replace(hidden=_cast(of_rows.hidden, rows.hidden))
+        return sums, of_rows._replace(hidden=in_dtypes_of(rows.hidden, of_rows.hidden))
 
     plan = static.plan(parts[0], shared, gradient=True)
     sums, of_rows = _plan.over_rows(plan, block, _begun(static, parts[0], shared), parts)
-    return of_rows, Shared(_cast(sums.heads, shared.heads))
+    return of_rows, Shared(in_dtypes_of(shared.heads, sums.heads))
 
 
 def _push(static: Static, kept: tuple[Rows, Shared], tangents: tuple[Rows, Shared]) -> Any:
@@ -189,7 +185,7 @@ def _push_rows(static: Static, parts: Any, both: tuple[Shared, Shared]) -> tuple
         moving = along(lambda _, a: a, moves, given)
 
         def numbers(moving: Any) -> Any:
-            logits, columns = or_else(moving, given)
+            logits, columns = fill_none(moving, given)
             return static.function(static, logits, rows._replace(columns=columns))
 
         with _modes.in_mode(forward=True):

@@ -24,7 +24,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.rows._statistics import Saved
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_tangent
-from jsoftmax.transforms._sharding import is_known, laid_out, spec, varying, zeros
+from jsoftmax.transforms._sharding import is_known, partition_spec, spec, varying, zeros
 
 # If more than 1/CAPACITY of the classes are active, a block takes all: gathering would cost more time.
 CAPACITY = 2
@@ -51,7 +51,7 @@ def backward(
 
     The key in `sums` is for this block; the returned sums contain the key for the next block.
     """
-    rows = rows.of_block(saved.heard)
+    rows = rows.of_block(saved.has_numbers)
     x = _block.logits(static, size, rows, shared) if x is None else x
     key, own = (None, None) if sums.key is None else _split(sums.key)
     chosen = _choose(static, rows, shared, saved, x, own)
@@ -82,17 +82,17 @@ def _choose(static: Static, rows: Rows, shared: Shared, saved: Saved, x: Array, 
     least = jnp.where(state.rest < 0, jnp.inf, online.log_total(state.rest) + log_least)
     least = jnp.where(jnp.isnan(saved.numbers["nll"]), jnp.nan, least)
     low = _scaling.shifted(x, rows.scaling, state.max).u < least
-    matters = ~jnp.all(low if rows.counted is None else low | ~rows.counted, 0)
-    labels, everywhere = rows.labels, laid_out(rows.labels, None, None)
+    active = ~jnp.all(low if rows.counted is None else low | ~rows.counted, 0)
+    labels, everywhere = rows.labels, partition_spec(rows.labels, None, None)
     labels = labels if everywhere is None else jax.sharding.reshard(labels, everywhere)
     labels = jnp.where((labels >= 0) & (labels < classes), labels, classes)
-    matters = matters.at[labels].set(True, mode="drop")
-    times = jnp.where(matters, 1, 0).astype(x.dtype)
+    active = active.at[labels].set(True, mode="drop")
+    times = jnp.where(active, 1, 0).astype(x.dtype)
     if key is not None:
         wrapped = jax.random.wrap_key_data(key, impl="threefry2x32")
         is_kept = jax.random.bernoulli(wrapped, keep, (classes,))
-        times = jnp.where(matters, 1, jnp.where(is_kept, 1 / keep, 0)).astype(x.dtype)
-    return _Chosen(times, jnp.sum(matters) > classes // CAPACITY)
+        times = jnp.where(active, 1, jnp.where(is_kept, 1 / keep, 0)).astype(x.dtype)
+    return _Chosen(times, jnp.sum(active) > classes // CAPACITY)
 
 
 def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tuple[Shared, Rows]:
@@ -109,14 +109,14 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
         here = _plan.part(ids, i * length, length, 0)
         tile, of_tile = own.taken(shared, here), renamed._replace(where=_products.taken(rows.where, here, 1))
         x = _products.logits(own, of_tile, tile)
-        problem = _products.problem(x, of_tile, tile, i * length, whole=False)
+        row_args = _products.row_arguments(x, of_tile, tile, i * length, whole=False)
         times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]
         found, of_rows = _block.of_part(
             own,
             of_tile,
             tile,
-            _products.none_yet(own.asked[1], rows, tile),
-            saved._replace(problem=problem),
+            _products.zero_gradients(own.asked[1], rows, tile),
+            saved._replace(row_args=row_args),
             cotangents,
             i == 0,
             times,
@@ -150,7 +150,7 @@ def _listed(is_taken: Array, length: int) -> tuple[Array, Array]:
 
 def _read(place: Array, labels: Array) -> Array:
     labels = jnp.clip(labels, 0, len(place) - 1)
-    return place.at[labels].get(mode="promise_in_bounds", out_sharding=laid_out(labels, *spec(labels)))
+    return place.at[labels].get(mode="promise_in_bounds", out_sharding=partition_spec(labels, *spec(labels)))
 
 
 def _derivative(static: tuple[Static, int], arguments: Any, tangents: Any) -> Any:

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 # The scale of u in Σ q·u: the difference of two logits may overflow although its product with q does not.
-DOWN = 2.0**-64
+MOMENT_SCALE = 2.0**-64
 
 
 class Moment(NamedTuple):
     """A request for Σ q·u and Σ q over a row, where q is the product of `factors`, which broadcast to a row.
 
     Without factors, q is 1. At a dead class q is 0, or unchanged if `dead_counts`; u is −inf there. Σ q·u is
-    scaled by `DOWN`.
+    scaled by `MOMENT_SCALE`.
     """
 
     factors: tuple[Array, ...]
@@ -23,7 +23,7 @@ class Moment(NamedTuple):
     only_total: bool = False  # Σ q only
 
     def terms(self, u: Array, dead: Array) -> tuple[Array, ...]:
-        """The terms of the sums, from u scaled by `DOWN`: (q·u, q), or (q,) if `only_total`."""
+        """The terms of the sums, from u scaled by `MOMENT_SCALE`: (q·u, q), or (q,) if `only_total`."""
         q = jnp.ones_like(u)
         for factor in self.factors:
             q = times(q, factor.astype(u.dtype))

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
-from jsoftmax.transforms._sharding import laid_like
+from jsoftmax.transforms._sharding import sharded_like
 
 Axes = tuple[int | str, ...]  # array axes, and mesh axes if the classes are sharded
 
@@ -43,7 +43,7 @@ def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public call specify."""
     dtype = rules.computing_dtype(x.dtype)
     options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
-    return jax.tree.map(lambda a: laid_like(a, x), Scaling(call.mask(x.shape), *options))
+    return jax.tree.map(lambda a: sharded_like(a, x), Scaling(call.mask(x.shape), *options))
 
 
 def usable(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
@@ -65,18 +65,18 @@ def counting(scaling: Scaling, counted: Array | None, *arrays: Array) -> tuple[S
 def ordered_live(x: Array, scaling: Scaling) -> Array:
     """The logits in the order of z: negated where T < 0, −inf where masked."""
     if scaling.temperature is not None:
-        x = turned(x, scaling.temperature)
+        x = times_sign(x, scaling.temperature)
     return live(x, scaling)
 
 
-def turned(x: Array, temperature: Array) -> Array:
+def times_sign(x: Array, temperature: Array) -> Array:
     """x, negated where T < 0, except that −inf (a dead class) and +inf (an overflow) stay as they are."""
     return jnp.where(jnp.isinf(x), x, x * jnp.sign(temperature).astype(x.dtype))
 
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
     """Where a live class equals the maximum of its row; a short comparison, as XLA:GPU stores longer ones."""
-    return live(x, scaling) == (top if scaling.temperature is None else turned(top, scaling.temperature))
+    return live(x, scaling) == (top if scaling.temperature is None else times_sign(top, scaling.temperature))
 
 
 def is_dead(x: Array, scaling: Scaling) -> Array:
@@ -146,7 +146,7 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
     if scaling.soft_cap is not None:
         x, top = _capped(x, scaling.soft_cap), _capped(top, scaling.soft_cap)
     if scaling.temperature is not None:
-        x = turned(x, scaling.temperature)
+        x = times_sign(x, scaling.temperature)
     return x, top
 
 
@@ -156,14 +156,14 @@ def _capped(x: Array, cap: Array) -> Array:
     return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
 
 
-def slipped(terms: Array, z: Shifted) -> Array:
+def with_slip(terms: Array, z: Shifted) -> Array:
     """The exponentials of the exact z − max, from those of u: ``exp(u + slip) ≈ exp(u)·(1 + slip)``."""
     return terms if z.slip is None else terms + terms * z.slip
 
 
 def exponentials(z: Shifted) -> Array:
     """``exp(z − max z)``, with the slip; 0 at dead classes."""
-    return slipped(jnp.exp(z.u), z)
+    return with_slip(jnp.exp(z.u), z)
 
 
 def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
@@ -201,6 +201,11 @@ def maximum(scaling: Scaling, top: Array) -> Array:
     return z if scaling.temperature is None else z / jnp.abs(scaling.temperature)
 
 
+def slope_of_maximum(scaling: Scaling, top: Array) -> Array:
+    """The derivative in the temperature of the maximum of z = x/T."""
+    return -maximum(scaling, top) / jnp.asarray(scaling.temperature)
+
+
 def masked(values: Array, where: Array | None) -> Array:
     """`values`, 0 where masked."""
     return values if where is None else jnp.where(where, values, 0.0)
@@ -208,11 +213,11 @@ def masked(values: Array, where: Array | None) -> Array:
 
 def pull(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
     """The cotangents of x and of the scaling, from the cotangent of z, which must sum to 0 over a row."""
-    dx, of_classes = pull_apart(x, u, dz, scaling)
+    dx, of_classes = pull_per_class(x, u, dz, scaling)
     return dx, summed(of_classes, scaling)
 
 
-def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+def pull_per_class(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, Scaling]:
     """As `pull`, but the cotangent of the scaling is for each class, before the sum."""
     dz = masked(dz, scaling.where)
     dt = dcap = None
@@ -225,7 +230,7 @@ def pull_apart(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Array, 
 
 def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
     """The cotangent of a scaling, from the contributions of all classes."""
-    return jax.tree.map(spread_sum, of_classes, scaling._replace(where=None))
+    return jax.tree.map(sum_to_shape, of_classes, scaling._replace(where=None))
 
 
 def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:
@@ -240,6 +245,6 @@ def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scali
     return masked(dz, scaling.where)
 
 
-def spread_sum(values: Array, like: Array) -> Array:
+def sum_to_shape(values: Array, like: Array) -> Array:
     """The sum of `values` over each axis where `like` has length 1: it transposes a broadcast of `like`."""
     return jnp.sum(values, tuple(i for i, n in enumerate(like.shape) if n == 1), keepdims=True)

@@ -127,12 +127,12 @@ def _with_rules(
 
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Any, ...]:
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
-        dp, by_p = _scaling.pull_apart(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
-        dq, by_q = _scaling.pull_apart(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
+        dp, by_p = _scaling.pull_per_class(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
+        dq, by_q = _scaling.pull_per_class(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
         of_scaling = _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
         if saved.beta is None:
             return dp, dq, of_scaling, None, None
-        return dp, dq, of_scaling, None, _scaling.spread_sum(g * _in_beta(saved), saved.beta)
+        return dp, dq, of_scaling, None, _scaling.sum_to_shape(g * _in_beta(saved), saved.beta)
 
     def push(axes: Axes, saved: _Saved, tangents: Any) -> Array:
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
@@ -147,11 +147,11 @@ def _with_rules(
 
 def _without(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:
     """As if the hidden rows were masked whose divergence is no number: all is 0 there."""
-    heard = jnp.isfinite(out) | ~hidden
+    has_numbers = jnp.isfinite(out) | ~hidden
     numbers = out, saved.log_ratio, *saved.divergences
-    scaling, (out, log_ratio, *divergences) = _scaling.counting(saved.scaling, heard, *numbers)
+    scaling, (out, log_ratio, *divergences) = _scaling.counting(saved.scaling, has_numbers, *numbers)
     p_state, q_state = (
-        online.State(jnp.where(heard, s.max, -jnp.inf), jnp.where(heard, s.rest, -1))
+        online.State(jnp.where(has_numbers, s.max, -jnp.inf), jnp.where(has_numbers, s.rest, -1))
         for s in (saved.p_state, saved.q_state)
     )
     saved = saved._replace(scaling=scaling, p_state=p_state, q_state=q_state, log_ratio=log_ratio)

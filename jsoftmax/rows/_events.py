@@ -18,7 +18,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
-from jsoftmax.transforms._sharding import is_whole
+from jsoftmax.transforms._sharding import on_first_shard, on_one_device
 
 Axes = tuple[int | str, ...]  # the last one, and the mesh axes of the shards of the classes
 
@@ -67,12 +67,12 @@ def _save(axes: Axes, x: Array, ids: Array, scaling: Scaling, hidden: Array | No
     saved = _Saved(x, ids, scaling, tail.max, tail.rest, top)
     if hidden is not None:
         # As if a hidden row that is no number were masked whole.
-        heard = ~hidden | ~jnp.any(jnp.isnan(u), -1, keepdims=True)
-        scaling, _ = _scaling.counting(scaling, heard)
-        of_rows = (jnp.where(heard, a, -jnp.inf) for a in (saved.of_tail, saved.top))
-        found = Events(jnp.where(heard, u, -jnp.inf), jnp.where(heard, found.top, 0))
+        has_numbers = ~hidden | ~jnp.any(jnp.isnan(u), -1, keepdims=True)
+        scaling, _ = _scaling.counting(scaling, has_numbers)
+        of_rows = (jnp.where(has_numbers, a, -jnp.inf) for a in (saved.of_tail, saved.top))
+        found = Events(jnp.where(has_numbers, u, -jnp.inf), jnp.where(has_numbers, found.top, 0))
         maximum, top = of_rows
-        saved = _Saved(x, ids, scaling, maximum, jnp.where(heard, saved.rest, -1), top)
+        saved = _Saved(x, ids, scaling, maximum, jnp.where(has_numbers, saved.rest, -1), top)
     return found, saved
 
 
@@ -92,9 +92,8 @@ def _pull(axes: Axes, saved: _Saved, g: Events) -> tuple[Array, None, Scaling, N
     dx, of_scaling = _scaling.pull(x, saved.u(), dz, scaling)
     if of_top is not None and of_scaling.temperature is not None:
         _, names = rules.split_axes(axes)
-        dt = _scaling.spread_sum(of_top * _in_temperature(saved), of_scaling.temperature)
-        first = lax.axis_index(names) == 0 if names else True
-        dt = of_scaling.temperature + jnp.where(first, dt, 0)
+        dt = on_first_shard(of_top * _scaling.slope_of_maximum(scaling, saved.top), names)
+        dt = of_scaling.temperature + _scaling.sum_to_shape(dt, of_scaling.temperature)
         of_scaling = of_scaling._replace(temperature=dt)
     return dx, None, of_scaling, None
 
@@ -105,13 +104,8 @@ def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
     of_ids, of_tail = rules.across(axes, picked(dz, saved.ids), jnp.sum(saved.tail() * dz, -1, keepdims=True))
     of_top = jnp.zeros_like(of_tail)
     if by.temperature is not None:
-        of_top = of_top + _in_temperature(saved) * by.temperature
+        of_top = of_top + _scaling.slope_of_maximum(saved.scaling, saved.top) * by.temperature
     return Events(jnp.concatenate([of_ids, of_tail], -1), of_top)
-
-
-def _in_temperature(saved: _Saved) -> Array:
-    """The derivative in the temperature of the maximum of z = x/T."""
-    return -_scaling.maximum(saved.scaling, saved.top) / jnp.asarray(saved.scaling.temperature)
 
 
 events = with_rules(_save, _pull, _push)
@@ -124,7 +118,7 @@ def _is_here(x: Array, ids: Array) -> Array:
 
 def _by_index(x: Array) -> bool:
     """Whether classes are read where they lie; else each is compared, which any sharding keeps."""
-    return is_whole(x, *range(x.ndim))
+    return on_one_device(x, *range(x.ndim))
 
 
 def _in_range(x: Array, ids: Array, beyond: int) -> Array:
@@ -133,7 +127,7 @@ def _in_range(x: Array, ids: Array, beyond: int) -> Array:
 
 def _hits(x: Array, ids: Array) -> Array:
     """Where a class has an id: [..., V, K]."""
-    return _reductions.hits(ids[..., None, :], ids.ndim - 1, x.shape[-1])
+    return _reductions.is_label(ids[..., None, :], ids.ndim - 1, x.shape[-1])
 
 
 def picked(x: Array, ids: Array) -> Array:

@@ -16,8 +16,8 @@ from jsoftmax.border._label_checks import are_classes, is_other
 from jsoftmax.logits import _moments
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._statistics import Numbers
+from jsoftmax.transforms import _sharding
 from jsoftmax.transforms._platforms import hidden
-from jsoftmax.transforms._sharding import ids_of_shard, laid_like, laid_out, shard_count, spec, varies
 
 Reduction = Literal["none", "mean", "sum"]
 Axes = tuple[int, ...]
@@ -49,7 +49,7 @@ class LossTerms(NamedTuple):
             losses = _scaled(self.label_weights, losses)
         if self.label_smoothing is not None:
             alpha = self.label_smoothing
-            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _moments.DOWN
+            smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _moments.MOMENT_SCALE
             losses = _scaled(1 - alpha, losses) + smooth
         if self.z_loss is not None:
             normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
@@ -101,7 +101,7 @@ class Loss(NamedTuple):
             count = jnp.sum(counted, dtype=total.dtype)
         else:
             (total,) = rules.across(self.row_names, total)
-            return total / max(math.prod(rows) * shard_count(self.row_names), 1)
+            return total / max(math.prod(rows) * _sharding.shard_count(self.row_names), 1)
         total, count = rules.across(self.row_names, total, count)
         return total / jnp.where(count == 0, 1, count)
 
@@ -118,7 +118,7 @@ def counted_rows(
         return counted
     # Without the barrier, XLA evaluates this at compile time if the mask is a constant, which takes minutes.
     live = jnp.any(hidden(where), axes, keepdims=True)
-    if names := tuple(name for name in names if name in varies(live)):
+    if names := tuple(name for name in names if name in _sharding.varies(live)):
         live = lax.pmax(live.astype(jnp.int32), names) > 0
     return live if counted is None else counted & live
 
@@ -141,15 +141,15 @@ def of_call(
     dtype = rules.computing_dtype(logits.dtype)
     weights = call.class_weights(logits.shape, axes, dtype)
     if weights is not None and len(axes) == 1:
-        weights = laid_like(weights, logits, *axes)
+        weights = _sharding.sharded_like(weights, logits, *axes)
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = laid_like(labels, logits)
+        labels = _sharding.sharded_like(labels, logits)
     ignored = call.ignore_index(labels)
     reduction = reduction_of(call)
     counted = counted_rows(labels, ignored, where, axes, names)
     row_weights, hidden = _row_weights(call, logits, axes, counted)
     smoothing, z_loss = (
-        None if given is None else jnp.squeeze(laid_like(given, logits), axes)
+        None if given is None else jnp.squeeze(_sharding.sharded_like(given, logits), axes)
         for given in (
             call.coefficient(name, logits, axes, dtype, counted) for name in ("label_smoothing", "z_loss")
         )
@@ -216,7 +216,7 @@ def _row_weights(
     weights = call.row_weights(logits, axes, rules.computing_dtype(logits.dtype))
     if weights is None:
         return None, None
-    weights = laid_like(weights, logits)
+    weights = _sharding.sharded_like(weights, logits)
     if counted is not None:
         weights = jnp.where(counted, weights, 0)
     return jnp.squeeze(weights, axes), weights == 0
@@ -226,22 +226,24 @@ def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
     """The class weight of each label, from whichever shard has the class."""
     if not names:
         return taken(weights, labels)
-    last = weights.size * shard_count(names) - 1
+    last = weights.size * _sharding.shard_count(names) - 1
     labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
-    labels = ids_of_shard(labels, weights.size, names)
+    labels = _sharding.ids_of_shard(labels, weights.size, names)
     here = (labels >= 0) & (labels < weights.size)
     return rules.across(names, jnp.where(here, taken(weights, labels), 0.0))[0]
 
 
 def taken(values: Array, index: Array) -> Array:
     """The entries of a one-dimensional array at these indices, clipped; sharded like the indices."""
-    index, layout = jnp.clip(index, 0, values.size - 1), laid_out(index, *spec(index))
-    if layout is None or not any((*spec(values), *spec(index))):
+    index = jnp.clip(index, 0, values.size - 1)
+    of_values, of_index = _sharding.spec(values), _sharding.spec(index)
+    layout = _sharding.partition_spec(index, *of_index)
+    if layout is None or not any((*of_values, *of_index)):
         return values[index]
-    if set(spec(values)) & set(spec(index)):
+    if set(of_values) & set(of_index):
         values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot shard both
-    if spec(values) == (None,):
+    if of_values == (None,):
         return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
     # If explicit axes shard the values: a masked sum, so that no device gathers them.
-    hit = _reductions.hits(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
+    hit = _reductions.is_label(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
     return jnp.sum(jnp.where(hit, values, 0.0), -1)

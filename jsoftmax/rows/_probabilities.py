@@ -11,12 +11,11 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu
 from jsoftmax.backends._choice import Request, choose
-from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, slipped
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, with_slip
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
-LEAST_UNSCALED = 2.0**-80  # the smallest rest of a row whose terms are not scaled
 Axes = tuple[int | str, ...]
 Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
 Forms = dict[str, Callable[..., Any]]  # by the name of a `_choice.Form`
@@ -75,15 +74,15 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
         state, _ = _reductions.reduce(x, scaling, axes)
         return of_state(x, scaling, state), state
 
-    def beside_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+    def with_separate_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         return _accelerators.fused_log_softmax(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
 
-    def of_many_rows(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        state, _ = _reductions.reduce(x, scaling, axes, feeds="differences")
+    def from_state_on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+        state, _ = _reductions.reduce(x, scaling, axes, result_used_for="differences")
         return of_state(*hidden((x, scaling, state))), state
 
     own, names = rules.split_axes(axes)
-    forms: Forms = {"from the sums": of_many_rows, "one kernel": beside_state}
+    forms: Forms = {"from the sums": from_state_on_cpu, "one kernel": with_separate_state}
     own_forms = choose(Request("log_softmax", x, own, bool(names))).functions(forms)
     return by_platform("the map", x, scaling, plain=from_state, **own_forms)
 
@@ -131,11 +130,11 @@ def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
         # XLA on CPU flushes subnormal numbers to 0. If the sum of all classes but the leading one is almost
         # that small, some of their p are subnormal, and the terms are computed as exp(u/2)²·scale. Factors
         # of 0 and 1 replace a select, which XLA does not fuse with sums.
-        is_small = ((state.rest >= 0) & (state.rest < LEAST_UNSCALED)).astype(p.dtype)
+        is_small = ((state.rest >= 0) & (state.rest < _cpu.LEAST_REST)).astype(p.dtype)
         root = 1 + is_small * (2.0**12 - 1)
         z = shifted(x, scaling, state.max)
         e = jnp.exp(z.u * (1 - is_small / 2)) * root
-        terms, scale = slipped(e * (e * is_small + (1 - is_small)), z), jnp.square(root)
+        terms, scale = with_slip(e * (e * is_small + (1 - is_small)), z), jnp.square(root)
         p = terms / (1 + jnp.where(state.rest < 0, 0, state.rest))
         return rules.cross_entropy_residual(p, t * scale, axes, scale=scale) / scale
 

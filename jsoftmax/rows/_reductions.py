@@ -14,9 +14,9 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _reading
 from jsoftmax.backends._by_class import Label
-from jsoftmax.backends._choice import Feeds, Request, choose
+from jsoftmax.backends._choice import Request, UsedFor, choose
 from jsoftmax.backends._cpu_loops import sums
-from jsoftmax.logits._moments import DOWN, Moment
+from jsoftmax.logits._moments import MOMENT_SCALE, Moment
 from jsoftmax.logits._scaling import (
     Scaling,
     Shifted,
@@ -25,7 +25,7 @@ from jsoftmax.logits._scaling import (
     live,
     shift,
     shifted,
-    slipped,
+    with_slip,
 )
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, recomputed
@@ -59,17 +59,17 @@ def reduce(
     labels: Array | None = None,
     shares: Shares = _no_shares,
     for_label: bool = False,
-    feeds: Feeds = "exponentials",
+    result_used_for: UsedFor = "exponentials",
     bounded: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and further sums over it.
 
     ``shares(maximum, logit of the label)`` returns the numbers of a shard, which are summed over the shards.
-    With `for_label`, only −log p of the label has to be accurate. `feeds` is as in `_choice.Request`,
-    `bounded` as in `peak`: then the rest of a row with +inf is +inf.
+    With `for_label`, only −log p of the label has to be accurate. `result_used_for` is as in
+    `_choice.Request`, `bounded` as in `peak`: then the rest of a row with +inf is +inf.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
-    static = _Static(axes, kinds, entropy, exact, for_label, feeds, bounded)
+    static = _Static(axes, kinds, entropy, exact, for_label, result_used_for, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     two_passes = partial(_in_two_passes, static, shares)
@@ -88,7 +88,7 @@ class _Static(NamedTuple):
     entropy: bool
     exact: bool
     for_label: bool
-    feeds: Feeds
+    result_used_for: UsedFor
     bounded: bool
     pieces: int = 1  # of a row, if it is read in one pass
 
@@ -103,13 +103,13 @@ class _Static(NamedTuple):
 
         half is exp(u/2); only moments need `dead`.
         """
-        scaled = slipped(half * (half * rules.SCALE), z)
+        scaled = with_slip(half * (half * rules.SCALE), z)
         e = scaled / rules.SCALE if self.entropy else exponentials(z)
         slip = 0 if z.slip is None else z.slip
         of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
         if dead is None:
             return e, scaled, *of_entropy
-        u = half_u * (2 * DOWN) + slip * DOWN
+        u = half_u * (2 * MOMENT_SCALE) + slip * MOMENT_SCALE
         of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
         return e, scaled, *of_entropy, *of_moments
 
@@ -132,12 +132,12 @@ def _in_two_passes(
 
     u and u/2 are separate differences, because XLA on CPU stores what two sums share.
     """
-    axes, kinds, entropy, exact, for_label, feeds, bounded, _ = static
+    axes, kinds, entropy, exact, for_label, result_used_for, bounded, _ = static
     own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
-    label_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+    label_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
     bare = not (kinds or entropy or exact) and scaling == Scaling(None)
-    form = choose(Request("rest", x, own, bool(names), bare, feeds, for_label)).cpu
+    form = choose(Request("rest", x, own, bool(names), bare, result_used_for, for_label)).cpu
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -177,7 +177,9 @@ def _in_one_pass(
     """As `_in_two_passes`, but it returns the logit of the label instead of the shares."""
     own, _ = rules.split_axes(static.axes)
     axis = own[0]
-    picked = None if labels is None else jnp.where(hits(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
+    picked = (
+        None if labels is None else jnp.where(is_label(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
+    )
     moments = static.moments(factors)
     parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
     row = _accelerators.one_pass(parts, own, static.pieces)
@@ -200,21 +202,21 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
-        its_logit = None if labels is None else of_label(live(x, scaling), labels, own[0])
+        its_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
 
     _, slope = jax.jvp(of_sums, primals, tangents)
     return (state, sums, label_logit), slope
 
 
-def hits(labels: Array, axis: int, classes: int) -> Array:
+def is_label(labels: Array, axis: int, classes: int) -> Array:
     """Where a class is the label of its row, by a comparison of indices, without a gather or a scatter."""
     shape = [1] * labels.ndim
     shape[axis] = classes
     return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
 
 
-def of_label(x: Array, labels: Array, axis: int) -> Array:
+def logit_of_label(x: Array, labels: Array, axis: int) -> Array:
     """The logit of the label of each row: a masked sum, which works on any sharding of the row.
 
     On CPU, XLA would store the masked array, so there the logit is read directly, if the row lies on one
@@ -222,7 +224,7 @@ def of_label(x: Array, labels: Array, axis: int) -> Array:
     """
 
     def compare(x: Array, labels: Array) -> Array:
-        return jnp.sum(jnp.where(hits(labels, axis, x.shape[axis]), x, 0.0), axis, keepdims=True)
+        return jnp.sum(jnp.where(is_label(labels, axis, x.shape[axis]), x, 0.0), axis, keepdims=True)
 
     def read(x: Array, labels: Array) -> Array:
         return _reading.picked(x, labels, axis)

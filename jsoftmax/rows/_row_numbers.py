@@ -15,9 +15,18 @@ from jax import Array
 from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits._scaling import Scaling, usable
-from jsoftmax.rows._statistics import Numbers, Problem, Static, are_ids, of_counted, pull, push, save
+from jsoftmax.rows._statistics import (
+    Numbers,
+    RowArguments,
+    Static,
+    are_ids,
+    pull,
+    push,
+    save,
+    zero_unless_counted,
+)
 from jsoftmax.transforms._autodiff import with_rules
-from jsoftmax.transforms._sharding import laid_like
+from jsoftmax.transforms._sharding import sharded_like
 
 Axes = tuple[int, ...]
 
@@ -54,14 +63,12 @@ def numbers(
     0, where `hidden` is True, numbers that would be NaN or infinite are 0, and so are all gradients.
     """
     if len(axes) != 1:
-        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
-        arrays = (x, labels, scaling._replace(where=where), counted, hidden)
-        x, labels, scaling, counted, hidden = jax.tree.map(lambda a: one_axis(a, axes), arrays)
+        x, scaling, labels, counted, hidden = on_one_axis(axes, x, scaling, labels, counted, hidden)
         axes = (x.ndim - 1,)
     if weights is not None:
         weights = weights.reshape([-1 if i in axes else 1 for i in range(x.ndim)])
     if labels is not None:
-        labels = laid_like(labels, x)
+        labels = sharded_like(labels, x)
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
     if (seen := counted if hidden is None else hidden) is not None:
@@ -73,10 +80,10 @@ def numbers(
             for option in scaling[1:]
         )
         scaling = Scaling(scaling.where, *options)
-    problem = Problem(x, labels, weights, scaling, counted, hidden)
-    found = _of_rows((axes[0], names, wanted), problem, beside=beside)
+    row_args = RowArguments(x, labels, weights, scaling, counted, hidden)
+    found = _of_rows((axes[0], names, wanted), row_args, beside=beside)
     if labels is not None and not are_ids(labels):
-        targets = of_counted(labels, counted)
+        targets = zero_unless_counted(labels, counted)
         targets = targets if hidden is None else jnp.where(hidden, 0.0, targets)
         found["nll"] = reported_targets(found["nll"], targets, axes[0], names)
     return {name: jnp.squeeze(number, axes) for name, number in found.items()}
@@ -89,9 +96,18 @@ def one_axis(array: Array, axes: Axes) -> Array:
     return jnp.transpose(array, (*rows, *axes)).reshape(*(array.shape[i] for i in rows), size)
 
 
-def _value(static: Static, problem: Problem) -> Numbers:
+def on_one_axis(axes: Axes, x: Array, scaling: Scaling, *others: Any) -> Any:
+    """Logits, their scaling and other arrays, each with its class axes merged as by `one_axis`.
+
+    A mask is broadcast to the shape of the logits first.
+    """
+    where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
+    return jax.tree.map(lambda a: one_axis(a, axes), (x, scaling._replace(where=where), *others))
+
+
+def _value(static: Static, row_args: RowArguments) -> Numbers:
     """The numbers without residuals."""
-    return save(static, problem, feeds="nothing")[0]
+    return save(static, row_args, result_used_for="nothing")[0]
 
 
 _of_rows = with_rules(save, pull, push, value=_value)

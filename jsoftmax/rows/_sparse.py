@@ -18,7 +18,7 @@ from jsoftmax.logits._scaling import Scaling, counting, usable
 from jsoftmax.rows import _events, _loss_terms
 from jsoftmax.rows._divergences import kullback_leibler
 from jsoftmax.rows._loss_terms import taken
-from jsoftmax.rows._row_numbers import numbers, one_axis
+from jsoftmax.rows._row_numbers import numbers, on_one_axis
 from jsoftmax.rows._statistics import Numbers
 from jsoftmax.transforms._sharding import ids_of_shard, shard_count
 
@@ -157,12 +157,10 @@ def along_last(
     x: Array, axes: Axes, scaling: Scaling, counted: Array | None, hidden: Array | None
 ) -> tuple[Array, Scaling, Array | None]:
     """The classes made one axis, the last, and rows masked whole that do not count."""
-    if scaling.where is not None:
-        scaling = scaling._replace(where=jnp.broadcast_to(scaling.where, x.shape))
-    own, counted, hidden = jax.tree.map(lambda a: one_axis(a, axes), (scaling, counted, hidden))
+    x, own, counted, hidden = on_one_axis(axes, x, scaling, counted, hidden)
     options = (usable(a, counted, hidden) for a in own[1:])
     own, _ = counting(Scaling(own.where, *options), counted)
-    return one_axis(x, axes), own, hidden
+    return x, own, hidden
 
 
 def sparse_divergences(

@@ -16,26 +16,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends._choice import Feeds
+from jsoftmax.backends._choice import UsedFor
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
-from jsoftmax.transforms._sharding import of_first_shard
+from jsoftmax.transforms._sharding import on_first_shard
 
 Axes = tuple[int, ...]
 # The class axis, the mesh axes of the shards of the classes, and the names of the wanted numbers.
 Static = tuple[int, tuple[str, ...], frozenset[str]]
 
 # One number per row, under each wanted name: "log_normalizer"; "nll", −log p of a class id or −Σ w·t·log p
-# for targets t; "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.DOWN`, with the
-# constant "live", the number of live classes.
+# for targets t; "entropy"; "spread", −Σ w·log p over the live classes, scaled by `_moments.MOMENT_SCALE`,
+# with the constant "live", the number of live classes.
 Numbers = dict[str, Array]
 Cotangents = dict[str, Array | None]
 
 
-class Problem(NamedTuple):
+class RowArguments(NamedTuple):
     """The arguments; also their tangents or cotangents. There is a single class axis."""
 
     x: Array
@@ -47,20 +47,22 @@ class Problem(NamedTuple):
 
 
 class Saved(NamedTuple):
-    problem: Any  # a Problem; None in a linear head, which computes its logits again
+    row_args: Any  # `RowArguments`; None in a linear head, which computes its logits again
     state: online.State
     numbers: Numbers
     sum_weights: Any  # [B, 1], or None
     mean_u: Any  # ⟨p, u⟩, [B, 1], or None
-    heard: Any = None  # [B, 1], False in a hidden row that has no numbers; or None
+    has_numbers: Any = None  # [B, 1], False in a hidden row that has no numbers; or None
 
     def without(self, hidden: Array | None) -> Saved:
         """As if the hidden rows whose numbers are NaN or infinite were not there."""
         if hidden is None:
             return self
-        heard = functools.reduce(jnp.logical_and, map(jnp.isfinite, self.numbers.values())) | ~hidden
-        bare = self._replace(problem=None)
-        return jax.tree.map(lambda a: of_counted(a, heard), bare)._replace(problem=self.problem, heard=heard)
+        has_numbers = functools.reduce(jnp.logical_and, map(jnp.isfinite, self.numbers.values())) | ~hidden
+        bare = self._replace(row_args=None)
+        return jax.tree.map(lambda a: zero_unless_counted(a, has_numbers), bare)._replace(
+            row_args=self.row_args, has_numbers=has_numbers
+        )
 
 
 def are_ids(labels: Any) -> bool:
@@ -76,15 +78,17 @@ def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
     return jnp.where(dead & (labels == 0), 0, weights)
 
 
-def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tuple[Numbers, Saved]:
-    """The numbers, and the residuals of their derivative. `feeds` is as in `_choice.Request`."""
+def save(
+    static: Static, row_args: RowArguments, result_used_for: UsedFor = "exponentials"
+) -> tuple[Numbers, Saved]:
+    """The numbers, and the residuals of their derivative. `result_used_for` is as in `_choice.Request`."""
     axis, names, wanted = static
-    x, labels, weights, scaling, counted, hidden = problem
+    x, labels, weights, scaling, counted, hidden = row_args
     targets = None if are_ids(labels) or "nll" not in wanted else labels
     if asks_for_id := "nll" in wanted and targets is None:
         here = (labels >= 0) & (labels < x.shape[axis])
         labels = jnp.where(here, labels, -1).astype(jnp.int32)
-        problem = problem._replace(labels=labels)
+        row_args = row_args._replace(labels=labels)
 
     moments = []
     if "spread" in wanted:
@@ -110,7 +114,7 @@ def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tup
         labels=labels if asks_for_id else None,
         shares=of_id,
         for_label=wanted == {"nll"},
-        feeds=feeds,
+        result_used_for=result_used_for,
     )
     empty, log_total = state.rest < 0, online.log_total(state.rest)
     found: Numbers = {}
@@ -123,20 +127,20 @@ def save(static: Static, problem: Problem, feeds: Feeds = "exponentials") -> tup
         found["entropy"] = log_total - mean_u
     if "spread" in wanted:
         (moment, sum_weights), (live,), *_ = sums.moments
-        found["spread"] = (sum_weights * _moments.DOWN) * log_total - moment
+        found["spread"] = (sum_weights * _moments.MOMENT_SCALE) * log_total - moment
         found["live"] = lax.stop_gradient(live)
     if targets is not None:
         moment, sum_targets = sums.moments[-1]
-        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.DOWN)
+        found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.MOMENT_SCALE)
     elif asks_for_id:
         u, valid = sums.shares
         found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
     # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
-    found, state, mean_u = jax.tree.map(lambda a: of_counted(a, counted), (found, state, mean_u))
-    saved = Saved(problem, state, found, sum_weights, mean_u).without(hidden)
-    if saved.heard is not None:
-        counted = saved.heard if counted is None else counted & saved.heard
-        saved = saved._replace(problem=problem._replace(counted=counted))
+    found, state, mean_u = jax.tree.map(lambda a: zero_unless_counted(a, counted), (found, state, mean_u))
+    saved = Saved(row_args, state, found, sum_weights, mean_u).without(hidden)
+    if saved.has_numbers is not None:
+        counted = saved.has_numbers if counted is None else counted & saved.has_numbers
+        saved = saved._replace(row_args=row_args._replace(counted=counted))
     return saved.numbers, saved
 
 
@@ -151,7 +155,7 @@ class _Row(NamedTuple):
 
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
-    if saved.problem.x.dtype.itemsize == 2 and saved.problem.scaling == Scaling(None):
+    if saved.row_args.x.dtype.itemsize == 2 and saved.row_args.scaling == Scaling(None):
         saved = reconverted_on_cpu(saved)  # else XLA stores x in 32 bits, for the sums and for this
     (x, labels, weights, scaling, *_), state, found, sum_weights, mean_u, _ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
@@ -170,7 +174,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
-        in_z = rules.label_residual(p, found["nll"], _reductions.hits(labels, axis, x.shape[axis]))
+        in_z = rules.label_residual(p, found["nll"], _reductions.is_label(labels, axis, x.shape[axis]))
         residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), found["nll"], in_z)
     if "entropy" in asked:
         residuals["entropy"] = rules.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
@@ -182,12 +186,12 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
 
 def pull(
     static: Static, saved: Saved, cotangents: Cotangents, of_maximum: bool | Array = True, times: Any = None
-) -> tuple[Problem]:
+) -> tuple[RowArguments]:
     """The cotangents; with `of_maximum`, for one block of each row, they include the slope of its maximum."""
-    x, labels, weights, scaling, counted, _ = saved.problem
+    x, labels, weights, scaling, counted, _ = saved.row_args
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
-        given["spread"] *= _moments.DOWN
+        given["spread"] *= _moments.MOMENT_SCALE
     u, cost, dead, residuals = _restore(static, saved, given)
     dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
     for name, g in given.items():
@@ -195,7 +199,7 @@ def pull(
     if "spread" in given:
         dweights = given["spread"] * jnp.where(dead, 0, cost)
     if "nll" in given and not are_ids(labels):
-        dt = of_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
+        dt = zero_unless_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
     if times is not None:  # [1, V], how often a class counts
@@ -204,24 +208,28 @@ def pull(
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if of_maximum is not False and dscaling.temperature is not None and "log_normalizer" in given:
         # z = u + max z, and dz sums to this cotangent over a row.
-        dt = of_counted(given["log_normalizer"] * _max_slope(saved), counted)
-        dt = of_first_shard(dt, static[1])
+        dt = zero_unless_counted(
+            given["log_normalizer"] * _scaling.slope_of_maximum(scaling, saved.state.max), counted
+        )
+        dt = on_first_shard(dt, static[1])
         dt = dt if of_maximum is True else jnp.where(of_maximum, dt, 0)
-        dt = dscaling.temperature + _scaling.spread_sum(dt, dscaling.temperature)
+        dt = dscaling.temperature + _scaling.sum_to_shape(dt, dscaling.temperature)
         dscaling = dscaling._replace(temperature=dt)
-    of_weights = None if weights is None else _scaling.spread_sum(of_counted(dweights, counted), weights)
-    return (Problem(dx, dlabels, of_weights, dscaling, None),)
+    of_weights = (
+        None if weights is None else _scaling.sum_to_shape(zero_unless_counted(dweights, counted), weights)
+    )
+    return (RowArguments(dx, dlabels, of_weights, dscaling, None),)
 
 
-def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: bool = True) -> Numbers:
+def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum: bool = True) -> Numbers:
     """The tangents of the numbers; `of_maximum` as in `pull`."""
     axis, names, wanted = static
-    x, labels, weights, scaling, counted, _ = saved.problem
+    x, labels, weights, scaling, counted, _ = saved.row_args
     dx, dlabels, dweights, dscaling, *_ = tangents[0]
     u, cost, dead, residuals = _restore(static, saved, wanted)
     scaling, (u, cost) = _scaling.counting(scaling, counted, u, cost)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
-    terms = {name: of_counted(residual, counted) * dz for name, residual in residuals.items()}
+    terms = {name: zero_unless_counted(residual, counted) * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
         dt = dt if weights is None else dt * _live_weights(weights, labels, dead)
@@ -231,18 +239,12 @@ def push(static: Static, saved: Saved, tangents: tuple[Problem], of_maximum: boo
         terms["spread"] += dweights * jnp.where(dead, 0, cost)
     out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
-        out["log_normalizer"] += _max_slope(saved) * dscaling.temperature
+        out["log_normalizer"] += _scaling.slope_of_maximum(scaling, saved.state.max) * dscaling.temperature
     if "spread" in wanted:
-        out["spread"] *= _moments.DOWN
+        out["spread"] *= _moments.MOMENT_SCALE
         out["live"] = jnp.zeros_like(out["spread"])
-    return {name: of_counted(number, counted) for name, number in out.items()}
+    return {name: zero_unless_counted(number, counted) for name, number in out.items()}
 
 
-def _max_slope(saved: Saved) -> Array:
-    """The derivative in the temperature of the maximum of z = x/T."""
-    scaling = saved.problem.scaling
-    return -_scaling.maximum(scaling, saved.state.max) / scaling.temperature
-
-
-def of_counted(values: Any, counted: Array | None, otherwise: float = 0) -> Any:
+def zero_unless_counted(values: Any, counted: Array | None, otherwise: float = 0) -> Any:
     return values if counted is None or values is None else jnp.where(counted, values, otherwise)

@@ -32,9 +32,9 @@ class Largest(NamedTuple):
     label: Label | None
 
 
-def of_arrays(u: Array, top: Array, ids: Array, *of_label: Array) -> Largest:
+def of_arrays(u: Array, top: Array, ids: Array, *label_terms: Array) -> Largest:
     """The same from its arrays."""
-    return Largest(Events(u, top), ids, Label(*of_label) if of_label else None)
+    return Largest(Events(u, top), ids, Label(*label_terms) if label_terms else None)
 
 
 def largest(axes: Axes, k: int, x: Array, labels: Array | None, scaling: Scaling) -> Largest:

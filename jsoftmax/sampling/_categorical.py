@@ -19,9 +19,9 @@ from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.functions._information import log_prob
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows._row_numbers import one_axis
+from jsoftmax.rows._row_numbers import on_one_axis
 from jsoftmax.sampling import _noise, _race
-from jsoftmax.sampling._race import Draw, Entrants, Static
+from jsoftmax.sampling._race import Draw, ShiftedRows, Static
 
 
 @compiled("axis", "shape", "axis_name")
@@ -93,17 +93,15 @@ def categorical(
     names = _mesh_axes.of_classes(call, ("logits",))
     words = _noise.words(call)
     prefix = _prefix(call, rows_of(x.shape, axes))
-    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
+    is_greedy = _race.as_rows(_race.greedy_rows(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
     static = Static(axes[0] + len(prefix), names, is_greedy is True)
-    given = (scaling, None if is_greedy is True else is_greedy)
+    traced_greedy = None if is_greedy is True else is_greedy
     if len(axes) != 1:
-        where = None if scaling.where is None else jnp.broadcast_to(scaling.where, x.shape)
-        given = (scaling._replace(where=where), given[1])
-        x, given = jax.tree.map(lambda a: one_axis(a, axes), (x, given))
+        x, scaling, traced_greedy = on_one_axis(axes, x, scaling, traced_greedy)
         static = static._replace(axis=len(prefix) + x.ndim - 1)
     x = jnp.broadcast_to(x, (*prefix, *x.shape))
-    scaling, is_greedy = jax.tree.map(lambda a: with_rank(a, x.ndim), given)
+    scaling, is_greedy = jax.tree.map(lambda a: with_rank(a, x.ndim), (scaling, traced_greedy))
     ids, row = _draw(static, words, x, scaling, is_greedy)
     log_probs = log_prob(
         x,
@@ -119,11 +117,11 @@ def categorical(
 @partial(jax.jit, static_argnums=0)
 def _draw(
     static: Static, words: Array, x: Array, scaling: Scaling, is_greedy: Array | None
-) -> tuple[Array, Entrants]:
-    """The ids, and the `Entrants` without their logits."""
+) -> tuple[Array, ShiftedRows]:
+    """The ids, and the `ShiftedRows` without their logits."""
     axis, names, all_greedy = static
-    row = _race.entrants(static, x, scaling, is_greedy)
-    at = _noise.places(words, x, (axis,), names)
+    row = _race.shifted_rows(static, x, scaling, is_greedy)
+    at = _noise.positions(words, x, (axis,), names)
     scores = _race.scores(words, at, row, is_greedy=all_greedy)
     ids = _race.winner(scores, axis, names)
     row = jax.tree.map(lambda a: jnp.squeeze(a, axis), row._replace(u=jnp.zeros_like(ids)))

@@ -79,7 +79,7 @@ def gumbel_softmax(
     top = peak(x, scaling._replace(temperature=None), axes)
     wide = rules.computing_dtype(x.dtype)
     top = jnp.maximum(top.astype(wide), jnp.finfo(wide).min)
-    noise = lax.stop_gradient(_noise.gumbel(words, _noise.places(words, x, axes))).astype(wide)
+    noise = lax.stop_gradient(_noise.gumbel(words, _noise.positions(words, x, axes))).astype(wide)
     y = softmax((x.astype(wide) - top) + noise, axes, scaling.where, temperature=scaling.temperature)
     if hard:
         y = _one_hot(axes, y)

@@ -14,12 +14,12 @@ from jsoftmax.border._call import Axes, Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows._row_numbers import one_axis
+from jsoftmax.rows._row_numbers import on_one_axis
 from jsoftmax.sampling import _race
 from jsoftmax.sampling._race import Static
-from jsoftmax.sampling._threshold import fewest, keys
+from jsoftmax.sampling._threshold import keys, largest_reaching
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import is_whole, laid_like
+from jsoftmax.transforms._sharding import on_one_device, sharded_like
 
 BLOCK = 2**17  # the number of logits that fit in the cache of a CPU
 
@@ -93,14 +93,12 @@ def keep_mask(
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
-    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
+    is_greedy = _race.as_rows(_race.greedy_rows(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
-    if scaling.where is not None:
-        scaling = scaling._replace(where=jnp.broadcast_to(scaling.where, x.shape))
     limits = _limits(call, x, axes, is_greedy)
     if 0 in x.shape:
         return jnp.zeros(x.shape, bool)
-    kept = _kept(*jax.tree.map(lambda a: one_axis(a, axes), (x, scaling, limits)))
+    kept = _kept(*on_one_axis(axes, x, scaling, limits))
     return _in_place(kept, x.shape, axes)
 
 
@@ -115,7 +113,7 @@ class Limits(NamedTuple):
 @jax.jit
 def _kept(x: Array, scaling: Scaling, limits: Limits) -> Array:
     """The mask of rows whose classes lie along the last axis."""
-    if not is_whole(x, *range(x.ndim)):
+    if not on_one_device(x, *range(x.ndim)):
         return _of_rows(x, scaling, limits)
     rows, at_once = x.size // x.shape[-1], max(BLOCK // x.shape[-1], 1)
 
@@ -132,20 +130,20 @@ def _kept(x: Array, scaling: Scaling, limits: Limits) -> Array:
 
 
 def _of_rows(x: Array, scaling: Scaling, limits: Limits) -> Array:
-    u, _, is_empty, is_bad = _race.entrants(Static(x.ndim - 1), x, scaling)
+    u, _, is_empty, is_bad = _race.shifted_rows(Static(x.ndim - 1), x, scaling)
     live = _scaling.live(x, scaling) != -jnp.inf
     kept, is_right = live, ~is_empty
     order = keys(_scaling.ordered_live(x, scaling))
     if limits.top_k is not None:
         count = jnp.sum(live, -1, keepdims=True).astype(jnp.float32)
         is_right = is_right & ~jnp.isnan(limits.top_k)
-        kept = fewest(order, kept, None, jnp.minimum(limits.top_k, count))
+        kept = largest_reaching(order, kept, None, jnp.minimum(limits.top_k, count))
     p = jnp.exp(u)
     if limits.top_p is not None:
         total = jnp.sum(jnp.where(kept, p, 0), -1, keepdims=True)
         target = jnp.maximum(limits.top_p.astype(p.dtype) * total, jnp.finfo(p.dtype).tiny)
         is_right = is_right & ~jnp.isnan(limits.top_p)
-        kept = jnp.where(limits.top_p == 1, kept, fewest(order, kept, p, target))
+        kept = jnp.where(limits.top_p == 1, kept, largest_reaching(order, kept, p, target))
     if limits.min_p is not None:
         is_right = is_right & ~jnp.isnan(limits.min_p)
         kept = kept & (p >= limits.min_p.astype(p.dtype))
@@ -162,7 +160,7 @@ def _limits(call: Call, x: Array, axes: Axes, is_greedy: Any) -> Limits:
     if is_greedy is not None:
         top_k = jnp.where(is_greedy, 1, jnp.inf if top_k is None else top_k)
         top_k = top_k.reshape((1,) * (x.ndim - top_k.ndim) + top_k.shape)
-    return jax.tree.map(lambda a: laid_like(a, x), Limits(top_k, *shares))
+    return jax.tree.map(lambda a: sharded_like(a, x), Limits(top_k, *shares))
 
 
 def _in_place(mask: Array, shape: tuple[int, ...], axes: Axes) -> Array:

@@ -20,7 +20,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.rows import _statistics
 from jsoftmax.rows._statistics import Saved
 from jsoftmax.sampling import _noise, _race
-from jsoftmax.sampling._noise import Places
+from jsoftmax.sampling._noise import Positions
 from jsoftmax.sampling._race import Draw
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_rules
@@ -95,7 +95,7 @@ def linear_categorical(
         axis_name=axis_name,
     )
     words = _noise.words(call)
-    is_greedy = _race.taken_greedily(call)
+    is_greedy = _race.greedy_rows(call)
     head = _arguments.of_call(call)
     is_greedy = jnp.asarray(True) if is_greedy is True else is_greedy
     is_greedy = head.column(_race.as_rows(is_greedy, head.logits, head.class_axis))
@@ -167,17 +167,17 @@ def _race_of_block(
 def _lead(static: Static, x: Array, rows: Rows, parts: _Parts, words: Array, start: Array | int) -> _Lead:
     """The leading class of a tile of logits whose classes begin at `start`."""
     names = static.names
-    entrants = _race.entrants(_race.Static(1, names), x, rows.scaling, parts.is_greedy)
+    shifted_rows = _race.shifted_rows(_race.Static(1, names), x, rows.scaling, parts.is_greedy)
     first = jnp.asarray(start).astype(jnp.uint32)
-    at = Places(parts.numbers, _noise.numbers(x, (1,), names) + first)
-    scores = _race.scores(words, at, entrants)
+    at = Positions(parts.numbers, _noise.numbers(x, (1,), names) + first)
+    scores = _race.scores(words, at, shifted_rows)
     id = _race.winner(scores, 1, names)
     score = jnp.max(scores, 1, keepdims=True)
     local = id - lax.axis_index(names) * x.shape[1] if names else id
-    problem = _statistics.Problem(x, local, None, rows.scaling, rows.counted)
+    problem = _statistics.RowArguments(x, local, None, rows.scaling, rows.counted)
     found, saved = _statistics.save((1, names, static.wanted), problem)
-    part = Part(saved.state, found, None, None, jnp.ones_like(entrants.is_bad))
-    return _Lead(part, id + jnp.asarray(start).astype(jnp.int32), score, entrants.is_bad)
+    part = Part(saved.state, found, None, None, jnp.ones_like(shifted_rows.is_bad))
+    return _Lead(part, id + jnp.asarray(start).astype(jnp.int32), score, shifted_rows.is_bad)
 
 
 def _merged(a: _Lead, b: _Lead, rows: Rows) -> _Lead:

@@ -14,13 +14,13 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax.border._call import Call
-from jsoftmax.transforms._sharding import laid_like, varies
+from jsoftmax.transforms._sharding import sharded_like, varies
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-class Places(NamedTuple):
+class Positions(NamedTuple):
     """The numbers of rows and classes as uint32, which broadcast to the shape of the noise."""
 
     rows: Array
@@ -30,19 +30,15 @@ class Places(NamedTuple):
 def words(call: Call) -> Array:
     """Two random words drawn from the key of a call, which may belong to any generator."""
     key = call.arguments["key"]
-    dtype = getattr(key, "dtype", None)
-    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if dtype is None or not (is_typed or dtype == jnp.uint32):
-        raise call.error(TypeError, "key is no random key", "write jax.random.key(0)")
-    if is_typed and key.ndim:
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim:
         remedy = f"give one key, or map {call.function} over several by jax.vmap"
         raise call.error(TypeError, f"key has shape {key.shape}", remedy)
-    return jax.random.bits(key, (2,), jnp.uint32)
+    return jax.random.bits(call.key("key"), (2,), jnp.uint32)
 
 
-def places(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Places:
+def positions(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Positions:
     """The row and class numbers of the logits x, whose classes lie along `axes` and the mesh axes `names`."""
-    return Places(row_numbers(words, x, axes, names), numbers(x, axes, names))
+    return Positions(row_numbers(words, x, axes, names), numbers(x, axes, names))
 
 
 def row_numbers(words: Array, x: Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Array:
@@ -62,12 +58,12 @@ def numbers(x: Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Arr
         number += lax.axis_index(names).astype(jnp.uint32)
     for axis in axes:
         shape = tuple(n if i == axis else 1 for i, n in enumerate(x.shape))
-        along = laid_like(lax.broadcasted_iota(jnp.uint32, shape, axis), x)
+        along = sharded_like(lax.broadcasted_iota(jnp.uint32, shape, axis), x)
         number = number * jnp.asarray(x.shape[axis], jnp.uint32) + along
     return number
 
 
-def gumbel(words: Array, at: Places) -> Array:
+def gumbel(words: Array, at: Positions) -> Array:
     """Standard Gumbel noise −log E, E exponential, in float32."""
     return -jnp.log(exponential(*threefry(words, at.rows, at.classes)))
 

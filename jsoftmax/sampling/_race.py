@@ -21,9 +21,9 @@ from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows._peaks import peak
 from jsoftmax.sampling import _noise
-from jsoftmax.sampling._noise import Places
+from jsoftmax.sampling._noise import Positions
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import laid_like
+from jsoftmax.transforms._sharding import sharded_like
 
 NONE = jnp.iinfo(jnp.int32).max  # larger than any class id
 
@@ -49,7 +49,7 @@ class Static(NamedTuple):
     is_greedy: bool = False  # whether every row is greedy
 
 
-class Entrants(NamedTuple):
+class ShiftedRows(NamedTuple):
     """The shifted logits of every row, and flags with one entry per row."""
 
     u: Array  # logits/T minus their maximum; −inf for a dead class
@@ -71,7 +71,7 @@ class Entrants(NamedTuple):
         return jnp.where(self.is_empty, -jnp.inf, found)
 
 
-def taken_greedily(call: Call) -> Any:
+def greedy_rows(call: Call) -> Any:
     """Which rows have temperature 0: True for all, None for none, or an array. The call then gets a 1."""
     given = call.arguments["temperature"]
     known = _given.known_number(given)
@@ -91,22 +91,22 @@ def as_rows(is_greedy: Any, x: Logits, axes: Axes) -> Any:
         return is_greedy
     if is_greedy.shape == rows_of(x.shape, axes):
         is_greedy = jnp.expand_dims(is_greedy, sorted(axes))
-    return laid_like(with_rank(is_greedy, x.ndim), x)
+    return sharded_like(with_rank(is_greedy, x.ndim), x)
 
 
 @partial(jax.jit, static_argnums=0)
-def entrants(static: Static, x: Array, scaling: Scaling, is_greedy: Array | None = None) -> Entrants:
-    """The `Entrants` of logits with one class axis."""
+def shifted_rows(static: Static, x: Array, scaling: Scaling, is_greedy: Array | None = None) -> ShiftedRows:
+    """The `ShiftedRows` of logits with one class axis."""
     x, scaling = lax.stop_gradient((x, scaling))
     top = peak(x, scaling, (static.axis, *static.names))
     u = _scaling.shifted(x, scaling, top).u
     is_bad = jnp.any(jnp.isnan(u), static.axis, keepdims=True)
     if static.names:
         is_bad = lax.pmax(is_bad.astype(jnp.int32), static.names) > 0
-    return Entrants(u, is_greedy, (top == -jnp.inf) & ~is_bad, is_bad)
+    return ShiftedRows(u, is_greedy, (top == -jnp.inf) & ~is_bad, is_bad)
 
 
-def scores(words: Array, at: Places, row: Entrants, *, is_greedy: bool = False) -> Array:
+def scores(words: Array, at: Positions, row: ShiftedRows, *, is_greedy: bool = False) -> Array:
     """The shifted logits plus their noise; greedy rows get no noise."""
     if is_greedy:
         return row.u

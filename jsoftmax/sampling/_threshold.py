@@ -13,7 +13,9 @@ import numpy as np
 from jax import Array, lax
 
 Row = Array  # one number per row, with length 1 along the classes, the last axis
-MOST_FLOATS = 2**24  # float32 counts exactly up to this, and its sums are faster on CPU than integer sums
+LARGEST_EXACT_COUNT = (
+    2**24
+)  # float32 counts exactly up to this, and its sums are faster on CPU than integer sums
 
 
 def keys(x: Array) -> Array:
@@ -24,13 +26,13 @@ def keys(x: Array) -> Array:
     return ordered.astype(np.int32) if bits < 32 else ordered
 
 
-def fewest(keys: Array, live: Array, weights: Array | None, target: Row) -> Array:
+def largest_reaching(keys: Array, live: Array, weights: Array | None, target: Row) -> Array:
     """A mask of the fewest of the largest live classes whose weights, or number, reach the target.
 
     Among classes with equal keys, lower ids count as larger; their weights are equal. The target is above 0,
     and the live classes reach it.
     """
-    dtype = jnp.float32 if keys.shape[-1] <= MOST_FLOATS else jnp.int32
+    dtype = jnp.float32 if keys.shape[-1] <= LARGEST_EXACT_COUNT else jnp.int32
     ones = live.astype(dtype)
     weighed = ones if weights is None else jnp.where(live, weights, 0)
     bracket = _bracket(keys, live, ones, weighed, target, counted=weights is None)

@@ -18,9 +18,9 @@ from jsoftmax.functions._logsumexp import logsumexp
 from jsoftmax.functions._maps import log_softmax
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows._row_numbers import one_axis
+from jsoftmax.rows._row_numbers import on_one_axis
 from jsoftmax.sampling import _noise, _race
-from jsoftmax.sampling._race import Draw, Entrants, Static
+from jsoftmax.sampling._race import Draw, ShiftedRows, Static
 
 
 @compiled("k", "axis")
@@ -81,13 +81,11 @@ def sample_without_replacement(
     x = call.floats("logits")
     axes = call.axes(x.shape)
     count = call.size("k", classes=math.prod(x.shape[i] for i in axes))
-    is_greedy = _race.as_rows(_race.taken_greedily(call), x, axes)
+    is_greedy = _race.as_rows(_race.greedy_rows(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
-    if scaling.where is not None:
-        scaling = scaling._replace(where=jnp.broadcast_to(scaling.where, x.shape))
     static = Static(x.ndim - len(axes), is_greedy=is_greedy is True)
-    given = (x, scaling, None if is_greedy is True else is_greedy)
-    x, scaling, is_greedy = jax.tree.map(lambda a: one_axis(a, axes), given)
+    some = None if is_greedy is True else is_greedy
+    x, scaling, is_greedy = on_one_axis(axes, x, scaling, some)
     index, row = _largest(static, count, words, x, scaling, is_greedy)
     log_p = log_softmax(
         x.astype(rules.computing_dtype(x.dtype)), -1, scaling.where, temperature=scaling.temperature
@@ -100,10 +98,10 @@ def sample_without_replacement(
 @partial(jax.jit, static_argnums=(0, 1))
 def _largest(
     static: Static, count: int, words: Array, x: Array, scaling: Scaling, is_greedy: Array | None
-) -> tuple[Array, Entrants]:
-    """The classes with the largest scores, and the `Entrants` without their logits."""
-    row = _race.entrants(static, x, scaling, is_greedy)
-    at = _noise.places(words, x, (static.axis,))
+) -> tuple[Array, ShiftedRows]:
+    """The classes with the largest scores, and the `ShiftedRows` without their logits."""
+    row = _race.shifted_rows(static, x, scaling, is_greedy)
+    at = _noise.positions(words, x, (static.axis,))
     _, index = lax.top_k(_race.scores(words, at, row, is_greedy=static.is_greedy), count)
     return index, row._replace(u=jnp.zeros_like(row.is_empty))
 

@@ -26,13 +26,13 @@ from jsoftmax.transforms._platforms import by_platform, recomputed
 from jsoftmax.transforms._rule_trees import (
     Static,
     along,
-    in_a_program,
-    or_else,
+    fill_none,
+    jitted_in_shard_map,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
 )
-from jsoftmax.transforms._sharding import brought_back, place
+from jsoftmax.transforms._sharding import place, sharded_like_argument
 
 
 def _in_its_form(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +82,7 @@ def with_rules(
         return output, (residuals, Static((asked, sweeps, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, sweeps, places) = saved[0], saved[1].value
+        residuals, (asked, sweeps, positions) = saved[0], saved[1].value
         cotangent = without_zeros(cotangent)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
@@ -106,7 +106,7 @@ def with_rules(
                 )
         else:
             cotangents = at_once(residuals, cotangent)
-        return None, *along(brought_back, cotangents, places)
+        return None, *along(sharded_like_argument, cotangents, positions)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -127,7 +127,7 @@ def with_rules(
             return forward(static, *arguments)
         return reverse(static, beside, *arguments)
 
-    traced = in_a_program(differentiable)
+    traced = jitted_in_shard_map(differentiable)
 
     def call(static: Any, *arguments: Any, beside: Any = None) -> Any:
         return traced((_modes.form(), static), beside, *arguments)
@@ -175,7 +175,7 @@ def with_gradients(
         if not are_held(asked):
             chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, values, asked)
             found, pull, beside = jax.vjp(
-                lambda chosen: value(static, *or_else(chosen, values)), chosen, has_aux=True
+                lambda chosen: value(static, *fill_none(chosen, values)), chosen, has_aux=True
             )
             return (found, beside), pull
         found, gradients = both(static, asked, *values)
@@ -186,10 +186,10 @@ def with_gradients(
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
-        return along(lambda d, kind: brought_back(g * d, kind[1]).astype(kind[0]), gradients, kinds)
+        return along(lambda d, kind: sharded_like_argument(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
-    traced = in_a_program(function)
+    traced = jitted_in_shard_map(function)
     return lambda static, *arguments: traced((_modes.form(), static), *arguments)
 
 

@@ -105,8 +105,8 @@ def _map(leaves: Sequence[Any], axes: Sequence[int | None], *, call: _Call) -> t
     mapped_by_jax = call.function if is_mapped[call.counts.rows] else call.mapped
     if mapped_by_jax is not None:
         of_one = call._replace(function=mapped_by_jax)
-        places = tuple(0 if is_mapped else None for is_mapped in is_mapped)
-        found = jax.vmap(lambda *leaves: of_one(*leaves), places)(*leaves)
+        positions = tuple(0 if is_mapped else None for is_mapped in is_mapped)
+        found = jax.vmap(lambda *leaves: of_one(*leaves), positions)(*leaves)
     elif (
         not any(is_mapped[call.counts.rows :])
         and not call.counts.others

@@ -10,7 +10,7 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 
 
-def in_a_program(function: Callable[..., Any]) -> Callable[..., Any]:
+def jitted_in_shard_map(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function(static, *arguments)``, within `jax.jit` if the call is within `jax.shard_map`.
 
     Outside `jax.jit`, `jax.shard_map` does not accept a `custom_vjp` with symbolic zeros.
@@ -33,9 +33,9 @@ def with_arguments_kept(save: Callable[..., Any]) -> Callable[..., Any]:
     @partial(jax.jit, static_argnums=0)
     def program(static: Any, *arguments: Any) -> Any:
         output, residuals = save(static, *arguments)
-        places = {id(a): i for i, a in enumerate(jax.tree.leaves(arguments))}
+        positions = {id(a): i for i, a in enumerate(jax.tree.leaves(arguments))}
         leaves, tree = jax.tree.flatten(residuals)
-        origins = tuple(places.get(id(leaf)) for leaf in leaves)
+        origins = tuple(positions.get(id(leaf)) for leaf in leaves)
         made = [leaf for leaf, origin in zip(leaves, origins, strict=True) if origin is None]
         return output, made, Static((tree, origins))
 
@@ -84,7 +84,12 @@ def along(f: Callable[..., Any], cotangents: Any, *facts: Any) -> Any:
     return jax.tree.map(apply, cotangents, *facts, is_leaf=lambda d: d is None)
 
 
-def or_else(chosen: Any, others: Any) -> Any:
+def in_dtypes_of(arguments: Any, cotangents: Any) -> Any:
+    """The cotangents in the dtypes of their arguments; None stays None."""
+    return along(lambda d, a: d.astype(a.dtype), cotangents, arguments)
+
+
+def fill_none(chosen: Any, others: Any) -> Any:
     """The tree `chosen`, with each None replaced by the argument from `others`."""
     return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda a: a is None)
 

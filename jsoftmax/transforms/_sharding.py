@@ -34,10 +34,10 @@ class Place(NamedTuple):
 
 def place(a: Array) -> Place:
     """The placement of an array."""
-    return Place(varies(a), laid_out(a, *spec(a)))
+    return Place(varies(a), partition_spec(a, *spec(a)))
 
 
-def brought_back(cotangent: Array, to: Place) -> Array:
+def sharded_like_argument(cotangent: Array, to: Place) -> Array:
     """A cotangent, summed over the shards that share its argument, and sharded like the argument."""
     over = varies(cotangent) - to.varying
     if over:
@@ -52,18 +52,18 @@ def spec(a: Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(a).sharding.spec)
 
 
-def laid_like(a: Array, x: Any, *axes: int) -> Array:
+def sharded_like(a: Array, x: Any, *axes: int) -> Array:
     """The array `a`, sharded like these axes of x (all by default), along which it broadcasts."""
     if not isinstance(x, Array):
         return a
     axes = axes or tuple(range(x.ndim))
     names = (None if n == 1 else spec(x)[axis] for axis, n in zip(axes, a.shape, strict=True))
-    wanted = laid_out(x, *names)
+    wanted = partition_spec(x, *names)
     same = wanted is None or place(a).explicit == wanted
     return a if same else jax.sharding.reshard(a, wanted)
 
 
-def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
+def partition_spec(a: Array, *names: Any) -> PartitionSpec | None:
     """The `PartitionSpec` with these names, if the mesh of the array has explicit axes; else None."""
     kinds = jax.typeof(a).sharding.mesh.axis_types
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
@@ -71,7 +71,7 @@ def laid_out(a: Array, *names: Any) -> PartitionSpec | None:
 
 def zeros(shape: tuple[int, ...], like: Any) -> Array:
     """Zeros of this shape, with the dtype and the placement of `like`, which has the same rank."""
-    return varying(jnp.zeros(shape, like.dtype, out_sharding=laid_out(like, *spec(like))), like)
+    return varying(jnp.zeros(shape, like.dtype, out_sharding=partition_spec(like, *spec(like))), like)
 
 
 def is_known(a: Array) -> bool:
@@ -79,7 +79,7 @@ def is_known(a: Array) -> bool:
     return all(isinstance(n, int) for n in a.shape)
 
 
-def is_whole(a: Array, *axes: int) -> bool:
+def on_one_device(a: Array, *axes: int) -> bool:
     """Whether these axes certainly lie on one device, so that slicing them moves no data between devices.
 
     False for an unknown shape, and if a mesh may shard the array in a way unknown at trace time, as under
@@ -112,7 +112,7 @@ def ids_of_shard(ids: Array, classes: int, names: tuple[str, ...]) -> Array:
     return ids - (lax.axis_index(names) * classes).astype(ids.dtype) if names else ids
 
 
-def of_first_shard(a: Array, names: tuple[str, ...]) -> Array:
+def on_first_shard(a: Array, names: tuple[str, ...]) -> Array:
     """The array on the first shard and 0 on the others, so that a sum over the shards counts it once."""
     return jnp.where(lax.axis_index(names) == 0, a, 0) if names else a
 
@@ -126,7 +126,7 @@ def shards(a: Array, axis: int) -> int:
 
 def most_shards(a: Array, axis: int) -> int:
     """An upper bound, as known at trace time, for the number of shards that divide an axis of an array."""
-    if is_whole(a, axis):
+    if on_one_device(a, axis):
         return 1
     mesh = jax.typeof(a).sharding.mesh
     if mesh.empty:
