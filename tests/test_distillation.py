@@ -212,15 +212,45 @@ def test_the_limits_of_the_generalised_divergence(x64):
     assert not np.any(jsoftmax.js_divergence(p, p, beta=0.2))
 
 
-def test_trl_means_the_same(x64):
-    """Its generalised_jsd_loss, restated in NumPy; β → 0 is KL(teacher‖student) over β there and here."""
-    student, teacher = (np.random.default_rng(i).normal(size=(4, 6)) for i in range(2))
-    log_s, log_t = (special.log_softmax(x, -1) for x in (student, teacher))
+def by_trl(p, q, beta):
+    """`generalized_jsd_loss` of TRL, restated; beta belongs to the teacher p."""
+    log_m = np.logaddexp(np.log1p(-beta) + q, np.log(beta) + p)
+    of_teacher, of_student = (np.sum(np.exp(a) * (a - log_m), -1) for a in (p, q))
+    return beta * of_teacher + (1 - beta) * of_student
+
+
+def by_liger(p, q, beta):
+    """`_jsd_kernel` of Liger-Kernel at 01ed383, restated: three sums that cancel where p and q are close."""
+    p_mass, q_mass = beta * np.exp(p), (1 - beta) * np.exp(q)
+    m = p_mass + q_mass
+    return np.sum(p_mass * p + q_mass * q - m * np.log(m), -1)
+
+
+def by_torch(p, q):
+    """`torch.nn.functional.kl_div(q, p, reduction="none", log_target=True)`, restated and summed."""
+    return np.sum(np.exp(p) * (p - q), -1)
+
+
+def test_peers_define_the_same_divergences(x64):
+    """TRL, Liger and torch. In float32, theirs have no right digit if p and q are close."""
+    p, q = (np.random.default_rng(i).normal(size=(4, 6)) for i in range(2))
+    teacher, student = (special.log_softmax(x, -1) for x in (p, q))
+    np.testing.assert_allclose(jsoftmax.kl_divergence(p, q), by_torch(teacher, student), rtol=1e-12)
     for beta in (0.1, 0.5, 0.7):
-        log_m = np.logaddexp(np.log1p(-beta) + log_s, np.log(beta) + log_t)
-        of_teacher, of_student = (np.sum(np.exp(a) * (a - log_m), -1) for a in (log_t, log_s))
-        want = beta * of_teacher + (1 - beta) * of_student
-        np.testing.assert_allclose(jsoftmax.js_divergence(teacher, student, beta=beta), want, rtol=1e-12)
+        ours = jsoftmax.js_divergence(p, q, beta=beta)
+        for peer in (by_trl, by_liger):
+            np.testing.assert_allclose(ours, peer(teacher, student, beta), rtol=1e-12)
+
+    p, q = np.float32(p), np.float32(p + 1e-5 * q)
+    exact, single = ([special.log_softmax(x.astype(t), -1) for x in (p, q)] for t in (np.float64, np.float32))
+    for ours, peer, options in (
+        (jsoftmax.kl_divergence, by_torch, ()),
+        (jsoftmax.js_divergence, by_trl, (0.5,)),
+        (jsoftmax.js_divergence, by_liger, (0.5,)),
+    ):
+        want = peer(*exact, *options)
+        np.testing.assert_allclose(ours(p, q), want, rtol=2e-4)
+        assert np.any(np.abs(peer(*single, *map(np.float32, options)) - want) > want)
 
 
 def pair_of_heads():

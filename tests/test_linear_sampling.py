@@ -54,6 +54,21 @@ def test_the_draws_are_those_from_the_logits(name):
     np.testing.assert_allclose(drawn.log_probs, wanted.log_probs, rtol=2e-5, atol=1e-6)
 
 
+def test_a_head_scores_draws_within_the_kept_classes():
+    """Its mask gives the log-probability in the kept set, so the ratio of an unchanged policy is 1."""
+    hidden, weight, _ = head()
+    kept = sampling.keep_mask(hidden @ weight, top_k=100, top_p=0.9, temperature=0.7)
+    draw = sampling.categorical(KEY, hidden @ weight, where=kept, temperature=0.7)
+
+    @jax.jit
+    def score(hidden, weight):
+        options = {"where": kept, "temperature": 0.7, "block_size": (7, 1024)}
+        return -jsoftmax.linear_cross_entropy(hidden, weight, draw.ids, **options)
+
+    np.testing.assert_allclose(score(hidden, weight), draw.log_probs, rtol=1e-5, atol=1e-6)
+    assert (kept.sum(-1) < 101).all()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_of_a_table_in_16_bits(dtype):
     hidden, weight, _ = head(dtype=dtype)
