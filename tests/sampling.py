@@ -1,10 +1,12 @@
 """Selects the items of a parameter grid that run by default: the others get the mark "full" (`-m full`).
 
-A test with the mark "diagonal" runs on the diagonal of its grid; `sample` marks the values of one list.
+A test with the mark "diagonal" runs on the diagonal of its grid, one with "share(n)" on every n-th item;
+`sample` marks the values of one list.
 """
 
 import itertools
 import math
+import zlib
 from collections import defaultdict
 
 import pytest
@@ -31,19 +33,35 @@ def diagonal(sizes):
         yield tuple(places)
 
 
+def share(name, size, n):
+    """The indices of every n-th of so many items; the first depends on the name of the test."""
+    return range(zlib.crc32(name.encode()) % min(n, size), size, n)
+
+
 def mark(items):
-    """Mark as "full" the items off the diagonal of a marked test, unless items were selected by name."""
-    grids = defaultdict(list)
+    """Mark as "full" what a marked test leaves out."""
+    tests = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("diagonal"):
-            grids[item.path, item.originalname].append(item)
-    for grid in grids.values():
-        marks = grid[0].iter_markers("parametrize")  # the parameter that changes least often comes first
-        sizes = [
-            len(mark.kwargs["argvalues"] if "argvalues" in mark.kwargs else mark.args[1]) for mark in marks
-        ]
-        if math.prod(sizes) == len(grid):
-            kept = set(diagonal(sizes))
-            for item, places in zip(grid, itertools.product(*map(range, sizes)), strict=True):
-                if places not in kept:
-                    item.add_marker("full")
+        if item.get_closest_marker("diagonal") or item.get_closest_marker("share"):
+            tests[item.path, item.originalname].append(item)
+    for (_, name), grid in tests.items():
+        kept = on_diagonal(grid) if grid[0].get_closest_marker("diagonal") else grid
+        if given := grid[0].get_closest_marker("share"):
+            kept = [kept[i] for i in share(name, len(kept), *given.args)]
+        for item in grid:
+            if item not in kept:
+                item.add_marker("full")
+
+
+def on_diagonal(grid):
+    """The items of a test on the diagonal of its grid; all, if they were selected by name."""
+    marks = grid[0].iter_markers("parametrize")  # the parameter that changes least often comes first
+    sizes = [len(mark.kwargs["argvalues"] if "argvalues" in mark.kwargs else mark.args[1]) for mark in marks]
+    if math.prod(sizes) != len(grid):
+        return grid
+    kept = set(diagonal(sizes))
+    return [
+        item
+        for item, places in zip(grid, itertools.product(*map(range, sizes)), strict=True)
+        if places in kept
+    ]

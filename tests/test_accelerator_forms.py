@@ -148,6 +148,7 @@ MASKED = [
 ]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
 def test_what_they_compute_is_what_the_cpu_does(function):
     """With ties, dead classes, an empty row, overflows, and NaN: equal to at most a rounding of bfloat16."""
@@ -172,6 +173,7 @@ def test_what_they_compute_is_what_the_cpu_does(function):
             )
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("classes", [20000, 13 * 1291, 16411], ids=["5 pieces", "13 pieces", "a prime"])
 def test_long_rows_are_cut_into_pieces(classes):
     """With a dead piece, the maximum in the last, and an empty row. On CPU a piece is a chain of sums."""
@@ -202,6 +204,7 @@ def test_long_rows_are_cut_into_pieces(classes):
         )
 
 
+@pytest.mark.share(2)
 def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.bfloat16)
     v = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)), jnp.bfloat16)

@@ -69,6 +69,7 @@ def refuse(capsys):
     return refuse
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("model", "least"), [pytest.param("linear", 0.95, marks=pytest.mark.full), ("mlp", 0.97)]
 )
@@ -272,14 +273,23 @@ def test_of_several_sets_one_is_chosen(tmp_path, refuse):
     assert data.mnist(folder, "EMNIST-Letters").train.classes == tuple(range(1, 27))
 
 
-def test_without_the_extras_train_names_them_and_check_runs(tmp_path):
+@pytest.fixture
+def without_extras(tmp_path):
     """A folder with only the package, and stubs of the extras that fail to import."""
     for module in ("optax", "sklearn", "matplotlib", "rich"):
         (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
     shutil.copytree(next(iter(jsoftmax.__path__)), tmp_path / "jsoftmax")
-    outcome = run("train", folder=tmp_path)
+    return tmp_path
+
+
+def test_without_the_extras_train_names_them(without_extras):
+    outcome = run("train", folder=without_extras)
     assert_refused(outcome.returncode, outcome.stderr, 'pip install "jsoftmax[demo]"')
-    outcome = run("check", folder=tmp_path)
+
+
+@pytest.mark.full  # continuous integration checks the published package in an environment without extras
+def test_without_the_extras_check_runs(without_extras):
+    outcome = run("check", folder=without_extras)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "All within their bounds." in outcome.stdout
     # A confident loss, in which jax.nn has no correct digit.

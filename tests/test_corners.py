@@ -75,6 +75,7 @@ def assert_finite(tree):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
@@ -95,6 +96,7 @@ def test_a_row_with_no_live_class(name, forward):
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
@@ -221,6 +223,7 @@ def test_no_classes():
         jsoftmax.entropy(jnp.zeros((3, 0)))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
     x, live = jnp.array([[0.5, 2.0, -INF, 1.0]]), jnp.array([0, 1, 3])
@@ -287,6 +290,7 @@ WITHOUT_JIT = {
 OF_EACH_KIND = ("softmax", "cross_entropy, ids", "weighted", "linear_cross_entropy", "options")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", sampling.sample(WITHOUT_JIT, *OF_EACH_KIND))
 def test_good_values_stop_nothing_without_jit(name):
     """The NaN of other rows is computed where it is needed: a constant would trigger `jax_debug_nans`."""
@@ -544,6 +548,7 @@ def good_options(names):
     return {name: jnp.full(3, good[name]) for name in names}
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_an_option_that_is_none_makes_its_row_nan(name):
     """In value and in every gradient: a call does not read the values of an array."""

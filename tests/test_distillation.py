@@ -83,6 +83,7 @@ def weighed():
     }
 
 
+@pytest.mark.share(2)
 @modes
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy", "kl_divergence", "js_divergence"])
 def test_weights_of_rows(name, mode, x64):
@@ -283,6 +284,7 @@ def of_logits(kind, f, where, **options):
     return jsoftmax.js_divergence(*pair, beta=f["beta"], **options)
 
 
+@pytest.mark.share(2)
 @modes
 @pytest.mark.parametrize("kind", ["kl", "js"])
 def test_divergences_of_heads(kind, mode, x64, monkeypatch):

@@ -98,6 +98,7 @@ def value_and_gradients(function, a, **on):
     return found, gradients
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rows_and_classes_within_shard_map(name):
     """Only sums and maxima of the rows' size are sent."""
@@ -115,6 +116,7 @@ def test_rows_and_classes_within_shard_map(name):
     assert sent == {"all-reduce"}
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", ["heads", "few"])
 def test_under_jit(name, kind, several_devices):

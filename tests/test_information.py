@@ -151,6 +151,7 @@ def grid():
                 yield pytest.param(name, dtype, marks=marks, id=f"{name}-{np.dtype(dtype).name}")
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(("regime", "dtype"), [*grid()])
 def test_accuracy(regime, dtype):
     """4 ulp and the roundings of d. `pytest -rP -k accuracy` prints the table."""
@@ -183,6 +184,7 @@ def test_scipy_agrees_in_float64(x64):
         np.testing.assert_allclose(jsoftmax.js_divergence(x, y), js, rtol=1e-11)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_equal_distributions_do_not_diverge(dtype):
     """Exactly 0, with gradients of exactly 0; a shift without roundings changes nothing."""
@@ -273,6 +275,7 @@ def by_scipy(p_logits, q_logits):
     return p, q, special.rel_entr(p, q).sum(-1), js
 
 
+@pytest.mark.share(3)
 @corners
 def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward):
     """In both rows, or only in p: finite to the second order, and a dead logit has gradient 0."""
@@ -307,6 +310,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
     assert_derivatives_are(np.isfinite, results)
 
 
+@pytest.mark.share(3)
 @corners
 @pytest.mark.parametrize("huge", [1e20, 1e36])
 def test_logits_whose_square_is_no_number(huge, temperature, forward):
@@ -319,6 +323,7 @@ def test_logits_whose_square_is_no_number(huge, temperature, forward):
             assert_derivatives_are(np.isfinite, results)
 
 
+@pytest.mark.share(3)
 @corners
 def test_a_row_that_is_empty_in_either(temperature, forward):
     live, dead = jnp.array([[1.0, 0.0, -2.0, -1.0]]), jnp.array([[-INF] * 4])
@@ -329,6 +334,7 @@ def test_a_row_that_is_empty_in_either(temperature, forward):
         assert_derivatives_are(lambda a: a == 0, results)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("side", [0, 1], ids="pq")
 def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
@@ -360,6 +366,7 @@ def test_what_lies_under_the_mask_does_not_matter():
             jax.tree.map(np.testing.assert_array_equal, first_and_second(*filled, where), want)
 
 
+@pytest.mark.share(2)
 @modes
 def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
     """At p = q the Hessian in either is that of the softmax, diag(p) − p pᵀ; a quarter of it for JS."""

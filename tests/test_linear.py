@@ -69,6 +69,7 @@ def curved(f):
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("targets", "vocab_axis", "reduction"),
     [(False, -1, "none"), (False, 0, "mean"), (True, 0, "none"), (True, -1, "sum")],
@@ -99,6 +100,7 @@ def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
         agree(got, want)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("size", BLOCKS)
 def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
     floats, labels = head(dtype=np.float32)
@@ -142,6 +144,7 @@ def test_tiles_of_a_block(x64, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(("size", "reduction"), [(5, "mean"), ((4, 6), "none")], ids=str)
 def test_both_modes_to_second_order(size, reduction, x64):
     floats, labels = head(rows=7, features=3, classes=8)
@@ -167,6 +170,7 @@ def test_both_modes_to_second_order(size, reduction, x64):
     agree(twice_reverse, want[1], rtol=1e-9)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("mode", "temperature"), [("reverse", None), ("reverse", -2.0), ("forward", 0.7)], ids=str
 )
@@ -590,6 +594,7 @@ def test_the_plan():
         assert 0 <= plan.class_blocks * plan.block_classes - classes < plan.class_blocks
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("of_rows", [True, False], ids=["[B, V]", "[V]"])
 def test_classes_that_count(of_rows, x64):
     """Masks of all rows and of each, in blocks, tiles of classes, and one with a row that is none."""
@@ -627,6 +632,7 @@ def test_classes_that_count(of_rows, x64):
     agree(*map(tuple, statistics))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_statistics_beside_a_loss(reduction, x64, monkeypatch):
     """Those of their own function, and the gradients of the loss alone, at three products; mapped too."""

@@ -42,6 +42,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_draws_are_those_from_the_logits(name):
     """The two best of 5003 scores are closer than the rounding of the logits about once in 10⁴ rows."""
@@ -79,6 +80,7 @@ def test_of_a_table_in_16_bits(dtype):
     np.testing.assert_allclose(drawn.log_probs, wanted.log_probs, rtol=2e-5)
 
 
+@pytest.mark.share(2)
 def test_corners_of_a_head():
     hidden, weight, bias = head()
     hidden = hidden.at[3].set(jnp.nan).at[20, 1].set(jnp.inf)
@@ -92,6 +94,7 @@ def test_corners_of_a_head():
         assert nothing.log_probs.tolist() == [-np.inf, -np.inf]
 
 
+@pytest.mark.share(2)
 def test_derivatives_of_a_head():
     """They equal those of the logits' log-probability at the ids, in every argument and both modes."""
     hidden, weight, bias = (a[..., :600] if a.shape[-1] == V else a for a in head())
@@ -120,6 +123,7 @@ def test_derivatives_of_a_head():
         close(*map(pushed, (ours, theirs)))
 
 
+@pytest.mark.share(2)
 def test_a_head_under_vmap():
     """With one key, every element has the noise of a separate call; mapped keys give different noise."""
     hidden, weight, _ = head()
@@ -134,6 +138,7 @@ def test_a_head_under_vmap():
         )
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("how", ["shard_map", "auto", "explicit"])
 def test_a_head_on_eight_devices(how):
     kind = AxisType.Explicit if how == "explicit" else AxisType.Auto

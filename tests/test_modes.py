@@ -100,11 +100,13 @@ def not_plain(name, rows, classes):
     return found
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_small_program_is_plain(name):
     assert not_plain(name, 16, 10) <= {"reported"}
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("size", [(512, 1000), (64, 50257)], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)

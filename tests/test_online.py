@@ -125,6 +125,7 @@ def test_an_overflow_stays_in_its_row():
     np.testing.assert_array_equal(online.finish(state)[1:], [INF, NAN])
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [0, -1])
 def test_the_derivative_is_the_softmax(axis):
     x = jnp.asarray(logits("unit", (4, 6), dtype=np.float32))

@@ -132,6 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
@@ -180,6 +181,7 @@ STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "te
 SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
@@ -200,6 +202,7 @@ def test_options_alone_and_in_pairs(names, soft):
 RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
@@ -295,6 +298,7 @@ def test_the_entropy_is_exact_where_scipy_is_not(regime, x64):
         np.testing.assert_allclose(ours, exact, rtol=1e-14)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_what_is_ignored_may_hold_anything(reduction):
     x = jnp.array([[1.0, 2.0, 0.5], [jnp.nan, jnp.inf, 1e38], [0.0, 1.0, 0.0]])
@@ -326,6 +330,7 @@ def test_what_is_ignored_may_hold_anything(reduction):
         np.testing.assert_allclose(do[name], want, rtol=10 * EPS, err_msg=name)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_a_row_masked_whole_is_no_row(soft):
     """Whatever its values: values and gradients are those of the other rows."""
@@ -417,6 +422,7 @@ def test_the_mean_over_nothing_is_0():
     assert not gradient.any()
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [(1, 2), (2, 0), (-1, -3), None], ids=str)
 def test_several_class_axes_are_one(axis):
     rng = np.random.default_rng(0)
@@ -439,6 +445,7 @@ def test_several_class_axes_are_one(axis):
         np.testing.assert_allclose(ours, same, rtol=4 * EPS)
 
 
+@pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])

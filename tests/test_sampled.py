@@ -63,6 +63,7 @@ OPTIONS = {
 DIFFERENTIATED = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
     """Each error is within five standard errors, and their mean square is as expected by chance."""

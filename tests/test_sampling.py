@@ -46,6 +46,7 @@ def has_law(ids, p):
     return len(seen) == 1 or stats.chisquare(seen, expected * (seen.sum() / expected.sum())).pvalue > RISK
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("classes", "draws"), [(2, 2**16), (10, 2**16), (50257, 2**8)])
 def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):

@@ -71,6 +71,7 @@ def prepared(name):
     return (h, h @ w, y) if name == "dense" else (h, w, y)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
