@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import jsoftmax
+from jsoftmax._cli import text
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import compiling, dense, device_peers, linear
+from tests.benchmarks import compiling, dense, device_peers, linear, training
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
 
@@ -48,6 +49,17 @@ def test_a_step_beside_another_checkout(capsys):
     assert "quartiles" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no package jsoftmax here"):
         benchmarks.main(["step", "--against", str(root / "tests")])
+
+
+def test_a_tiny_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training.trained, "corpus", lambda classes: text.load(None, classes))
+    sizes = {"seeds": 1, "words": 2048, "classes": 64, "features": 4, "batch": 128, "points": 2}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        curves = benchmarks.main(["training", *options, "--out", str(tmp_path)])
+    assert all(losses[-1] < losses[0] for of_seeds in curves.values() for losses in of_seeds)
+    assert (tmp_path / "training.png").stat().st_size > 1000
+    assert "over the seeds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

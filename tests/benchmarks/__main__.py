@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling`` and ``distillation`` have their own options. With ``--against PATH``, the peer is the package of
-another checkout, in the same process.
+``sampling``, ``distillation`` and ``training`` have their own options. With ``--against PATH``, the peer is
+the package of another checkout, in the same process.
 """
 
 import argparse
@@ -11,7 +11,18 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import against, compiling, dense, device, distillation, linear, sampling, step, timing
+from tests.benchmarks import (
+    against,
+    compiling,
+    dense,
+    device,
+    distillation,
+    linear,
+    sampling,
+    step,
+    timing,
+    training,
+)
 
 HEADER = (
     f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -98,6 +109,7 @@ def main(arguments=None):
         "step": step,
         "sampling": sampling,
         "distillation": distillation,
+        "training": training,
     }
     if arguments and arguments[0] in apart:
         return apart[arguments[0]].main(arguments[1:])
