@@ -761,7 +761,7 @@ ERRORS = {
         lambda: evaluation.update_from_statistics(STATE, X, Y),
         TypeError,
         "update_from_statistics",
-        r"not RowStatistics; give what row_statistics .* found, or logits to evaluation\.update",
+        r"not RowStatistics; pass the result of row_statistics .*, or call evaluation\.update",
     ),
     "a state of 16 bits": (
         lambda: evaluation.update(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), STATE), X, Y),
