@@ -139,7 +139,7 @@ def linear_top_log_probs(
 
     Derivative: that of `top_log_probs` in the logits, then in hidden, weight and bias. The backward pass
     computes the logits again: three matrix products with the gradients of hidden and weight. Residuals: the
-    arguments.
+    arguments, and O(k) numbers per row.
 
     Args:
       hidden: features, shape [..., D].
