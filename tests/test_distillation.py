@@ -38,7 +38,7 @@ def rows(seed=0):
     return x, q, where, labels, class_weights, hidden, weight
 
 
-def weighed():
+def functions_with_weights():
     """For each function: float arguments, the function, and its plain losses with their weights in a mean."""
     x, q, where, y, c, h, w = rows()
     of_labels = c[jnp.clip(y, 0)]
@@ -87,7 +87,7 @@ def weighed():
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy", "kl_divergence", "js_divergence"])
 def test_weights_of_rows(name, mode, x64):
     """Sums and means of w·loss, with gradients in all arguments and in w; a row of weight 0 may be NaN."""
-    floats, ours, plain = weighed()[name]
+    floats, ours, plain = functions_with_weights()[name]
     given = jnp.asarray(GIVEN)
     bad = (floats[0].at[1].set(NAN), *floats[1:])
 

@@ -375,7 +375,7 @@ ERRORS = {
     "a plan for half a row": (
         lambda: jsoftmax.linear_plan(0.5, 512, 1000),
         ValueError,
-        r"linear_plan\(rows=0.5.*rows is 0.5; write a whole number",
+        r"linear_plan\(rows=0.5.*rows is 0.5; write an integer",
     ),
     "float ids": (
         lambda: jsoftmax.softmax_cross_entropy_with_integer_labels(X, T),

@@ -779,13 +779,13 @@ ERRORS = {
         lambda: evaluation.empty(bins=0),
         ValueError,
         "empty",
-        "bins is 0; write a whole number from 1 up",
+        "bins is 0; write an integer of at least 1",
     ),
     "half a choice": (
         lambda: evaluation.empty(top_k=2.5),
         ValueError,
         "empty",
-        "top_k is 2.5; write a whole",
+        "top_k is 2.5; write an integer",
     ),
     "sums in integers": (lambda: evaluation.empty(dtype="int32"), TypeError, "empty", "write a float type"),
     "bytes of rows": (

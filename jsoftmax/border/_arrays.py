@@ -108,7 +108,7 @@ class Arrays:
         a, b = (jnp.broadcast_to(in_dtype(array, dtype), shape) for array in (a, b))
         return a, b
 
-    def alike(self, first: str, second: str) -> tuple[Array, Array]:
+    def with_same_shape(self, first: str, second: str) -> tuple[Array, Array]:
         """Two arguments as floats, which must have the same shape."""
         a, b = self.floats(first), self.floats(second)
         if a.shape != b.shape:
@@ -192,7 +192,7 @@ class Arrays:
         except TypeError:
             size = -1
         if size < least:
-            raise self.error(ValueError, f"{name} is {given!r}", f"write a whole number from {least} up")
+            raise self.error(ValueError, f"{name} is {given!r}", f"write an integer of at least {least}")
         if classes is not None and size > classes:
             problem = f"{name} is {size}, and there are {classes} classes"
             raise self.error(ValueError, problem, "write a number up to the number of classes")

@@ -73,7 +73,7 @@ class Call(Arrays):
     def coefficient(
         self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
     ) -> Array | None:
-        """`per_row` for an option that may be 0: 0 in rows that do not count; None if it is known to be 0."""
+        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if known to be 0."""
         known = _given.known_number(self.arguments[name])
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None

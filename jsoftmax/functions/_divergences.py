@@ -157,7 +157,7 @@ def js_divergence(
 
 
 def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
-    p, q = call.alike("p_logits", "q_logits")
+    p, q = call.with_same_shape("p_logits", "q_logits")
     axes = call.axes(p.shape)
     names = _mesh_axes.of_classes(call, ("p_logits", "q_logits"))
     dtype = max((rules.computing_dtype(x.dtype) for x in (p, q)), key=lambda dtype: dtype.itemsize)

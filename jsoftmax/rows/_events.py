@@ -122,8 +122,8 @@ def _by_index(x: Array) -> bool:
     return on_one_device(x, *range(x.ndim))
 
 
-def _ids_or(x: Array, ids: Array, default: int) -> Array:
-    """The ids; `default` replaces each that is not a class of this shard."""
+def _in_range(x: Array, ids: Array, default: int) -> Array:
+    """The ids, with `default` in place of each id that is not a class of this shard."""
     return jnp.where((ids >= 0) & (ids < x.shape[-1]), ids, default)
 
 
@@ -136,19 +136,19 @@ def picked(x: Array, ids: Array) -> Array:
     """The entries of every row at its ids; 0 for an id that is not a class of this shard."""
     if not _by_index(x):
         return jnp.sum(jnp.where(_hits(x, ids), x[..., None], 0), -2)
-    found = jnp.take_along_axis(x, _ids_or(x, ids, 0), -1)
+    found = jnp.take_along_axis(x, _in_range(x, ids, 0), -1)
     return jnp.where(_is_here(x, ids) > 0, found, 0)
 
 
 def scattered(values: Array, ids: Array, x: Array) -> Array:
-    """An array of zeros like x, with the values of every row added at its ids."""
+    """An array like x with the values of every row added at its ids, and 0 elsewhere."""
     if not _by_index(x):
         return jnp.sum(jnp.where(_hits(x, ids), values[..., None, :], 0), -1)
 
     def of_row(values: Array, ids: Array) -> Array:
         return jnp.zeros(x.shape[-1], values.dtype).at[ids].add(values, mode="drop")
 
-    return _over_rows(of_row, values, _ids_or(x, ids, x.shape[-1]))
+    return _over_rows(of_row, values, _in_range(x, ids, x.shape[-1]))
 
 
 def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
@@ -158,7 +158,7 @@ def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
         return jnp.ones(x.shape[-1], bool).at[ids].set(False, mode="drop")
 
     if _by_index(x):
-        outside = _over_rows(of_row, _ids_or(x, ids, x.shape[-1]))
+        outside = _over_rows(of_row, _in_range(x, ids, x.shape[-1]))
     else:
         outside = ~jnp.any(_hits(x, ids), -1)
     return outside if scaling.where is None else outside & scaling.where

@@ -155,9 +155,9 @@ def of_call(
         )
     )
     if hidden is not None:
-        gone = jnp.squeeze(hidden, axes)
+        is_hidden = jnp.squeeze(hidden, axes)
         smoothing, z_loss = (
-            given if given is None else jnp.where(gone & jnp.isnan(given), 0, given)
+            given if given is None else jnp.where(is_hidden & jnp.isnan(given), 0, given)
             for given in (smoothing, z_loss)
         )
         if jnp.issubdtype(labels.dtype, jnp.integer):

@@ -56,9 +56,9 @@ def keep_mask(
 
     Args:
       logits: any shape.
-      top_k: the number of classes to keep, from 1 up, or one per row.
-      top_p: the mass to keep, from 0 to 1, or one per row.
-      min_p: the smallest ratio to the largest probability, from 0 to 1, or one per row.
+      top_k: the number of classes to keep, at least 1; one number, or one per row.
+      top_p: the mass to keep, from 0 to 1; one number, or one per row.
+      min_p: the smallest ratio to the largest probability, from 0 to 1; one number, or one per row.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that may be kept; broadcasts to the shape of the logits.
       temperature: T, a number, or one per row.

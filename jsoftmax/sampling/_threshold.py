@@ -52,14 +52,14 @@ def largest_reaching(keys: Array, live: Array, weights: Array | None, target: Ro
 
 
 class _Bracket(NamedTuple):
-    """Two thresholds per row: the classes from `low` up reach the target, those from `high` up do not."""
+    """Two thresholds per row: the classes with keys ≥ `low` reach the target, those ≥ `high` do not."""
 
     low: Row
     high: Row
-    reached: Row  # the weight of the classes from `low` up
-    above: Row  # the weight of the classes from `high` up
-    number: Row  # the number of classes from `low` up
-    number_above: Row  # the number of classes from `high` up
+    reached: Row  # the weight of the classes with keys ≥ `low`
+    above: Row  # the weight of the classes with keys ≥ `high`
+    number: Row  # the number of classes with keys ≥ `low`
+    number_above: Row  # the number of classes with keys ≥ `high`
 
     @property
     def between(self) -> Row:
