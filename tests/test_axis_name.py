@@ -489,7 +489,7 @@ def test_a_head_sharded_over_rows_features_and_classes():
 WRONG = {
     "no shards": (
         lambda a: jsoftmax.softmax(a["weight"], axis_name="classes"),
-        r"softmax\(.*axis_name='classes'\): x does not vary over axis_name 'classes'; shard it so",
+        r"softmax\(.*axis_name='classes'\): x does not vary over axis_name 'classes'; shard it over",
     ),
     "a weight on every shard": (
         lambda a: jsoftmax.linear_row_statistics(a["hidden"], a["weight"], a["y"], axis_name="classes"),
@@ -501,7 +501,7 @@ WRONG = {
     ),
     "another mesh": (
         lambda a: jsoftmax.logsumexp(a["x"], -1, axis_name=("classes", "model")),
-        "axis_name 'model' is no mesh axis here; call it within a jax.shard_map",
+        "axis_name 'model' is not a mesh axis here; call it within a jax.shard_map",
     ),
     "rows of no sum": (
         lambda a: jsoftmax.cross_entropy(a["x"], a["y"], axis_name="classes", row_axis_name="rows"),

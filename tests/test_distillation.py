@@ -1,4 +1,4 @@
-"""Losses of a teacher and a student, and weights of rows."""
+"""Distillation losses of two heads, and row weights."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ def agree(got, want, rtol=1e-10, atol=1e-12):
 
 
 ROWS, FEATURES, CLASSES = 6, 4, 7
-KEPT = np.array([1.0, 1, 0, 1, 1, 0])  # the third row is masked, the last one ignored
+KEPT = np.array([1.0, 1, 0, 1, 1, 0])  # the third row is masked, the last row is ignored
 GIVEN = np.array([1.0, 0, NAN, 2, -0.5, 3])  # weights; the second row is hidden
 
 
@@ -38,8 +38,8 @@ def rows(seed=0):
     return x, q, where, labels, class_weights, hidden, weight
 
 
-def weighed():
-    """Of every function the floats, itself, and its losses a row with what they weigh in a mean."""
+def functions_with_weights():
+    """For each function: float arguments, the function, and its plain losses with their weights in a mean."""
     x, q, where, y, c, h, w = rows()
     of_labels = c[jnp.clip(y, 0)]
 
@@ -87,8 +87,8 @@ def weighed():
 @modes
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy", "kl_divergence", "js_divergence"])
 def test_weights_of_rows(name, mode, x64):
-    """Sums and means of w·loss, gradients in all arguments and in w; a hidden row holds anything."""
-    floats, ours, plain = weighed()[name]
+    """Sums and means of w·loss, with gradients in all arguments and in w; a row of weight 0 may be NaN."""
+    floats, ours, plain = functions_with_weights()[name]
     given = jnp.asarray(GIVEN)
     bad = (floats[0].at[1].set(NAN), *floats[1:])
 
@@ -121,8 +121,8 @@ def test_weights_of_rows(name, mode, x64):
             agree(np.delete(gradients[0], 1, 0), np.delete(want[1][0][0], 1, 0))
 
 
-def test_a_weight_of_0_hides_options_and_labels_that_are_none():
-    """And its gradient is the loss there, where that is a number."""
+def test_a_weight_of_0_hides_invalid_options_and_labels():
+    """The gradient in a weight of 0 is the loss of its row if that is finite, else 0."""
     x, y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32), jnp.array([1, 9, 2])
     w = jnp.array([1.0, 0, 0])
     options = {"temperature": jnp.array([1.0, NAN, 2]), "label_smoothing": jnp.array([0.1, 3, 0.1])}
@@ -146,7 +146,7 @@ def test_a_weight_of_0_hides_options_and_labels_that_are_none():
 
 
 def test_the_denominators_of_dapo_and_dr_grpo():
-    """Over tokens: by their number, or by one constant; weights make both."""
+    """Row weights express both: DAPO divides by the number of tokens, Dr. GRPO by a constant."""
     x, y = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32), jnp.ones((4, 3), int)
     advantage = jnp.array([1.0, -1, 0.5, 0])
     live = jnp.arange(3)[None] < jnp.array([3, 1, 2, 3])[:, None]
@@ -162,7 +162,7 @@ BETAS = (1e-4, 0.1, 0.5, 0.9, 1 - 1e-3)
 
 
 def test_the_generalised_divergence_is_exact():
-    """Beside mpmath: values, and the gradients in both logits and β, of rows close together and far apart."""
+    """Values, and gradients in both logits and β, in multi-precision; p and q are close, or far apart."""
     rng = np.random.default_rng(0)
     p = np.float32(np.stack([rng.normal(size=6) * s for s in (1, 1, 1, 8, 0.01)]))
     q = p + np.float32(np.stack([rng.normal(size=6) * s for s in (1e-6, 1e-2, 1, 8, 1)]))
@@ -288,7 +288,7 @@ def of_logits(kind, f, where, **options):
 @modes
 @pytest.mark.parametrize("kind", ["kl", "js"])
 def test_divergences_of_heads(kind, mode, x64, monkeypatch):
-    """Values, tangents, gradients, in blocks that do not fill up; mapped, and in the form of large heads."""
+    """Values, tangents and gradients, with a partial last block, under vmap, in the form of large heads."""
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
     floats, where = pair_of_heads()
 
@@ -317,7 +317,7 @@ def test_divergences_of_heads(kind, mode, x64, monkeypatch):
 
 
 def test_equal_heads_do_not_diverge():
-    """Exactly 0, with gradients exactly 0, also in 16 bits; and no product that is not asked for."""
+    """Values and gradients are exactly 0, also in 16 bits; unused gradients cost no matrix product."""
     rng = np.random.default_rng(0)
     for dtype in (jnp.float32, jnp.bfloat16):
         h, w = (jnp.asarray(rng.normal(size=size), dtype) for size in ((6, 4), (4, 40)))
@@ -350,7 +350,7 @@ def test_equal_heads_do_not_diverge():
 
 
 def test_memory_of_two_heads():
-    """An eighth of what the same in jnp takes."""
+    """At most an eighth of the memory of the same loss in jax.numpy."""
 
     def dense(h, w, g, v):
         p, q = jax.nn.log_softmax(h @ w), jax.nn.log_softmax(g @ v)
@@ -373,7 +373,7 @@ def test_memory_of_two_heads():
 
 
 def test_statistics_of_rows_to_ignore():
-    """All 0, whatever they hold, in logits and in a head; the others as without them."""
+    """Ignored rows give 0 even if they are NaN, from logits and heads; other rows are unaffected."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
     bad, y, kept = x.at[2].set(NAN), jnp.array([0, 3, -1, 1, 2]), np.array([0, 1, 3, 4])

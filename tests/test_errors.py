@@ -54,7 +54,7 @@ ERRORS = {
     "temperature of another shape": (
         lambda: jsoftmax.softmax(X, temperature=jnp.ones(3)),
         ValueError,
-        r"\(3,\) is neither one number nor one a row; give it the shape \(4,\) or \(4, 1\)",
+        r"\(3,\) is neither one number nor one per row; give it the shape \(4,\) or \(4, 1\)",
     ),
     "a temperature that float32 has not": (
         lambda: jsoftmax.softmax(X, temperature=1e-46),
@@ -163,7 +163,7 @@ ERRORS = {
     "soft cap of another shape": (
         lambda: jsoftmax.cross_entropy(X, Y, soft_cap=jnp.ones(3)),
         ValueError,
-        "neither one number nor one a row",
+        "neither one number nor one per row",
     ),
     "targets for log_prob": (
         lambda: jsoftmax.log_prob(X, T),
@@ -229,12 +229,12 @@ ERRORS = {
     "a first argument to broadcast": (
         lambda: jsoftmax.kl_divergence(X[0], X),
         ValueError,
-        r"give both one shape, as jnp\.broadcast_to\(p_logits, \(4, 3\)\)",
+        r"give both the same shape, as jnp\.broadcast_to\(p_logits, \(4, 3\)\)",
     ),
     "two shapes that no broadcast mends": (
         lambda: jsoftmax.js_divergence(X, X.T),
         ValueError,
-        r"q_logits of shape \(3, 4\); give both one shape\.(?m:$)",
+        r"q_logits of shape \(3, 4\); give both the same shape\.(?m:$)",
     ),
     "a state that is none": (
         lambda: online.absorb(None, X),
@@ -242,7 +242,7 @@ ERRORS = {
         r"online\.absorb\(.*state is NoneType, not a State; begin with online\.empty",
     ),
     "an array for a state": (lambda: online.finish(X), TypeError, r"online\.finish\(state=float32\[4,3\]\)"),
-    "a mesh axis by number": (lambda: jsoftmax.entropy(X, axis_name=7), ValueError, "7 is no mesh axis"),
+    "a mesh axis by number": (lambda: jsoftmax.entropy(X, axis_name=7), ValueError, "7 is not a mesh axis"),
     "scales": (
         lambda: jsoftmax.softmax(X.astype(jnp.float8_e8m0fnu)),
         TypeError,
@@ -273,12 +273,12 @@ ERRORS = {
         lambda: jsoftmax.kl_divergence(X, X[0]),
         ValueError,
         r"kl_divergence\(p_logits=float32\[4,3\], q_logits=float32\[3\], axis=-1, reduction='none'\): "
-        r"p_logits of shape \(4, 3\) beside q_logits of shape \(3,\); give both one shape",
+        r"p_logits of shape \(4, 3\) and q_logits of shape \(3,\); give both the same shape",
     ),
     "a mesh axis without a mesh": (
         lambda: jsoftmax.softmax(X, axis_name="model"),
         ValueError,
-        r"axis_name='model'\): axis_name 'model' is no mesh axis here; call it within a jax\.shard_map",
+        r"axis_name='model'\): axis_name 'model' is not a mesh axis here; call it within a jax\.shard_map",
     ),
     "no classes in two rows": (
         lambda: jsoftmax.js_divergence(jnp.zeros((4, 0)), jnp.zeros((4, 0))),
@@ -375,7 +375,7 @@ ERRORS = {
     "a plan for half a row": (
         lambda: jsoftmax.linear_plan(0.5, 512, 1000),
         ValueError,
-        r"linear_plan\(rows=0.5.*rows is 0.5; write a whole number",
+        r"linear_plan\(rows=0.5.*rows is 0.5; write an integer",
     ),
     "float ids": (
         lambda: jsoftmax.softmax_cross_entropy_with_integer_labels(X, T),

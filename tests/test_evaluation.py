@@ -761,7 +761,7 @@ ERRORS = {
         lambda: evaluation.update_from_statistics(STATE, X, Y),
         TypeError,
         "update_from_statistics",
-        r"not RowStatistics; give what row_statistics .* found, or logits to evaluation\.update",
+        r"not RowStatistics; pass the result of row_statistics .*, or call evaluation\.update",
     ),
     "a state of 16 bits": (
         lambda: evaluation.update(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), STATE), X, Y),
@@ -779,13 +779,13 @@ ERRORS = {
         lambda: evaluation.empty(bins=0),
         ValueError,
         "empty",
-        "bins is 0; write a whole number from 1 up",
+        "bins is 0; write an integer of at least 1",
     ),
     "half a choice": (
         lambda: evaluation.empty(top_k=2.5),
         ValueError,
         "empty",
-        "top_k is 2.5; write a whole",
+        "top_k is 2.5; write an integer",
     ),
     "sums in integers": (lambda: evaluation.empty(dtype="int32"), TypeError, "empty", "write a float type"),
     "bytes of rows": (

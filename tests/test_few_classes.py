@@ -1,4 +1,4 @@
-"""Sparse targets and largest log-probabilities: everywhere what the arrays of all classes would give."""
+"""Sparse targets and largest log-probabilities agree with the same computation on arrays of all classes."""
 
 import contextlib
 
@@ -27,7 +27,7 @@ def agree(got, want, rtol=1e-9, atol=1e-11):
 
 
 def given(seed=0):
-    """A head, and targets with an id twice in a row, a row filled up, and rows that sum to less than 1."""
+    """A head, and sparse targets with a repeated id, a padded row, and rows that sum to less than 1."""
     rng = np.random.default_rng(seed)
     ids = np.stack([rng.permutation(CLASSES)[:K] for _ in range(ROWS)])
     ids[1, 3], ids[2, 2:] = ids[1, 0], -1
@@ -53,13 +53,13 @@ def logits(f):
 
 
 def dense_targets(log_probs, ids):
-    """[B, V], what is given twice added up."""
+    """The targets as an array [B, V]; probabilities of repeated ids are added."""
     hit = ids[..., None] == jnp.arange(CLASSES)[None, None]
     return jnp.sum(jnp.where(hit, jnp.exp(log_probs)[..., None], 0), 1)
 
 
 def plain_kl(f, ids, where, tail):
-    """Over K + 1 events, from the log-softmax."""
+    """The divergence over K + 1 events, from the log-softmax of all classes."""
     log_q = definitions.log_softmax(logits(f), where=where, temperature=f["temperature"][:, None])
     t = dense_targets(f["log_probs"], ids)
     among = t > 0
@@ -103,7 +103,7 @@ def curved(f):
 @modes
 @pytest.mark.parametrize("what", ["loss", "KL", "KL, tail"])
 def test_values_and_gradients_are_those_of_all_classes(what, mode, x64, monkeypatch):
-    """Of logits and of a head, to the second order, in the form of large heads."""
+    """Logits and heads, with first and second derivatives, in the form that large heads take."""
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
     f, ids, where = given()
     along = jax.tree.map(jnp.cos, f)
@@ -142,8 +142,8 @@ def test_values_and_gradients_are_those_of_all_classes(what, mode, x64, monkeypa
         agree(got, total)
 
 
-def test_tails_that_are_tiny_and_none_at_all():
-    """Beside mpmath: tails of 1e-12 on either side, K = 1, and K = V, where rounding leaves a tail."""
+def test_tiny_and_empty_tails():
+    """In multi-precision: tiny tails of targets and of logits, and K = V, where rounding leaves a tail."""
     cases = []
     for lead in (0.0, 15.0, 27.0, 60.0):
         x = np.float32([lead + 1, lead, 0.5, -0.5, 0.1])
@@ -167,7 +167,7 @@ def test_tails_that_are_tiny_and_none_at_all():
         gradient[: len(ids)] = q[: len(ids)] - t
         if rest > 0:
             exact = exact + rest * mp.log(rest / of_q)
-        # Log-probabilities in float32 leave their sum, and so a tail, uncertain by their rounding.
+        # The rounding of float32 log-probabilities is an error of their sum, and so of the tail.
         unsure = 4e-7 * (1 + abs(float(mp.log(of_q))))
         assert abs(float(value) - float(exact)) <= unsure + 2e-6 * abs(float(exact))
         np.testing.assert_allclose(dx[: len(ids)], gradient[: len(ids)].astype(float), atol=4e-7)
@@ -190,7 +190,7 @@ def test_equal_distributions_do_not_diverge():
 
 
 def test_a_student_outside_the_ids_pays():
-    """MaxText and tunix renormalise both over the K ids, and find 0 there."""
+    """MaxText and tunix renormalise both distributions over the K ids: their loss is 0 here."""
     p = SparseTargets(jnp.array([[0, 1]]), jnp.log(jnp.array([[0.6, 0.3]])))
     x = jnp.concatenate([p.log_probs, jnp.full((1, 30), 8.0)], 1)
     ours, gradient = jax.value_and_grad(lambda x: jsoftmax.sparse_kl_divergence(p, x)[0])(x)
@@ -201,7 +201,7 @@ def test_a_student_outside_the_ids_pays():
 
 
 def test_corners():
-    """Bad ids, dead and masked classes, NaN, rows of weight 0, rows masked whole."""
+    """Bad ids, dead and masked classes, NaN, rows of weight 0, fully masked rows."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
     x = x.at[1, 2].set(-INF).at[2, 4].set(NAN).at[3].set(NAN).at[5].set(NAN)
     ids = jnp.array([[0, 1], [2, 0], [0, 1], [0, 1], [0, 7], [0, 1]])
@@ -238,7 +238,7 @@ def test_corners():
 
 
 def test_the_largest_log_probabilities(x64):
-    """Of logits and a head: values, ids, ranks and gradients, beside NumPy; ties go to the lower id."""
+    """Logits and heads: values, ids, ranks and derivatives equal those from a stable argsort and jax.nn."""
     f, _, where = given()
     x = logits(f).at[0, 2].set(logits(f)[0, 5])
     labels = jnp.array([3, 8, 0, 5, 5])
@@ -316,17 +316,17 @@ def test_errors():
         (lambda: jsoftmax.cross_entropy(x, p, ignore_index=0), ValueError, "ignore_index is for class ids"),
         (lambda: jsoftmax.top_log_probs(x, 4), ValueError, "k is 4, and there are 3 classes"),
         (lambda: jsoftmax.linear_top_log_probs(x, x.T, 3), ValueError, "k is 3, and there are 2 classes"),
-        (lambda: jsoftmax.top_log_probs(x, 0), ValueError, "write a whole number from 1 up"),
+        (lambda: jsoftmax.top_log_probs(x, 0), ValueError, "write an integer of at least 1"),
         (
             lambda: jsoftmax.linear_kl_divergence(x, jnp.zeros((3, 4)), x, jnp.zeros((3, 5))),
             ValueError,
-            r"\(2, 4\), and of q \(2, 5\); give both heads the same rows",
+            r"\(2, 4\), and those of q \(2, 5\); give both heads the same numbers",
         ),
         (lambda: jsoftmax.js_divergence(x, x, beta=1), ValueError, "between 0 and 1"),
         (
             lambda: jsoftmax.kl_divergence(x, x, weights=jnp.ones(3)),
             ValueError,
-            "neither one number nor one a row",
+            "neither one number nor one per row",
         ),
     ):
         with pytest.raises(kind, match=rf"^jsoftmax\.(?s:.*){message}"):
@@ -334,7 +334,7 @@ def test_errors():
 
 
 def test_sparse_targets_under_vmap():
-    """Values and gradients are those of all rows at once, for either axis of rows; the K classes lie last."""
+    """Values and gradients equal those of one call for all rows, mapped over either row axis."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
     ids, log_probs = jnp.asarray(rng.integers(0, 4, (2, 3, 2))), jnp.log(jnp.asarray([0.6, 0.3], jnp.float32))

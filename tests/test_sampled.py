@@ -166,8 +166,8 @@ def test_a_small_head_and_a_large_one_take_the_same_classes(mask, x64, monkeypat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), gathered, plain)
 
 
-def test_wrapped_and_differentiated_again(x64):
-    """Second derivatives are exact; gradients under scan, vmap and checkpoint equal those without."""
+def test_transforms_and_second_derivatives(x64):
+    """Second derivatives are exact; scan, vmap and checkpoint do not change a gradient."""
     floats, labels = head("trained")
     key = jax.random.key(0)
     along = jax.tree.map(jnp.cos, floats)
@@ -233,8 +233,8 @@ def test_shards(kind, x64):
         assert np.all(error <= 5 * standard + 1e-9), argument
 
 
-def test_what_is_nan_stays_nan(x64):
-    """A row with NaN and a bad label give NaN in the same places as in the exact gradient."""
+def test_nan_is_where_the_exact_gradient_has_it(x64):
+    """Rows with NaN or a bad label have NaN in the same places as in the exact gradient."""
     floats, labels = head("unit")
     floats["hidden"] = floats["hidden"].at[5].set(jnp.nan)
     labels = labels.at[20].set(CLASSES)

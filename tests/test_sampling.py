@@ -34,7 +34,7 @@ def softmax(logits):
 
 
 def has_law(ids, p):
-    """Whether ids may be draws from p; rare classes are counted together, dead ones must not occur."""
+    """Whether a χ² test accepts ids as draws from p; rare classes form groups, dead classes never occur."""
     counts = np.bincount(np.asarray(ids).ravel(), minlength=len(p))
     assert len(counts) == len(p)
     assert not counts[p == 0].any()
@@ -61,7 +61,7 @@ def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
     assert has_law(draw.ids, softmax(z))
 
 
-def test_it_would_see_the_noise_of_16_bits():
+def test_has_law_rejects_16_bit_noise():
     """`jax.random.categorical` has 16-bit noise: half of its draws should be other classes, but none is."""
     z = np.zeros(50257)
     z[7] = 10.8
@@ -217,7 +217,7 @@ ROWS, CLASSES = 8, 24
 
 
 def given():
-    """Rows with a tie across shards, without a live class, with NaN, and greedy rows."""
+    """Logits with a tie across shards, a row without a live class, a row with NaN, and greedy rows."""
     rng = np.random.default_rng(0)
     z = jnp.asarray(2 * rng.normal(size=(ROWS, CLASSES)), jnp.float32)
     z = z.at[1, jnp.array([3, 20])].set(30.0).at[2].set(-jnp.inf).at[3, 17].set(jnp.nan)
@@ -254,7 +254,7 @@ def test_a_draw_is_the_same_on_any_number_of_devices(sizes, how):
     np.testing.assert_allclose(got.log_probs, want.log_probs, rtol=1e-6)
 
 
-def test_shards_of_classes_send_a_few_numbers_a_row():
+def test_shards_of_classes_send_a_few_numbers_per_row():
     """The maximum, a flag for NaN, the best score and its class; log-probabilities add one sum."""
     mesh = jax.make_mesh((8,), ("classes",), axis_types=(AxisType.Auto,))
     f = jax.jit(
@@ -298,13 +298,17 @@ ERRORS = {
     ),
     "a shape of floats": (lambda: sampling.categorical(KEY, Z, shape=(1.5, 4)), TypeError, "tuple of ints"),
     "a top-k of 0": (lambda: sampling.keep_mask(Z, top_k=0), ValueError, "top_k is 0; .*or leave it out"),
-    "a top-k of floats": (lambda: sampling.keep_mask(Z, top_k=2.0), TypeError, "top_k is 2.0, not whole"),
+    "a top-k of floats": (
+        lambda: sampling.keep_mask(Z, top_k=2.0),
+        TypeError,
+        "top_k is 2.0, not of an integer type",
+    ),
     "a top-p above 1": (lambda: sampling.keep_mask(Z, top_p=1.5), ValueError, "top_p is 1.5; .* 0 to 1"),
     "a min-p below 0": (lambda: sampling.keep_mask(Z, min_p=-0.1), ValueError, "min_p is -0.1"),
     "a top-p of other rows": (
         lambda: sampling.keep_mask(Z, top_p=jnp.ones(3)),
         ValueError,
-        r"top_p of shape \(3,\) is neither one number nor one a row",
+        r"top_p of shape \(3,\) is neither one number nor one per row",
     ),
     "a temperature": (
         lambda: sampling.categorical(KEY, Z, temperature=jnp.inf),
@@ -396,7 +400,7 @@ def by_vllm(x, t, k, p, m):
     return in_order[np.argsort(order)] > -np.inf
 
 
-def test_the_order_of_other_peoples_options():
+def test_the_order_of_the_options_in_other_libraries():
     """The order is that of transformers; vllm applies min-p first, for which `where` gets a mask."""
     rng = np.random.default_rng(0)
     x = (3 * rng.normal(size=(60, 50))).astype(np.float32)
@@ -413,7 +417,7 @@ def test_the_order_of_other_peoples_options():
 
 
 def test_a_mass_that_is_met_exactly():
-    """The class that crosses p stays; if the sum is exactly p, the next does not."""
+    """The class whose mass crosses p is kept; if the sum is exactly p, the next class is not kept."""
     x = jnp.log(jnp.array([0.125, 0.5, 0.125, 0.25]))
     x = jnp.round(x / np.log(np.float32(2))) * np.log(np.float32(2))
     for p, kept in (
@@ -448,7 +452,7 @@ def test_corners_of_what_is_kept():
     np.testing.assert_array_equal(jnp.transpose(whole, (1, 2, 0)).reshape(4, 15), flat)
 
 
-def test_the_log_probability_of_a_draw_from_what_is_kept():
+def test_the_log_probability_of_a_draw_from_the_kept_classes():
     """It is the log-probability within the kept classes; its derivative is 0 at all others."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.bfloat16)
     kept = sampling.keep_mask(x, top_p=0.6, temperature=0.7)
@@ -461,7 +465,7 @@ def test_the_log_probability_of_a_draw_from_what_is_kept():
     assert not np.asarray(gradient)[~np.asarray(kept)].any()
 
 
-def test_rows_at_a_time_keep_the_same():
+def test_blocks_of_rows_keep_the_same_classes():
     """On CPU many rows are processed in blocks; the mask equals that of the plain form."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2**15)), jnp.bfloat16)
     options = {"top_k": jnp.arange(1, 21) ** 3, "top_p": 0.9}
@@ -470,7 +474,7 @@ def test_rows_at_a_time_keep_the_same():
         np.testing.assert_array_equal(jax.jit(partial(sampling.keep_mask, **options))(x), kept)
 
 
-def test_without_replacement_each_draw_is_from_those_that_are_left():
+def test_each_draw_without_replacement_is_from_the_classes_left():
     """Ordered triples of four classes have the Plackett-Luce distribution, and log_probs match it."""
     z = jnp.asarray([0.5, -1, 1, 0], jnp.bfloat16)
     p = softmax(z)

@@ -42,7 +42,7 @@ class Arrays:
                 raise TypeError("a random key")
         except (TypeError, ValueError, OverflowError) as error:
             problem = f"{name} is {describe(value)}, not an array of numbers"
-            raise self.error(TypeError, problem, f"give {name} as an array") from error
+            raise self.error(TypeError, problem, f"give {name} as an array of numbers") from error
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
             problem = f"{name} is complex ({array.dtype}), and complex numbers have no order"
             raise self.error(TypeError, problem, f"write {name}.real")
@@ -76,7 +76,7 @@ class Arrays:
         return widened(array) if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
     def _own_float(self, name: str) -> jnp.dtype | None:
-        """The float type of an argument; None for integers and Python numbers, which adopt another's type."""
+        """The float type of an argument; None for integers and Python numbers, which take another's type."""
         value = self.arguments[name]
         if value is None or _given.too_wide(value) is not None:
             return None
@@ -95,7 +95,7 @@ class Arrays:
         return dtype
 
     def promoted(self, first: str, second: str) -> tuple[Array, Array]:
-        """Two arguments in one float dtype and one shape; ints and Python numbers adopt the other's dtype."""
+        """Two arguments in one float dtype and shape; integers and Python numbers take the other's dtype."""
         a, b = self.floats(first), self.floats(second)
         own = [f.dtype for name, f in ((first, a), (second, b)) if self._own_float(name) is not None]
         dtype = own[0] if len(own) == 1 else jnp.promote_types(a.dtype, b.dtype)
@@ -108,12 +108,12 @@ class Arrays:
         a, b = (jnp.broadcast_to(in_dtype(array, dtype), shape) for array in (a, b))
         return a, b
 
-    def alike(self, first: str, second: str) -> tuple[Array, Array]:
+    def with_same_shape(self, first: str, second: str) -> tuple[Array, Array]:
         """Two arguments as floats, which must have the same shape."""
         a, b = self.floats(first), self.floats(second)
         if a.shape != b.shape:
-            problem = f"{first} of shape {a.shape} beside {second} of shape {b.shape}"
-            remedy = "give both one shape"
+            problem = f"{first} of shape {a.shape} and {second} of shape {b.shape}"
+            remedy = "give both the same shape"
             for name, shape, other in ((first, a.shape, b.shape), (second, b.shape, a.shape)):
                 if broadcasts(shape, other):
                     remedy += f", as jnp.broadcast_to({name}, {other})"
@@ -192,10 +192,10 @@ class Arrays:
         except TypeError:
             size = -1
         if size < least:
-            raise self.error(ValueError, f"{name} is {given!r}", f"write a whole number from {least} up")
+            raise self.error(ValueError, f"{name} is {given!r}", f"write an integer of at least {least}")
         if classes is not None and size > classes:
             problem = f"{name} is {size}, and there are {classes} classes"
-            raise self.error(ValueError, problem, "write a number up to that of the classes")
+            raise self.error(ValueError, problem, "write a number up to the number of classes")
         return size
 
 

@@ -33,17 +33,17 @@ class Call(Arrays):
         known = _given.known_number(given)
         if known is not None and not _given.within(name, known, dtype):
             raise self._out_of_range(name, known, dtype)
-        number = self._one_a_row(name, x, axes, dtype)
+        number = self._one_per_row(name, x, axes, dtype)
         return number if known is not None else _nan_outside(name, number)
 
-    def _one_a_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array:
+    def _one_per_row(self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array:
         number = self.floats(name)
         rows = rows_of(x.shape, axes)
         if number.shape == rows:
             number = jnp.expand_dims(number, sorted(axes))
         per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
         if not broadcasts(number.shape, per_row):
-            problem = f"{name} of shape {number.shape} is neither one number nor one a row"
+            problem = f"{name} of shape {number.shape} is neither one number nor one per row"
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
         return with_rank(number, x.ndim).astype(dtype)
 
@@ -54,10 +54,10 @@ class Call(Arrays):
         return self.per_row("beta", x, axes, rules.computing_dtype(x.dtype))
 
     def row_weights(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """One weight a row, any number, with length 1 along the row; None if not given."""
+        """The row weights, one per row, with length 1 on the class axes; None if not given."""
         if self.arguments.get("weights") is None:
             return None
-        weights = self._one_a_row("weights", x, axes, dtype)
+        weights = self._one_per_row("weights", x, axes, dtype)
         return jnp.broadcast_to(weights, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
 
     def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:

@@ -1,4 +1,4 @@
-"""Facts about arguments before tracing: values that a type holds, wide integers, single known numbers."""
+"""Checks of argument values before tracing: option ranges, integers beyond 32 bits, known numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
-    "beta": "write a number between 0 and 1, without these",
+    "beta": "write a number between 0 and 1, excluding both",
     "top_k": "write a number from 1 up, or leave it out to keep all",
     "top_p": "write a number from 0 to 1",
     "min_p": "write a number from 0 to 1",
@@ -96,7 +96,7 @@ def narrowed(ids: np.ndarray, index: Any) -> Any:
 
 
 def needs_value_check(name: str, value: Any) -> bool:
-    """Whether the value itself has to be checked before the call is compiled, where values are unknown."""
+    """Whether the value must be checked before the call is compiled: within `jax.jit`, values are unknown."""
     if name in RANGES:
         number = known_number(value)
         return number is not None and not within(name, number, jnp.float32)

@@ -1,4 +1,4 @@
-"""Checks of class ids and targets that `checkify` reports; class ids in int32, and which to ignore."""
+"""Checks of class ids and targets, reported by `checkify`; conversion of class ids to int32; ignored ids."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def reported_ids(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
 
 
 def are_classes(labels: Array, classes: int, names: tuple[str, ...]) -> Array:
-    """Which class ids are in [0, V), of so many classes on each shard."""
+    """Which class ids are in [0, V), with `classes` classes on each shard."""
     wide = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
     return (wide >= 0) & (wide < classes * shard_count(names))
 

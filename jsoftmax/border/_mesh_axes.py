@@ -57,12 +57,12 @@ def _names(call: Call, argument: str, sharded: Sequence[str]) -> tuple[str, ...]
         try:
             lax.axis_size(name)
         except (NameError, TypeError, ValueError):
-            problem = f"{argument} {name!r} is no mesh axis here"
+            problem = f"{argument} {name!r} is not a mesh axis here"
             remedy = f"call it within a jax.shard_map whose mesh has the axis, or leave {argument} out"
             raise call.error(ValueError, problem, remedy) from None
         for array in sharded:
             if name not in varies(jnp.asarray(call.arguments[array])):
                 problem = f"{array} does not vary over {argument} {name!r}"
-                remedy = f"shard it so by in_specs and leave check_vma=True, or leave {argument} out"
+                remedy = f"shard it over the axis by in_specs, with check_vma=True, or leave {argument} out"
                 raise call.error(ValueError, problem, remedy)
     return names

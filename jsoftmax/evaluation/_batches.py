@@ -19,7 +19,8 @@ from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.rows._row_numbers import RowStatistics, numbers
 
-LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}  # with room for roundings to 16 bits
+# The largest valid numbers, with room for rounding to 16 bits.
+LARGEST = {"rank": jnp.inf, "confidence": 1.01, "brier": 2.02}
 
 
 def update(
@@ -193,7 +194,7 @@ def update_from_statistics(
     1.6809 0.5
     """
     check_states("update_from_statistics", state=state)
-    remedy = "give what row_statistics or linear_row_statistics found, or logits to evaluation.update"
+    remedy = "pass the result of row_statistics or linear_row_statistics, or call evaluation.update"
     check_type("update_from_statistics", RowStatistics, remedy, statistics=statistics)
     call = Call(
         "evaluation.update_from_statistics",

@@ -25,7 +25,7 @@ class Labels(NamedTuple):
 
 
 def class_axis(call: Call, x: Array) -> int:
-    """The class axis of the call, of which there must be one."""
+    """The class axis of the call, which must be a single one."""
     axes = call.axes(x.shape)
     if len(axes) != 1:
         problem = f"axis {call.arguments['axis']!r} names {len(axes)} axes"

@@ -37,7 +37,7 @@ class State(NamedTuple):
     """Weighted sums over rows; a plain tree of small arrays.
 
     Entry k of `ranks` sums the rows in which k classes come before the label; in entry 0 the label is the
-    prediction. A field is None if `empty` did not ask for it.
+    prediction. A field is None if the state does not measure it.
     """
 
     weight: Sum
@@ -104,7 +104,7 @@ def empty(
 def check_states(function: str, **states: Any) -> None:
     """Raise if an argument of a public function is not a state, or holds its sums in 16 bits."""
     check_type(
-        function, State, "begin with evaluation.empty(), and give what update or merge found", **states
+        function, State, "begin with evaluation.empty(), and pass the result of update or merge", **states
     )
     for name, state in states.items():
         if jnp.finfo(state.nll.high.dtype).bits < 32:

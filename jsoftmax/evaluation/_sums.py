@@ -1,7 +1,7 @@
 """Sums in two words: the high word is the rounded sum, and the low word holds its rounding error.
 
-In float32 this gives 48 bits. Integers are exact up to 2⁴⁸, and the sum of two sums of the same sign is
-accurate to 1e-14, whatever was added before and in whatever order.
+In float32 this gives 48 bits. Integers are exact up to 2⁴⁸. The sum of two sums of the same sign has a
+relative error of about 1e-14, in any order.
 """
 
 from __future__ import annotations

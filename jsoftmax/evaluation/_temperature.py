@@ -21,7 +21,7 @@ from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _peaks, _reductions
 
 MOST_STEPS = 100
-FARTHEST = 1000.0  # exp(−1000) is 0 in float64 too
+FARTHEST = 1000.0  # exp(−1000) is 0, even in float64
 
 
 def fit_temperature(

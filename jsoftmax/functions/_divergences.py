@@ -14,7 +14,7 @@ from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import usable
+from jsoftmax.logits._scaling import one_if_unused
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._divergences import jensen_shannon, kullback_leibler
 from jsoftmax.rows._loss_terms import Reduction
@@ -111,7 +111,7 @@ def js_divergence(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The Jensen-Shannon divergence of two softmaxes, in nats; with β, the generalised one.
+    """The generalised Jensen-Shannon divergence of two softmaxes with weight β, in nats.
 
         JS = β·KL(p‖m) + (1 − β)·KL(q‖m),   m = β·p + (1 − β)·q
 
@@ -157,7 +157,7 @@ def js_divergence(
 
 
 def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
-    p, q = call.alike("p_logits", "q_logits")
+    p, q = call.with_same_shape("p_logits", "q_logits")
     axes = call.axes(p.shape)
     names = _mesh_axes.of_classes(call, ("p_logits", "q_logits"))
     dtype = max((rules.computing_dtype(x.dtype) for x in (p, q)), key=lambda dtype: dtype.itemsize)
@@ -165,7 +165,7 @@ def _rowwise(divergence: Callable[..., Array], call: Call) -> Array:
     p, q = (x if rules.computing_dtype(x.dtype) == dtype else x.astype(dtype) for x in (p, q))
     scaling = _scaling.of_call(call, p, axes)
     loss = _loss_terms.of_rows(call, p, axes, names, _mesh_axes.of_rows(call, "p_logits"), scaling.where)
-    scaling = scaling._replace(temperature=usable(scaling.temperature, None, loss.hidden))
-    arrays = [p, q, scaling, loss.hidden, usable(call.share(p, axes), None, loss.hidden)]
+    scaling = scaling._replace(temperature=one_if_unused(scaling.temperature, None, loss.hidden))
+    arrays = [p, q, scaling, loss.hidden, one_if_unused(call.share(p, axes), None, loss.hidden)]
     divergences = divergence((*axes, *names), *arrays)
     return loss.reduced(loss.terms.weighted(jnp.squeeze(divergences, axes)), axes)

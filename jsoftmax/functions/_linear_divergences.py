@@ -1,4 +1,4 @@
-"""The divergences of two linear heads, a teacher's and a student's, without holding the logits of either."""
+"""The divergences of two linear heads, a teacher's and a student's, without an array of all logits."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def linear_kl_divergence(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The Kullback-Leibler divergence KL(p‖q) of two linear heads, without ever holding their logits.
+    """The Kullback-Leibler divergence KL(p‖q) of two linear heads, without an array of all logits.
 
         KL = kl_divergence(p_hidden @ p_weight + p_bias, q_hidden @ q_weight + q_bias, …)
 
-    The two may have different numbers of features. p is the teacher of a distillation, q the student; with
-    the arguments swapped it is the reverse divergence. Logits come about in blocks of rows, two at a time.
-    Units, corners and dtypes are those of `kl_divergence`: two equal heads give 0, with gradients 0.
+    In distillation, p is the teacher and q the student; swap the two heads for the reverse divergence. They
+    may have different numbers of features. Memory holds one block of rows of the logits of each head. Units,
+    corner cases and dtypes are those of `kl_divergence`: two equal heads give 0, with gradients 0.
 
-    Derivative: that of `kl_divergence` in the logits, whose products with hidden and weight are made only for
-    the arguments that are differentiated. With a frozen teacher "mean" and "sum" take four products of
-    matrices for the loss and both gradients of the student, and keep these gradients. Under "none", in
-    `forward_mode`, and under `jax.vmap`, the logits are made again on the way back, two products more, and
-    kept are the arguments.
+    Derivative: that of `kl_divergence` in the logits, multiplied with hidden and weight only for the
+    arguments that are differentiated. With a frozen teacher, "mean" and "sum" take four matrix products for
+    the loss and both gradients of the student: the forward pass computes these gradients, which are the
+    residuals. With "none", in `forward_mode`, and under `jax.vmap`, the backward pass computes the logits
+    again, two more products, and the residuals are the arguments.
 
     Args:
       p_hidden: features of p, shape [..., D].
@@ -52,21 +52,21 @@ def linear_kl_divergence(
       vocab_axis: the axis of both weights along which the classes lie.
       p_bias: shape [V].
       q_bias: shape [V].
-      where: True for the classes that count in both, shape [V] or [..., V].
-      weights: one a row, shape [...], as in `cross_entropy`: 0 hides a row.
-      temperature: T of both, a number, or one a row.
-      soft_cap: cap of both, a number, or one a row.
+      where: True for the classes that count, in both, shape [V] or [..., V].
+      weights: one number per row, shape [...], as in `cross_entropy`: 0 hides a row.
+      temperature: T of both, a number, or one per row.
+      soft_cap: cap of both, a number, or one per row.
       reduction: "none", "mean" or "sum".
-      block_size: the number of rows in a block. None takes half of what `linear_plan` finds.
-      axis_name: as in `linear_cross_entropy`; `where` is the shard's own too.
+      block_size: the number of rows in a block; None for half as many as `linear_plan` returns.
+      axis_name: as in `linear_cross_entropy`; `where` then holds the classes of the shard.
       row_axis_name: as in `cross_entropy`.
 
     Returns:
       The divergences, in the shape [...], or their mean or sum.
 
     Raises:
-      TypeError, ValueError: as for `linear_cross_entropy` and `kl_divergence`, and for heads whose rows or
-        classes differ in number.
+      TypeError, ValueError: as for `linear_cross_entropy` and `kl_divergence`; also if the heads differ in
+        the shape of their rows or the number of classes.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> hidden, teacher = jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.array([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]])
@@ -78,7 +78,7 @@ def linear_kl_divergence(
     >>> print(jnp.round(1000 * jax.grad(loss)(student)[0]))
     [-727.    4.  723.]
 
-    Source: as for `kl_divergence`, and for the gradients formed on the way `linear_cross_entropy`.
+    Source: as for `kl_divergence`; for gradients in the forward pass, as for `linear_cross_entropy`.
     """
     call = Call(
         "linear_kl_divergence",
@@ -120,15 +120,17 @@ def linear_js_divergence(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The generalised Jensen-Shannon divergence of two linear heads, without holding their logits.
+    """The generalised Jensen-Shannon divergence of two linear heads, without an array of all logits.
 
         JS = js_divergence(p_hidden @ p_weight + p_bias, q_hidden @ q_weight + q_bias, beta=beta, …)
 
-    As `linear_kl_divergence` in all but the divergence: that is `js_divergence`, with its limits.
+    Memory, matrix products and residuals are those of `linear_kl_divergence`. The limits for β → 0 and β → 1
+    are those of `js_divergence`.
 
-    Derivative: that of `js_divergence`, otherwise as for `linear_kl_divergence`.
+    Derivative: that of `js_divergence` in the logits, then as for `linear_kl_divergence`.
 
-    Args, Returns, Raises: as for `linear_kl_divergence`; beta: β, a number between 0 and 1, or one a row.
+    Args, Returns, Raises: as for `linear_kl_divergence`; `beta` is β, a number between 0 and 1, or one per
+    row.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> hidden, teacher = jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.array([[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]])

@@ -1,4 +1,4 @@
-"""The divergence of a few probabilities, as a teacher's largest, from logits or a linear head."""
+"""The divergence of sparse targets, such as a teacher's largest probabilities, from logits or a head."""
 
 from __future__ import annotations
 
@@ -30,30 +30,33 @@ def sparse_kl_divergence(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The Kullback-Leibler divergence of K probabilities a row, and of all others as one, from a softmax.
+    """The Kullback-Leibler divergence of sparse targets from a softmax; all other classes form one event.
 
-        KL = Σ t·log(t/q) + t_tail·log(t_tail/q_tail)        over K ids and the tail
+        KL = Σ t·log(t/q) + t_tail·log(t_tail/q_tail),   the sum over the K ids of a row
 
-    t are the K probabilities of `p`, q those of the softmax of z = cap·tanh(logits/cap)/T. The tail is all
-    other classes: ``t_tail = −expm1(log Σ t)``, and q_tail is the sum of their q, no difference from 1. So a
-    student whose mass lies outside the K ids pays for it, where renormalised probabilities would not see it.
-    Without the tail it is the sum over the K ids alone, which may be negative.
+    where t are the K probabilities of `p`, and q is the softmax of z = cap·tanh(logits/cap)/T. The tail
+    consists of all other classes: t_tail = 1 − Σ t, computed from log Σ t, and q_tail is the sum of their q.
+    The tail makes a student pay for probability outside the K ids; with both distributions renormalised over
+    the K ids, this probability has no effect. Without the tail, the result is the sum over the K ids, which
+    may be negative.
 
-    Computed in at least float32, and returned so; corners as for `kl_divergence` of K + 1 classes. Where no
-    class but the K ids counts there is no tail, whatever rounding left of t_tail.
+    The result is computed and returned in at least float32. Corner cases are those of `kl_divergence` with
+    K + 1 classes. If all unmasked classes are among the K ids, there is no tail, and t is renormalised
+    to the sum 1.
 
-    Derivative: ``q − t`` at the ids, ``q·(1 − t_tail/q_tail)`` elsewhere, over T; without the tail
-    ``(Σt)·q − t``; and that of `p.log_probs`. Kept for it: the arguments and a few numbers a row.
+    Derivative: ``(q − t)/T`` at the ids, ``q·(1 − t_tail/q_tail)/T`` at all other classes; without the tail
+    ``((Σ t)·q − t)/T``; also in `p.log_probs`, T and the cap. Residuals: the arguments, and O(K) numbers per
+    row.
 
     Args:
-      p: `SparseTargets`, of the rows of `q_logits`.
+      p: `SparseTargets` for the rows of `q_logits`.
       q_logits: logits of q, any shape.
-      tail: whether the tail counts.
+      tail: whether to include the tail.
       axis: this and the following as in `kl_divergence`.
       where: True for the classes that count.
-      weights: one a row.
-      temperature: T, of q alone, a number, or one a row.
-      soft_cap: cap, of q alone, a number, or one a row.
+      weights: one number per row.
+      temperature: T, of q only, a number, or one per row.
+      soft_cap: cap, of q only, a number, or one per row.
       reduction: "none", "mean" or "sum".
       axis_name: as in `cross_entropy`; ids count the classes of all shards.
       row_axis_name: as in `cross_entropy`.
@@ -62,7 +65,8 @@ def sparse_kl_divergence(
       The divergences, in the shape of `q_logits` without `axis`, or their mean or sum.
 
     Raises:
-      TypeError, ValueError: as for `kl_divergence`; for a `p` that is none, or of another shape.
+      TypeError, ValueError: as for `kl_divergence`; also if `p` is not `SparseTargets`, or its arrays do not
+        have the shape of the rows plus a last axis.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> p = jsoftmax.SparseTargets(jnp.array([0, 1]), jnp.log(jnp.array([0.5, 0.25])))
@@ -72,7 +76,7 @@ def sparse_kl_divergence(
     >>> print(jnp.round(1000 * jax.grad(jsoftmax.sparse_kl_divergence, 1)(p, logits)))
     [-500. -250.  375.  375.]
 
-    Source: that of K + 1 events; Kullback & Leibler (1951).
+    Source: Kullback & Leibler (1951), applied to K + 1 events.
     """
     call = Call(
         "sparse_kl_divergence",
@@ -94,7 +98,7 @@ def sparse_kl_divergence(
     scaling = _scaling.of_call(call, x, axes)
     targets = _sparse.of_call(call, "p", x, axes, names)
     loss = _loss_terms.of_rows(call, x, axes, names, _mesh_axes.of_rows(call, "q_logits"), scaling.where)
-    x, scaling, hidden = _sparse.along_last(x, axes, scaling, loss.counted, loss.hidden)
+    x, scaling, hidden = _sparse.on_last_axis(x, axes, scaling, loss.counted, loss.hidden)
     found = _sparse.sparse_divergences((x.ndim - 1, *names), x, targets, scaling, hidden, bool(tail))
     return loss.reduced(loss.terms.weighted(found[..., 0]), axes)
 
@@ -116,28 +120,29 @@ def linear_sparse_kl_divergence(
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
 ) -> Array:
-    """The Kullback-Leibler divergence of K probabilities a row from a linear head, without its logits.
+    """The Kullback-Leibler divergence of sparse targets from a linear head, without an array of all logits.
 
         KL = sparse_kl_divergence(p, q_hidden @ q_weight + q_bias, …)
 
-    Units, corners and dtypes are those of `sparse_kl_divergence`; logits come about in blocks of rows.
+    Units, corner cases and dtypes are those of `sparse_kl_divergence`. Memory holds one block of rows of the
+    logits.
 
-    Derivative: that of `sparse_kl_divergence` in the logits, otherwise as for `linear_kl_divergence`: three
-    products of matrices under "mean" and "sum", else four.
+    Derivative: that of `sparse_kl_divergence` in the logits, then as for `linear_kl_divergence`: three matrix
+    products for the loss and both gradients with "mean" and "sum", otherwise four.
 
     Args:
       p: `SparseTargets`, shape [..., K].
       q_hidden: features, shape [..., D].
       q_weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
-      tail: whether the tail counts.
+      tail: whether to include the tail.
       vocab_axis: this and the following as in `linear_kl_divergence`.
       q_bias: shape [V].
       where: True for the classes that count, shape [V] or [..., V].
-      weights: one a row, shape [...].
-      temperature: T, a number, or one a row.
-      soft_cap: cap, a number, or one a row.
+      weights: one number per row, shape [...].
+      temperature: T, a number, or one per row.
+      soft_cap: cap, a number, or one per row.
       reduction: "none", "mean" or "sum".
-      block_size: the number of rows in a block. None takes what `linear_plan` finds.
+      block_size: the number of rows in a block; None for the one that `linear_plan` returns.
       axis_name: as in `linear_cross_entropy`; ids count the classes of all shards.
       row_axis_name: as in `cross_entropy`.
 

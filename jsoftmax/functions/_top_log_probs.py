@@ -1,4 +1,4 @@
-"""The largest log-probabilities of a row, and where its label stands among all: scores of a model."""
+"""The largest log-probabilities of a row, and the log-probability and rank of its label."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from jsoftmax.transforms._sharding import shard_count
 
 
 class TopLogProbs(NamedTuple):
-    """What `top_log_probs` finds: [..., k] the first two, the others one number a row.
+    """The result of `top_log_probs`: the first two fields have shape [..., k], the others one number per row.
 
-    The last two are None where there are no labels.
-    ``SparseTargets(top.ids, top.log_probs)`` are targets of `cross_entropy` and `sparse_kl_divergence`.
+    The last two are None without labels. ``SparseTargets(top.ids, top.log_probs)`` are targets for
+    `cross_entropy` and `sparse_kl_divergence`.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jsoftmax.top_log_probs(jnp.array([0.0, 2.0, 1.0]), 2).ids)
@@ -53,33 +53,35 @@ def top_log_probs(
     temperature: ArrayLike | None = None,
     axis_name: MeshAxes = None,
 ) -> TopLogProbs:
-    """The k largest log-probabilities of every row and their classes, the label's, and its rank.
+    """The k largest log-probabilities of every row and their ids; the label's log-probability and its rank.
 
         log p = z − max − log1p(rest),   z = cap·tanh(logits/cap)/T
 
-    The largest come first, of equal ones the lower id. The rank of a label counts from 1 the classes with a
-    larger z. Computed in at least float32, and returned so; ids and ranks are int32. Dead classes have
-    log-probability −inf, and come last; a row with no live class has −inf alone, its log_normalizer too.
-    A label outside [0, V) has NaN, and rank 0.
+    where rest is Σ exp(z − max) without the largest term. The largest come first, and lower ids first among
+    equal ones. The rank of a label is 1 plus the number of classes with a larger z. Log-probabilities and the
+    log-normalizer are in at least float32, ids and ranks in int32. Dead classes have log-probability −inf and
+    come last; in a row without a live class, every log-probability and the log-normalizer are −inf. A label
+    outside [0, V) has log-probability NaN and rank 0.
 
-    Derivative: ``Σ g·(e − p)/T`` in the logits for cotangents g of log-probabilities, ``a·p/T`` for a of the
-    log-normalizer; ids and ranks have none. Kept for it: the arguments, the ids and a few numbers a row.
+    Derivative in the logits: ``Σ g·(e − p)/T`` for cotangents g of log-probabilities of classes with one-hot
+    vectors e, and ``a·p/T`` for a cotangent a of the log-normalizer; also in T and the cap. Ids and ranks
+    have none. Residuals: the arguments, the ids, and O(k) numbers per row.
 
     Args:
       logits: any shape.
-      k: how many, at most the number of classes.
+      k: the number of classes to return, at most V.
       labels: class ids as integers, in the shape of `logits` without `axis`.
       axis: this and the following as in `row_statistics`.
       where: True for the classes that count.
-      soft_cap: cap, a number, or one a row.
-      temperature: T, a number, or one a row.
+      soft_cap: cap, a number, or one per row.
+      temperature: T, a number, or one per row.
       axis_name: as in `row_statistics`; each shard sends its k largest.
 
     Returns:
       `TopLogProbs`.
 
     Raises:
-      TypeError, ValueError: as for `row_statistics`, and for a `k` below 1, or above the number of classes.
+      TypeError, ValueError: as for `row_statistics`; also for a `k` below 1 or above the number of classes.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> top = jsoftmax.top_log_probs(jnp.array([2.0, 1.0, 0.1, 1.0]), 2, labels=3)
@@ -106,7 +108,7 @@ def top_log_probs(
     y = None
     if labels is not None:
         y = one_axis(call.class_ids(x.shape, axes), axes)
-    x, scaling, _ = _sparse.along_last(x, axes, scaling, None, None)
+    x, scaling, _ = _sparse.on_last_axis(x, axes, scaling, None, None)
     classes = x.shape[-1] * shard_count(names)
     y = None if y is None else reported_ids(y, classes, ())
     count = call.size("k", 1, classes)
@@ -127,31 +129,33 @@ def linear_top_log_probs(
     block_size: BlockSize = None,
     axis_name: MeshAxes = None,
 ) -> TopLogProbs:
-    """The k largest log-probabilities of every row of a linear head, without ever holding its logits.
+    """The k largest log-probabilities of every row of a linear head, without an array of all logits.
 
         linear_top_log_probs(hidden, weight, k) = top_log_probs(hidden @ weight, k)
 
-    What a server returns beside a prompt, and a teacher stores for its student. One product of matrices,
-    whose result comes about in blocks of rows. Units, corners and dtypes are those of `top_log_probs`.
+    These are the scores that a server returns for the tokens of a prompt, and the targets that a teacher
+    stores for its student. The forward pass is one matrix product; memory holds one block of rows of the
+    logits. Units, corner cases and dtypes are those of `top_log_probs`.
 
-    Derivative: that of `top_log_probs` in the logits, which are made again on the way back: with the
-    gradients of hidden and weight three further products. Kept for it: the arguments.
+    Derivative: that of `top_log_probs` in the logits, then in hidden, weight and bias. The backward pass
+    computes the logits again: three matrix products with the gradients of hidden and weight. Residuals: the
+    arguments, and O(k) numbers per row.
 
     Args:
       hidden: features, shape [..., D].
       weight: shape [D, V]; with ``vocab_axis=0`` an embedding table of shape [V, D], which is not copied.
-      k: how many, at most the number of classes.
+      k: the number of classes to return, at most V.
       labels: class ids as integers, shape [...].
       vocab_axis: this and the following as in `linear_cross_entropy`.
       bias: shape [V].
       where: True for the classes that count, shape [V] or [..., V].
-      soft_cap: cap, a number, or one a row.
-      temperature: T, a number, or one a row.
-      block_size: the number of rows in a block. None takes what `linear_plan` finds.
+      soft_cap: cap, a number, or one per row.
+      temperature: T, a number, or one per row.
+      block_size: the number of rows in a block; None for the one that `linear_plan` returns.
       axis_name: as in `linear_cross_entropy`; each shard sends its k largest.
 
     Returns:
-      `TopLogProbs`, [..., k] and [...].
+      `TopLogProbs`; its arrays have the shape [..., k] or [...].
 
     Raises:
       TypeError, ValueError: as for `linear_row_statistics` and `top_log_probs`.
@@ -182,7 +186,7 @@ def linear_top_log_probs(
 
 
 def _of_largest(found: Largest) -> TopLogProbs:
-    """From the events: their log-softmax is that of the row."""
+    """The result, from the events of the rows: the log-softmax of the events is that of their classes."""
     (u, top), ids, label = found
     log_probs, k = log_softmax(u), ids.shape[-1]
     log_normalizer = jnp.asarray(logsumexp(u, -1)) + top[..., 0]

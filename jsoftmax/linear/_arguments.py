@@ -17,7 +17,7 @@ from jsoftmax.border._call import Axes, Call
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.linear._products import Rows, Sampling, Shared, Static
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import Scaling, usable
+from jsoftmax.logits._scaling import Scaling, one_if_unused
 from jsoftmax.transforms._sharding import sharded_like
 
 BlockSize = int | tuple[int, int] | None
@@ -79,7 +79,7 @@ class Head(NamedTuple):
 
     def options(self, counted: Array | None, hidden: Array | None) -> tuple[Array | None, Array | None]:
         """Temperature and cap as columns; 1 in rows that do not count, and for NaN in hidden rows."""
-        temperature, cap = (usable(self.column(a), counted, hidden) for a in self.scaling[1:])
+        temperature, cap = (one_if_unused(self.column(a), counted, hidden) for a in self.scaling[1:])
         return temperature, cap
 
     def masks(self) -> tuple[Array | None, Array | None]:

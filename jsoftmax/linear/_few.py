@@ -1,4 +1,4 @@
-"""What rows of a linear head come to by a few classes: losses of sparse targets, and the largest logits."""
+"""Functions of a linear head that use a few classes per row: losses of sparse targets, the largest logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Numbers = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
 class _Columns(NamedTuple):
-    """What belongs to every row, [B, 1] each; of the targets [B, K]."""
+    """The other arguments with one entry per row: [B, 1] each, and [B, K] in the targets."""
 
     temperature: Array | None
     soft_cap: Array | None
@@ -35,12 +35,12 @@ class _Columns(NamedTuple):
     labels: Array | None = None
 
     def scaling(self, where: Array | None) -> Scaling:
-        """What turns a row's logits into z."""
+        """The mask and the options that map the logits to z."""
         return Scaling(where, self.temperature, self.soft_cap)
 
 
 def _columns(head: Head, loss: Loss, targets: Targets) -> _Columns:
-    """Options of rows of weight 0 may be NaN."""
+    """The `_Columns` of a loss; in rows of weight 0, NaN in an option is replaced by 1."""
     hidden = head.column(loss.hidden)
     flat: Targets = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), targets)
     terms = LossTerms(*(head.column(a) for a in loss.terms))
@@ -48,7 +48,7 @@ def _columns(head: Head, loss: Loss, targets: Targets) -> _Columns:
 
 
 def _losses(static: Static, logits: Logits, rows: Rows) -> Numbers:
-    """The cross-entropies of a block."""
+    """The loss of every row of a block, from sparse targets."""
     (x,), c = logits, rows.columns
     axes: Axes = (1, *static.head.names)
     wanted = frozenset(str(static.options).split())
@@ -59,22 +59,24 @@ def _losses(static: Static, logits: Logits, rows: Rows) -> Numbers:
 
 
 def loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
-    """The cross-entropy of a head with sparse targets that a call asks for."""
+    """The cross-entropy of a head with sparse targets, from the arguments of a public call."""
     targets = _sparse.of_call(call, "labels", head.logits, head.class_axis, head.names)
-    where, stand_in = head.scaling.where, targets.log_probs
-    loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where, stand_in)
+    where, labels = head.scaling.where, targets.log_probs  # of the labels only the float dtype is read
+    loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where, labels)
     if call.arguments["statistics"]:
-        raise call.error(ValueError, "statistics of SparseTargets", "call linear_row_statistics for them")
+        raise call.error(
+            ValueError, "statistics are not available with SparseTargets", "call linear_row_statistics"
+        )
     if loss.class_weights is not None and loss.terms.label_smoothing is not None:
-        problem = "label_smoothing beside class_weights and SparseTargets"
-        raise call.error(ValueError, problem, "leave one of them out")
-    columns = _columns(head, loss, targets.weighed(loss.class_weights, head.names))
+        problem = "label_smoothing, class_weights and SparseTargets cannot be combined"
+        raise call.error(ValueError, problem, "leave out label_smoothing or class_weights")
+    columns = _columns(head, loss, targets.with_class_weights(loss.class_weights, head.names))
     options = " ".join(sorted(loss.terms.wanted))
     return _pairs.reduced(_losses, options, [head], head, loss, columns)
 
 
 def _divergences(static: Static, logits: Logits, rows: Rows) -> Numbers:
-    """KL of the targets from every row of a block, times its weight."""
+    """KL(targets‖softmax) of every row of a block, times the weight of the row."""
     (x,), c = logits, rows.columns
     axes: Axes = (1, *static.head.names)
     tail = bool(static.options)
@@ -83,7 +85,7 @@ def _divergences(static: Static, logits: Logits, rows: Rows) -> Numbers:
 
 
 def divergence(call: Call) -> Array:
-    """The divergence of sparse targets from a head that a call asks for."""
+    """The divergence of sparse targets from a head, from the arguments of a public call."""
     head = _arguments.of_call(call, "q_")
     targets = _sparse.of_call(call, "p", head.logits, head.class_axis, head.names)
     names = head.names, _mesh_axes.of_rows(call, "q_hidden")
@@ -94,7 +96,7 @@ def divergence(call: Call) -> Array:
 
 
 def _largest(static: Static, logits: Logits, rows: Rows) -> Numbers:
-    """The events of the largest logits of a block, and of its labels."""
+    """The arrays of `_top.Largest` for a block of rows."""
     (x,), c = logits, rows.columns
     found = _top.largest(
         (1, *static.head.names), int(str(static.options)), x, c.labels, c.scaling(rows.where)
@@ -103,7 +105,7 @@ def _largest(static: Static, logits: Logits, rows: Rows) -> Numbers:
 
 
 def largest(call: Call) -> _top.Largest:
-    """The k largest logits of a head, and its labels beside them, row by row."""
+    """The k largest logits of every row of a head, and the label, from the arguments of a public call."""
     head = _arguments.of_call(call)
     classes = head.logits.shape[-1] * shard_count(head.names)
     k, labels = call.size("k", 1, classes), None

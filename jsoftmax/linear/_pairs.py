@@ -1,4 +1,4 @@
-"""The divergence of two linear heads, as a call asks for it."""
+"""The divergence of two linear heads, from the arguments of a public call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jsoftmax.border._call import Call
 from jsoftmax.linear import _arguments, _row_functions
 from jsoftmax.linear._arguments import Head
 from jsoftmax.linear._row_functions import Logits, Rows, Shared, Static
-from jsoftmax.logits._scaling import Scaling, usable
+from jsoftmax.logits._scaling import Scaling, one_if_unused
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._divergences import jensen_shannon, kullback_leibler
 from jsoftmax.rows._loss_terms import Loss
@@ -24,7 +24,7 @@ DIVERGENCES = {"kl": kullback_leibler, "js": jensen_shannon}
 
 
 class _Columns(NamedTuple):
-    """What belongs to every row, [B, 1] each."""
+    """The arguments of `_divergences` with one entry per row, [B, 1] each."""
 
     temperature: Array | None
     soft_cap: Array | None
@@ -34,7 +34,7 @@ class _Columns(NamedTuple):
 
 
 def _divergences(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Of every row of a block, times its weight."""
+    """The divergence of every row of a block, times the weight of the row."""
     c: _Columns = rows.columns
     dtype = max((x.dtype for x in logits), key=lambda dtype: dtype.itemsize)
     p, q = (x.astype(dtype) for x in logits)
@@ -44,12 +44,12 @@ def _divergences(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Arra
 
 
 def divergence(call: Call, kind: str) -> Array:
-    """The divergence that a call asks for, KL or the generalised Jensen-Shannon one."""
+    """The divergence of the heads in a public call: "kl", or "js" for the generalised Jensen-Shannon one."""
     heads = [_arguments.of_call(call, prefix) for prefix in ("p_", "q_")]
     shapes = [head.logits.shape for head in heads]
     if shapes[0] != shapes[1]:
-        problem = f"logits of p would have the shape {shapes[0]}, and of q {shapes[1]}"
-        raise call.error(ValueError, problem, "give both heads the same rows, and the same classes")
+        problem = f"the logits of p have shape {shapes[0]}, and those of q {shapes[1]}"
+        raise call.error(ValueError, problem, "give both heads the same numbers of rows and classes")
     head = max(heads, key=lambda head: rules.computing_dtype(head.hidden.dtype).itemsize)
     row_names = _mesh_axes.of_rows(call, "p_hidden")
     where = head.scaling.where
@@ -61,16 +61,17 @@ def divergence(call: Call, kind: str) -> Array:
 
 def _columns(head: Head, loss: Loss, share: Array | None) -> _Columns:
     hidden = head.column(loss.hidden)
-    weights, beta = head.column(loss.terms.weights), usable(head.column(share), None, hidden)
+    weights, beta = head.column(loss.terms.weights), one_if_unused(head.column(share), None, hidden)
     return _Columns(*head.options(None, hidden), hidden, weights, beta)
 
 
 def reduced(
     function: _row_functions.Function, options: Any, heads: list[Head], head: Head, loss: Loss, columns: Any
 ) -> Array:
-    """The first number that a function finds of every row of some heads, their mean or their sum.
+    """The first number that `function` returns for every row of the heads, or the mean or sum of these.
 
-    `head` tells the shapes and the options. A row of weight 0 whose features are no numbers does not count.
+    `head` is the one whose dtype and options the rows use. A row of weight 0 does not count if one of its
+    features is NaN or infinite.
     """
     static, rows, shared = arguments(function, options, heads, head, loss, columns)
     if loss.reduction == "none" or in_forward_mode():
@@ -82,7 +83,7 @@ def reduced(
 def arguments(
     function: _row_functions.Function, options: Any, heads: list[Head], head: Head, loss: Loss, columns: Any
 ) -> tuple[Static, Rows, Shared]:
-    """What a function of the logits of some heads is called with."""
+    """The arguments of `_row_functions.numbers` and `_row_functions.total` for these heads."""
     features = tuple(h.hidden.reshape(-1, h.hidden.shape[-1]) for h in heads)
     counted, hidden = head.column(loss.counted), head.column(loss.hidden)
     if hidden is not None:

@@ -1,8 +1,8 @@
-"""Functions of the logits of one linear head, or of two, which come about block by block and are never held.
+"""Per-row functions of the logits of one or two linear heads, evaluated in blocks of rows.
 
-A function finds numbers of some rows from their logits and what else it is given of them. For its derivative
-the logits are made once more on the way back (`numbers`), or, for a sum over rows, a block becomes its
-gradient while it is there (`total`).
+Only one block of logits per head is in memory. A `Function` maps a block of logits, and the other arguments
+of its rows, to numbers of every row. `numbers` returns these for all rows; its backward pass computes the
+logits again. `total` returns their sum; its forward pass also computes the gradients, block by block.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from jsoftmax.transforms._row_wise import row_wise
 from jsoftmax.transforms._rule_trees import along, fill_none, in_dtypes_of
 
 Logits = tuple[Array, ...]
-# Of what is static, of logits, and of their rows: float numbers of every row, a loss first, and others.
+# function(static, logits, rows) -> (floats, integers): arrays [B, n] of a block; the loss is the first float.
 Function = Callable[["Static", Logits, "Rows"], tuple[tuple[Array, ...], tuple[Array, ...]]]
 
 
 class Rows(NamedTuple):
-    """The arguments that are as long as the rows; also their tangents and cotangents."""
+    """The arguments with one entry per row; also their tangents and cotangents."""
 
-    hidden: tuple[Any, ...]  # [B, D], of each head
-    columns: Any  # what the function takes of a row: a tree of [B, n]
-    where: Any = None  # [B, V], or in a function also [1, V]
-    counted: Array | None = None  # [B, 1]: False in a row whose every number is 0
+    hidden: tuple[Any, ...]  # [B, D] for each head
+    columns: Any  # the other arguments of the function: a tree of arrays [B, n]
+    where: Any = None  # [B, V]; within a function [1, V] if all rows share one mask
+    counted: Array | None = None  # [B, 1]: False in rows that do not count
 
     def of_block(self, counted: Array | None, where: Array | None) -> Rows:
-        """The rows of a block, of which perhaps not all count: masked whole, with nothing in them."""
+        """The rows of a block; those that do not count are fully masked, and their features are 0."""
         both = _all(self.counted, counted)
         hidden = tuple(h if both is None else jnp.where(both, h, 0) for h in self.hidden)
         return Rows(hidden, self.columns, _all(self.where, where, both), both)
@@ -57,16 +57,16 @@ class Shared(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What is known when a program is traced."""
+    """The static arguments: hashable, and constant in a traced program."""
 
     function: Function
-    options: Hashable  # of the function
+    options: Hashable  # for the function
     head: _products.Static
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
-    asked: Any = None  # the gradients to find: a tree of booleans, like the rows and what they share
+    asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
 
     def plan(self, rows: Rows, shared: Shared, *, gradient: bool) -> BlockPlan:
-        """How the logits are cut: along the rows alone, for two heads into blocks half as long."""
+        """The blocks: some rows, all classes. Two heads have half as many rows in a block as one head."""
         plans = [
             self.head.plan(_products.Rows(h, h), of_head, gradient)
             for h, of_head in zip(rows.hidden, shared.heads, strict=True)
@@ -83,7 +83,7 @@ def _logits(static: Static, rows: Rows, shared: Shared) -> Logits:
 
 
 @row_wise
-def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
+def _numbers_by_blocks(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
     def block(carry: None, rows: Rows, counted: Array | None) -> tuple[None, Any]:
         rows = rows.of_block(counted, shared.where)
         return None, static.function(static, _logits(static, rows, shared), rows)
@@ -91,10 +91,13 @@ def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
     return _plan.over_rows(static.plan(rows, shared, gradient=False), block, None, rows)[1], None
 
 
-def _back(
+def _numbers_and_gradients(
     static: Static, rows: Rows, shared: Shared, sums: Shared, cotangents: tuple[Array | None, ...] | None
 ) -> tuple[Shared, tuple[tuple[Array, ...], Rows]]:
-    """The numbers of a block, and the gradients for these cotangents of them; without, for 1 of the first."""
+    """The sums plus a block's gradients of shared arguments; its numbers, and its gradients of the rows.
+
+    The `cotangents` of the numbers are, if None, 1 for the first number and 0 for the others.
+    """
     of_rows, of_shared = static.asked
     logits = _logits(static, rows, shared)
     asked = tuple(
@@ -127,13 +130,13 @@ def _back(
     return Shared(tuple(of_heads)), (found, Rows(tuple(dhidden), dcolumns))
 
 
-def _begun(static: Static, rows: Rows, shared: Shared) -> Shared:
+def _zero_gradients(static: Static, rows: Rows, shared: Shared) -> Shared:
     pairs = zip(static.asked[1].heads, shared.heads, strict=True)
     return Shared(tuple(_products.zero_gradients(asked, rows, of_head) for asked, of_head in pairs))
 
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Any, tuple[Rows, Shared]]:
-    return _find(static, rows, shared)[0], (rows, shared)
+    return _numbers_by_blocks(static, rows, shared)[0], (rows, shared)
 
 
 def _pull(static: Static, asked: Any, kept: tuple[Rows, Shared], cotangents: Any) -> tuple[Rows, Shared]:
@@ -145,11 +148,13 @@ def _pull(static: Static, asked: Any, kept: tuple[Rows, Shared], cotangents: Any
 def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared]:
     def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
         rows, cotangents = part
-        sums, (_, of_rows) = _back(static, rows.of_block(counted, shared.where), shared, sums, cotangents)
+        sums, (_, of_rows) = _numbers_and_gradients(
+            static, rows.of_block(counted, shared.where), shared, sums, cotangents
+        )
         return sums, of_rows._replace(hidden=in_dtypes_of(rows.hidden, of_rows.hidden))
 
     plan = static.plan(parts[0], shared, gradient=True)
-    sums, of_rows = _plan.over_rows(plan, block, _begun(static, parts[0], shared), parts)
+    sums, of_rows = _plan.over_rows(plan, block, _zero_gradients(static, parts[0], shared), parts)
     return of_rows, Shared(in_dtypes_of(shared.heads, sums.heads))
 
 
@@ -163,7 +168,7 @@ def _push_rows(static: Static, parts: Any, both: tuple[Shared, Shared]) -> tuple
     shared, dshared = both
 
     def tangent(rows: Rows, i: int, dhidden: Array | None) -> Array | None:
-        """Of the logits of a head: a product for each of its arguments that moves."""
+        """The tangent of the logits of head i: one term for each argument with a tangent."""
         (weight, *_), (dweight, dbias, *_) = shared.heads[i], dshared.heads[i]
         terms = []
         if dhidden is not None:
@@ -204,20 +209,20 @@ def _numbers_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[Any, N
 
 
 def numbers(static: Static, rows: Rows, shared: Shared) -> Any:
-    """What the function finds of every row."""
+    """The function's numbers of every row."""
     return _numbers_of_rows(static, rows, shared)[0]
 
 
 @row_wise
 def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Array, Rows], Shared]:
     def block(sums: Shared, rows: Rows, counted: Array | None) -> tuple[Shared, Any]:
-        sums, ((losses, *_), of_rows) = _back(
+        sums, ((losses, *_), of_rows) = _numbers_and_gradients(
             static, rows.of_block(counted, shared.where), shared, sums, None
         )
         return sums, (losses, of_rows)
 
     plan = static.plan(rows, shared, gradient=True)
-    of_shared, found = _plan.over_rows(plan, block, _begun(static, rows, shared), rows)
+    of_shared, found = _plan.over_rows(plan, block, _zero_gradients(static, rows, shared), rows)
     return found, of_shared
 
 
@@ -241,5 +246,5 @@ def _total_of_rows(static: Static, rows: Rows, shared: Shared) -> tuple[None, Ar
 
 
 def total(static: Static, rows: Rows, shared: Shared) -> Array:
-    """The sum over all rows of the first number that the function finds."""
+    """The sum of the function's first number over all rows."""
     return _total_of_rows(static, rows, shared)[1]

@@ -96,7 +96,10 @@ def _choose(static: Static, rows: Rows, shared: Shared, saved: Saved, x: Array, 
 
 
 def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tuple[Shared, Rows]:
-    """The gradients. One of two loops runs, for all classes or for groups: a `cond` would copy the sums."""
+    """The gradients from the taken classes, group by group, or from all classes if too many are active.
+
+    Each case is a loop, and one of the two has no iterations: a `cond` would copy the sums.
+    """
     own, size = static
     rows, shared, sums, saved, cotangents, _ = arguments
     classes = len(chosen.times)

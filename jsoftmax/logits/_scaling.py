@@ -46,16 +46,16 @@ def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     return jax.tree.map(lambda a: sharded_like(a, x), Scaling(call.mask(x.shape), *options))
 
 
-def usable(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
-    """An option one a row, 1 in rows that do not count, and for NaN in hidden ones, which may hold any."""
+def one_if_unused(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
+    """An option per row, replaced by 1 in rows that do not count, and if NaN also in rows of weight 0."""
     if option is None:
         return None
     option = option if hidden is None else jnp.where(hidden & jnp.isnan(option), 1, option)
     return option if counted is None else jnp.where(counted, option, 1)
 
 
-def counting(scaling: Scaling, counted: Array | None, *arrays: Array) -> tuple[Scaling, tuple[Array, ...]]:
-    """The scaling with rows masked that do not count, and arrays that are 0 there."""
+def mask_rows(scaling: Scaling, counted: Array | None, *arrays: Array) -> tuple[Scaling, tuple[Array, ...]]:
+    """The scaling with rows that do not count fully masked, and the arrays with 0 in these rows."""
     if counted is None:
         return scaling, arrays
     where = counted if scaling.where is None else scaling.where & counted
@@ -183,7 +183,7 @@ def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
         of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
         slip = (slip + of_quotient) / scale
     if scaling.soft_cap is not None:
-        slip = jnp.where(u == 0, 0.0, slip)  # where a maximum was restored: beside it a rest may be 0
+        slip = jnp.where(u == 0, 0.0, slip)  # `shift` may have corrected u to 0; the slip would undo it
     return jnp.where(jnp.abs(slip) < 1, slip, 0.0)
 
 

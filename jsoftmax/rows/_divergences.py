@@ -27,7 +27,7 @@ Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """Two rows, class by class; d = log q − log p."""
+    """The numbers of each class of two rows p and q; d = log q − log p."""
 
     u_p: Array
     u_q: Array
@@ -123,7 +123,7 @@ def _with_rules(
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
         saved = saved._replace(divergences=divergences)
-        return (out, saved) if hidden is None else _without(hidden, out, saved)
+        return (out, saved) if hidden is None else _with_hidden_masked(hidden, out, saved)
 
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Any, ...]:
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
@@ -145,11 +145,11 @@ def _with_rules(
     return with_rules(save, pull, push)
 
 
-def _without(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:
-    """As if the hidden rows were masked whose divergence is no number: all is 0 there."""
+def _with_hidden_masked(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:
+    """The result with hidden rows fully masked if their divergence is NaN or infinite: all numbers are 0."""
     has_numbers = jnp.isfinite(out) | ~hidden
     numbers = out, saved.log_ratio, *saved.divergences
-    scaling, (out, log_ratio, *divergences) = _scaling.counting(saved.scaling, has_numbers, *numbers)
+    scaling, (out, log_ratio, *divergences) = _scaling.mask_rows(saved.scaling, has_numbers, *numbers)
     p_state, q_state = (
         online.State(jnp.where(has_numbers, s.max, -jnp.inf), jnp.where(has_numbers, s.rest, -1))
         for s in (saved.p_state, saved.q_state)

@@ -1,8 +1,9 @@
-"""A row of logits as K + 1 events: K of its classes, told by their ids, and the tail, which is all others.
+"""A row of logits as K + 1 events: K of its classes, given by their ids, and the tail, all other classes.
 
-An event has u = z − max z, and the tail the log-sum-exp of its classes' u, summed over these: nothing is
-taken from 1. The softmax of u over the events has their probabilities, and a function of these is an ordinary
-one of K + 1 logits. An id of −1 stands for no class, and is an event of probability 0.
+The u of a class is z − max z. The u of the tail is the log-sum-exp of the u of its classes, computed as a sum
+over these classes, not as 1 minus the K others: nothing cancels. The softmax of the K + 1 values u gives the
+probabilities of the events, so a function of these probabilities is a function of K + 1 logits. An id of −1
+stands for no class: its event has u = −∞ and probability 0.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import on_first_shard, on_one_device
 
-Axes = tuple[int | str, ...]  # the last one, and the mesh axes of the shards of the classes
+Axes = tuple[int | str, ...]  # the last axis, and the mesh axes of the shards of the classes
 
 
 class Events(NamedTuple):
-    """What a row comes to; also its cotangents."""
+    """The events of every row; also their tangents or cotangents."""
 
     u: Array  # [..., K + 1], the tail last
     top: Array  # [..., 1], the maximum of z
 
 
 class _Saved(NamedTuple):
-    """The arguments, and the maxima of the row and of its tail."""
+    """The residuals: the arguments, and the state of the tail and the maximum of every row."""
 
     x: Array
     ids: Array
     scaling: Scaling
-    of_tail: Array  # the maximum of x in the tail
-    rest: Array  # of the tail
-    top: Array  # the maximum of x
+    tail_max: Array  # the maximum of x in the tail, in the order of z
+    tail_rest: Array  # the `online.State.rest` of the tail; −1 if the tail has no live class
+    top: Array  # the maximum of x, in the order of z
 
     def tail(self) -> Array:
-        """The share of every class in the tail."""
+        """The softmax over the classes of the tail; 0 for all other classes."""
         scaling = self.scaling._replace(where=_outside(self.x, self.ids, self.scaling))
-        z = _scaling.shifted(self.x, scaling, self.of_tail)
-        return jnp.where(self.rest < 0, 0, _probabilities.of_shifted(z, self.rest))
+        z = _scaling.shifted(self.x, scaling, self.tail_max)
+        return jnp.where(self.tail_rest < 0, 0, _probabilities.of_shifted(z, self.tail_rest))
 
     def u(self) -> Array:
         """u of every class."""
@@ -53,7 +54,7 @@ class _Saved(NamedTuple):
 
 def _save(axes: Axes, x: Array, ids: Array, scaling: Scaling, hidden: Array | None) -> tuple[Events, _Saved]:
     tail, _ = _reductions.reduce(x, scaling._replace(where=_outside(x, ids, scaling)), axes)
-    # Of the shards one has a class, and −inf adds nothing to 0.
+    # Only the shard that has the class contributes its logit; the other shards add 0.
     logits, here = rules.across(axes, picked(_scaling.live(x, scaling), ids), _is_here(x, ids))
     own = scaling._replace(where=None)
     logits = jnp.where(here > 0, logits, -jnp.inf)
@@ -66,18 +67,18 @@ def _save(axes: Axes, x: Array, ids: Array, scaling: Scaling, hidden: Array | No
     found = Events(u, _scaling.maximum(scaling, top))
     saved = _Saved(x, ids, scaling, tail.max, tail.rest, top)
     if hidden is not None:
-        # As if a hidden row that is no number were masked whole.
+        # A row of weight 0 with a NaN becomes a fully masked row.
         has_numbers = ~hidden | ~jnp.any(jnp.isnan(u), -1, keepdims=True)
-        scaling, _ = _scaling.counting(scaling, has_numbers)
-        of_rows = (jnp.where(has_numbers, a, -jnp.inf) for a in (saved.of_tail, saved.top))
+        scaling, _ = _scaling.mask_rows(scaling, has_numbers)
+        of_rows = (jnp.where(has_numbers, a, -jnp.inf) for a in (saved.tail_max, saved.top))
         found = Events(jnp.where(has_numbers, u, -jnp.inf), jnp.where(has_numbers, found.top, 0))
         maximum, top = of_rows
-        saved = _Saved(x, ids, scaling, maximum, jnp.where(has_numbers, saved.rest, -1), top)
+        saved = _Saved(x, ids, scaling, maximum, jnp.where(has_numbers, saved.tail_rest, -1), top)
     return found, saved
 
 
 def _shifted(logits: Array, scaling: Scaling, top: Array) -> Array:
-    """Their u, −inf where dead, which no derivative passes through."""
+    """u of some logits of a row with maximum `top`; −inf for a dead class, with derivative 0."""
     dead = logits == -jnp.inf
     return jnp.where(dead, -jnp.inf, _scaling.shifted(jnp.where(dead, 0, logits), scaling, top).u)
 
@@ -112,26 +113,27 @@ events = with_rules(_save, _pull, _push)
 
 
 def _is_here(x: Array, ids: Array) -> Array:
-    """1 where an id is one of the classes, of this shard."""
+    """1 where an id is a class of this shard, else 0."""
     return ((ids >= 0) & (ids < x.shape[-1])).astype(x.dtype)
 
 
 def _by_index(x: Array) -> bool:
-    """Whether classes are read where they lie; else each is compared, which any sharding keeps."""
+    """Whether to gather and scatter by index: on one device. Else `_hits` compares all classes and ids."""
     return on_one_device(x, *range(x.ndim))
 
 
-def _in_range(x: Array, ids: Array, beyond: int) -> Array:
-    return jnp.where((ids >= 0) & (ids < x.shape[-1]), ids, beyond)
+def _in_range(x: Array, ids: Array, default: int) -> Array:
+    """The ids, with `default` in place of each id that is not a class of this shard."""
+    return jnp.where((ids >= 0) & (ids < x.shape[-1]), ids, default)
 
 
 def _hits(x: Array, ids: Array) -> Array:
-    """Where a class has an id: [..., V, K]."""
+    """Whether class v has the k-th id of its row: [..., V, K]."""
     return _reductions.is_label(ids[..., None, :], ids.ndim - 1, x.shape[-1])
 
 
 def picked(x: Array, ids: Array) -> Array:
-    """The entries of every row at its ids; of an id of no class 0."""
+    """The entries of every row at its ids; 0 for an id that is not a class of this shard."""
     if not _by_index(x):
         return jnp.sum(jnp.where(_hits(x, ids), x[..., None], 0), -2)
     found = jnp.take_along_axis(x, _in_range(x, ids, 0), -1)
@@ -150,7 +152,7 @@ def scattered(values: Array, ids: Array, x: Array) -> Array:
 
 
 def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
-    """Which classes of a row are in the tail."""
+    """The mask of the classes in the tail of every row."""
 
     def of_row(ids: Array) -> Array:
         return jnp.ones(x.shape[-1], bool).at[ids].set(False, mode="drop")
@@ -163,7 +165,7 @@ def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
 
 
 def has_tail(axes: Axes, x: Array, ids: Array, scaling: Scaling) -> Array:
-    """Whether a class that counts is in the tail."""
+    """Whether the tail of a row has an unmasked class, on any shard."""
     _, names = rules.split_axes(axes)
     any_here = jnp.any(_outside(x, ids, scaling), -1, keepdims=True)
     return lax.pmax(any_here.astype(jnp.int32), names) > 0 if names else any_here

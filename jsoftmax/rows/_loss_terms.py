@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
     label_weights: Array | None = None  # 0 in a row that does not count
     label_smoothing: Array | None = None
     z_loss: Array | None = None
-    weights: Array | None = None  # w, one a row; 0 in a row that does not count
+    weights: Array | None = None  # w, one per row; 0 in a row that does not count
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -155,9 +155,9 @@ def of_call(
         )
     )
     if hidden is not None:
-        gone = jnp.squeeze(hidden, axes)
+        is_hidden = jnp.squeeze(hidden, axes)
         smoothing, z_loss = (
-            given if given is None else jnp.where(gone & jnp.isnan(given), 0, given)
+            given if given is None else jnp.where(is_hidden & jnp.isnan(given), 0, given)
             for given in (smoothing, z_loss)
         )
         if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -177,7 +177,7 @@ def of_call(
 
 
 def labels_of_call(call: Call, shape: tuple[int, ...], axes: Axes) -> tuple[Array, Array | None]:
-    """The labels, class 0 where they are to be ignored, and which are not."""
+    """The labels, 0 in rows to ignore; and a mask of the other rows, None if no row is to be ignored."""
     labels = call.labels(shape, axes)
     ignored = call.ignore_index(labels)
     if ignored is None:
@@ -194,14 +194,14 @@ def of_rows(
     row_names: tuple[str, ...],
     where: Array | None,
 ) -> Loss:
-    """As `of_call`, of a function of rows without labels: which rows count, their weights, the reduction."""
+    """`of_call` for a function without labels: which rows count, their weights, and the reduction."""
     counted = counted_rows(None, None, where, axes, names)
     weights, hidden = _row_weights(call, logits, axes, counted)
     return Loss(None, None, counted, hidden, LossTerms(weights=weights), reduction_of(call), row_names)
 
 
 def reduction_of(call: Call) -> Reduction:
-    """The reduction, one of those that there are."""
+    """The reduction of the call, checked."""
     reduction: Reduction = call.arguments["reduction"]
     if reduction not in get_args(Reduction):
         choices = ", ".join(map(repr, get_args(Reduction)))
@@ -212,7 +212,7 @@ def reduction_of(call: Call) -> Reduction:
 def _row_weights(
     call: Call, logits: Logits, axes: Axes, counted: Array | None
 ) -> tuple[Array | None, Array | None]:
-    """The weight of every row, without the class axes, and which of them are 0."""
+    """The weights of the rows, without the class axes; and which are 0, with length 1 on the class axes."""
     weights = call.row_weights(logits, axes, rules.computing_dtype(logits.dtype))
     if weights is None:
         return None, None

@@ -14,7 +14,7 @@ from jax import Array
 
 from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._label_checks import reported_ids, reported_targets
-from jsoftmax.logits._scaling import Scaling, usable
+from jsoftmax.logits._scaling import Scaling, one_if_unused
 from jsoftmax.rows._statistics import (
     Numbers,
     RowArguments,
@@ -76,7 +76,7 @@ def numbers(
         options = (
             option
             if option is None or not broadcasts(seen.shape, option.shape)
-            else usable(option, counted, hidden)
+            else one_if_unused(option, counted, hidden)
             for option in scaling[1:]
         )
         scaling = Scaling(scaling.where, *options)

@@ -1,4 +1,4 @@
-"""Target probabilities of a few classes a row, and the losses of rows by them."""
+"""Target probabilities of a few classes per row, and the losses of rows with such targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jsoftmax import rules
 from jsoftmax.border._call import Axes, Call, Logits
 from jsoftmax.border._label_checks import reported_ids
 from jsoftmax.logits import _moments
-from jsoftmax.logits._scaling import Scaling, counting, usable
+from jsoftmax.logits._scaling import Scaling, mask_rows, one_if_unused
 from jsoftmax.rows import _events, _loss_terms
 from jsoftmax.rows._divergences import kullback_leibler
 from jsoftmax.rows._loss_terms import taken
@@ -24,12 +24,13 @@ from jsoftmax.transforms._sharding import ids_of_shard, shard_count
 
 
 class SparseTargets(NamedTuple):
-    """Target probabilities of K classes a row, as a teacher's largest: their ids and log-probabilities.
+    """The target probabilities of K classes per row, such as a teacher's largest: ids and log-probabilities.
 
-    `ids` are integers and `log_probs` floats, of shape [..., K] each, after the shape of the rows. The same
-    id twice in a row adds up. A short row is filled up with ids of −1 whose log-probability is −inf; any
-    other id outside [0, V) makes its row NaN, as a bad class id does. `cross_entropy` and
-    `linear_cross_entropy` take it as `labels`, and `sparse_kl_divergence` as p.
+    `ids` are integers and `log_probs` floats, both of shape [..., K]: the shape of the rows, then K. The
+    probabilities of equal ids in a row are added. Pad a row with fewer than K classes with ids of −1 whose
+    log-probability is −inf; any other id outside [0, V) makes its row NaN, like a bad class id.
+    `cross_entropy` and `linear_cross_entropy` take such targets as `labels`, `sparse_kl_divergence` and
+    `linear_sparse_kl_divergence` as p.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> p = jsoftmax.SparseTargets(jnp.array([2, 0, -1]), jnp.array([-0.5, -1.0, -jnp.inf]))
@@ -42,14 +43,14 @@ class SparseTargets(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Sparse targets of rows of one axis: distinct ids [..., K] of this shard, and log-probabilities."""
+    """Checked sparse targets: distinct ids [..., K], relative to this shard, and log-probabilities."""
 
     ids: Array
     log_probs: Array
-    weights: Array | None = None  # of their classes, [..., K]
+    weights: Array | None = None  # the class weights of the ids, [..., K]
 
-    def weighed(self, weights: Array | None, names: tuple[str, ...]) -> Targets:
-        """With the class weights [V] of the ids."""
+    def with_class_weights(self, weights: Array | None, names: tuple[str, ...]) -> Targets:
+        """The targets with the entries of the class weights [V] at their ids."""
         if weights is None:
             return self
         here = (self.ids >= 0) & (self.ids < weights.size)
@@ -58,7 +59,7 @@ class Targets(NamedTuple):
 
 
 def of_call(call: Call, name: str, x: Logits, axes: Axes, names: tuple[str, ...]) -> Targets:
-    """The sparse targets that an argument gives, in at least float32."""
+    """The `Targets` of the argument `name` of a public call, in at least float32."""
     given = call.arguments[name]
     if not isinstance(given, SparseTargets):
         problem = f"{name} is {type(given).__name__}, not SparseTargets"
@@ -76,24 +77,27 @@ def of_call(call: Call, name: str, x: Logits, axes: Axes, names: tuple[str, ...]
     dtype = jnp.promote_types(rules.computing_dtype(x.dtype), rules.computing_dtype(log_probs.dtype))
     log_probs = log_probs.astype(dtype)
     classes = math.prod(x.shape[axis] for axis in axes)
-    return _distinct(_seen(ids, log_probs, classes, names), classes, names)
+    return _distinct(_reported(ids, log_probs, classes, names), classes, names)
 
 
-def _seen(ids: Array, log_probs: Array, classes: int, names: tuple[str, ...]) -> Targets:
-    """Bad ids named by checkify, and with a log-probability of NaN."""
+def _reported(ids: Array, log_probs: Array, classes: int, names: tuple[str, ...]) -> Targets:
+    """The targets, after checkify has reported bad ids; a bad id becomes −1 with log-probability NaN."""
     ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
-    fills = (ids == -1) & (log_probs == -jnp.inf)
-    bad = ~fills & ((ids < 0) | (ids >= classes * shard_count(names)))
+    is_padding = (ids == -1) & (log_probs == -jnp.inf)
+    bad = ~is_padding & ((ids < 0) | (ids >= classes * shard_count(names)))
     least = jnp.iinfo(ids.dtype).min
     largest = jnp.max(jnp.where(bad, ids, least), -1, keepdims=True, initial=least)
     any_bad = jnp.any(bad, -1, keepdims=True)
     checked = reported_ids(jnp.where(any_bad, largest, 0), classes * shard_count(names), ())
-    ids = ids + 0 * checked.astype(ids.dtype)  # a check is made where its outcome is used
+    ids = ids + 0 * checked.astype(ids.dtype)  # keeps the check: JAX removes one whose result is unused
     return Targets(jnp.where(bad, -1, ids).astype(jnp.int32), rules.nan_where(bad, log_probs))
 
 
 def _distinct(targets: Targets, classes: int, names: tuple[str, ...]) -> Targets:
-    """Of several alike in a row the first has all, and the others are no class."""
+    """The targets with distinct ids, relative to this shard.
+
+    The first of several equal ids of a row gets the sum of their probabilities; the others become padding.
+    """
     ids, log_probs, _ = targets
     count = ids.shape[-1]
     same = ids[..., :, None] == ids[..., None, :]
@@ -106,9 +110,9 @@ def _distinct(targets: Targets, classes: int, names: tuple[str, ...]) -> Targets
     live = several & (total != 0)
     summed = jnp.where(total == 0, -jnp.inf, top + jnp.log(jnp.where(live, total, 1)))
     log_probs = jnp.where(several, summed, log_probs)
-    fill = repeats | (ids < 0)
+    is_padding = repeats | (ids < 0)
     ids = ids_of_shard(ids, classes, names)
-    return Targets(jnp.where(fill, -1, ids), jnp.where(repeats, -jnp.inf, log_probs))
+    return Targets(jnp.where(is_padding, -1, ids), jnp.where(repeats, -jnp.inf, log_probs))
 
 
 Named = tuple[int | str, ...]  # the last axis, and the mesh axes of the shards of the classes
@@ -124,7 +128,7 @@ def sparse_numbers(
     hidden: Array | None = None,
     beside: Any = None,
 ) -> Numbers:
-    """As `numbers` of the targets as an array like x, which is never made."""
+    """The result of `numbers` for the same targets as an array like x, without creating this array."""
     _, names = rules.split_axes(axes)
     found = _events.events(axes, x, targets.ids, scaling, hidden)
     t, own = jnp.exp(targets.log_probs), (x.ndim - 1,)
@@ -143,30 +147,30 @@ def sparse_numbers(
 def loss_of_call(
     call: Call, x: Array, axes: Axes, names: tuple[str, ...], row_names: tuple[str, ...], scaling: Scaling
 ) -> Array:
-    """The cross-entropy with sparse targets that a call asks for."""
+    """The cross-entropy with sparse targets, from the arguments of a public call."""
     targets = of_call(call, "labels", x, axes, names)
     loss = _loss_terms.of_call(call, x, axes, names, row_names, scaling.where, targets.log_probs)
-    x, scaling, hidden = along_last(x, axes, scaling, loss.counted, loss.hidden)
+    x, scaling, hidden = on_last_axis(x, axes, scaling, loss.counted, loss.hidden)
     terms = loss.terms
-    arrays = x, targets.weighed(loss.class_weights, names), scaling, loss.class_weights, hidden
+    arrays = x, targets.with_class_weights(loss.class_weights, names), scaling, loss.class_weights, hidden
     found = sparse_numbers((x.ndim - 1, *names), terms.wanted, *arrays, beside=terms)
     return loss.reduced(terms.losses(found), axes)
 
 
-def along_last(
+def on_last_axis(
     x: Array, axes: Axes, scaling: Scaling, counted: Array | None, hidden: Array | None
 ) -> tuple[Array, Scaling, Array | None]:
-    """The classes made one axis, the last, and rows masked whole that do not count."""
+    """The logits with their class axes merged into the last one; rows that do not count are fully masked."""
     x, own, counted, hidden = on_one_axis(axes, x, scaling, counted, hidden)
-    options = (usable(a, counted, hidden) for a in own[1:])
-    own, _ = counting(Scaling(own.where, *options), counted)
+    options = (one_if_unused(a, counted, hidden) for a in own[1:])
+    own, _ = mask_rows(Scaling(own.where, *options), counted)
     return x, own, hidden
 
 
 def sparse_divergences(
     axes: Named, x: Array, targets: Targets, scaling: Scaling, hidden: Array | None, tail: bool
 ) -> Array:
-    """KL of the targets from every row, [..., 1]: over K + 1 events, or without the tail."""
+    """KL(targets‖softmax) of every row, [..., 1]: over the K + 1 events, or over the K ids without a tail."""
     own, log_probs = (x.ndim - 1,), targets.log_probs
     if not tail:
         cost = sparse_numbers(axes, frozenset({"nll"}), x, targets, scaling, hidden=hidden)["nll"]
@@ -176,7 +180,7 @@ def sparse_divergences(
         return jnp.sum(terms, -1, keepdims=True) + cost[..., None]
     found = _events.events(axes, x, targets.ids, scaling, hidden)
     total = numbers(own, frozenset({"log_normalizer"}), log_probs, None, Scaling(None))["log_normalizer"]
-    rest = _log_of_rest(total[..., None])
+    rest = _log1mexp(total[..., None])
     if scaling.where is not None or log_probs.shape[-1] >= x.shape[-1] * shard_count(
         rules.split_axes(axes)[1]
     ):
@@ -185,8 +189,8 @@ def sparse_divergences(
     return kullback_leibler(own, p, found.u, Scaling(None), hidden, None)
 
 
-def _log_of_rest(total: Array) -> Array:
-    """``log(1 − exp(total))``; −inf from 0 up, where roundings may have left it."""
+def _log1mexp(total: Array) -> Array:
+    """``log(1 − exp(total))``; −inf if rounding made the total 0 or larger."""
     below = total < 0
     safe = jnp.where(below, total, -1.0)
     near = safe > -0.6931472

@@ -204,7 +204,7 @@ def pull(
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
     if times is not None:  # [1, V], how often a class counts
         dz, dweights = (jnp.where(times == 0, 0, times * d) for d in (dz, dweights))
-    scaling, (u, dz) = _scaling.counting(scaling, counted, u, dz)
+    scaling, (u, dz) = _scaling.mask_rows(scaling, counted, u, dz)
     dx, dscaling = _scaling.pull(x, u, dz, scaling)
     if of_maximum is not False and dscaling.temperature is not None and "log_normalizer" in given:
         # z = u + max z, and dz sums to this cotangent over a row.
@@ -227,7 +227,7 @@ def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum
     x, labels, weights, scaling, counted, _ = saved.row_args
     dx, dlabels, dweights, dscaling, *_ = tangents[0]
     u, cost, dead, residuals = _restore(static, saved, wanted)
-    scaling, (u, cost) = _scaling.counting(scaling, counted, u, cost)
+    scaling, (u, cost) = _scaling.mask_rows(scaling, counted, u, cost)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
     terms = {name: zero_unless_counted(residual, counted) * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):

@@ -1,4 +1,4 @@
-"""The largest logits of a row, and its label beside them."""
+"""The largest logits of a row, the position of its label among them, and the rank of the label."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from jsoftmax.rows import _events
 from jsoftmax.rows._events import Events
 from jsoftmax.transforms._sharding import ids_of_shard
 
-Axes = tuple[int | str, ...]  # the last one, and the mesh axes of the shards of the classes
+Axes = tuple[int | str, ...]  # the last axis, and the mesh axes of the shards of the classes
 
 
 class Label(NamedTuple):
-    """Of every row, [..., 1]: the place of its label among the events, and its rank from 1."""
+    """The label of every row, [..., 1] each."""
 
-    place: Array  # −1 where it is no class
-    rank: Array
+    place: Array  # the index of its event; −1 for an invalid class id
+    rank: Array  # 1 plus the number of classes with a larger z; 0 for an invalid class id
 
 
 class Largest(NamedTuple):
-    """K classes of every row, the largest first, and their events; with a label K + 1, the last its own."""
+    """The k largest classes of every row, the largest first, and their events.
+
+    With labels there is one more event before the tail: the label, or no class if it is among the k largest.
+    """
 
     events: Events
-    ids: Array  # [..., K], of all shards
+    ids: Array  # [..., k], over all shards
     label: Label | None
 
 
 def of_arrays(u: Array, top: Array, ids: Array, *label_terms: Array) -> Largest:
-    """The same from its arrays."""
+    """`Largest` from its arrays; `label_terms` are those of `Label`, or nothing."""
     return Largest(Events(u, top), ids, Label(*label_terms) if label_terms else None)
 
 
 def largest(axes: Axes, k: int, x: Array, labels: Array | None, scaling: Scaling) -> Largest:
-    """The k largest logits in the order of z, of equal ones the first; labels count over all shards."""
+    """The k classes with the largest z, lower ids first among ties; labels are ids over all shards."""
     _, names = rules.split_axes(axes)
     ordered = lax.stop_gradient(_scaling.ordered_live(x, scaling))
     ids = _ids_of_largest(ordered, k, names)
@@ -62,7 +65,7 @@ def largest(axes: Axes, k: int, x: Array, labels: Array | None, scaling: Scaling
 
 
 def _ids_of_largest(ordered: Array, k: int, names: tuple[str, ...]) -> Array:
-    """Counted over all shards: every shard sends its own k."""
+    """The ids, over all shards, of the k largest logits; each shard sends its own k largest."""
     classes = ordered.shape[-1]
     values, ids = lax.top_k(ordered, min(k, classes))
     ids = ids.astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Draws from the softmax of logits of any float type, the same on any number of devices."""
+"""Draws from the softmax of logits of any float type; a draw does not depend on the number of devices."""
 
 from jsoftmax.sampling._categorical import categorical
 from jsoftmax.sampling._gumbel_softmax import gumbel_softmax

@@ -21,7 +21,7 @@ from jsoftmax.sampling._threshold import keys, largest_reaching
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import on_one_device, sharded_like
 
-BLOCK = 2**17  # the number of logits that fit in the cache of a CPU
+BLOCK = 2**17  # a number of logits that fits in the cache of a CPU
 
 
 @compiled("axis")
@@ -35,7 +35,7 @@ def keep_mask(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
 ) -> Array:
-    """A mask of the classes to draw from: the k largest, the fewest with mass p, and those not too rare.
+    """A mask of the classes to draw from, by top-k, top-p and min-p.
 
     The options act on p = softmax(logits/T), in this order. Top-k keeps the k largest classes. Top-p keeps
     the fewest of the largest remaining classes whose renormalized probabilities sum to at least `top_p`,
@@ -56,9 +56,9 @@ def keep_mask(
 
     Args:
       logits: any shape.
-      top_k: the number of classes to keep, from 1 up, or one per row.
-      top_p: the mass to keep, from 0 to 1, or one per row.
-      min_p: the smallest ratio to the largest probability, from 0 to 1, or one per row.
+      top_k: the number of classes to keep, at least 1; one number, or one per row.
+      top_p: the mass to keep, from 0 to 1; one number, or one per row.
+      min_p: the smallest ratio to the largest probability, from 0 to 1; one number, or one per row.
       axis: the class axis, of any sign, a tuple of axes, or None for all.
       where: True for the classes that may be kept; broadcasts to the shape of the logits.
       temperature: T, a number, or one per row.
@@ -124,7 +124,7 @@ def _kept(x: Array, scaling: Scaling, limits: Limits) -> Array:
         kept = lax.map(lambda row: _of_rows(*row), jax.tree.map(flat, arrays), batch_size=at_once)
         return kept.reshape(x.shape)
 
-    blocks = in_blocks, f"{at_once} rows at a time, which the cache holds"
+    blocks = in_blocks, f"{at_once} rows at a time, which fit in the cache"
     what = "the classes to keep"
     return by_platform(what, x, scaling, limits, plain=_of_rows, cpu=blocks if rows > at_once else None)
 
@@ -154,8 +154,8 @@ def _limits(call: Call, x: Array, axes: Axes, is_greedy: Any) -> Limits:
     dtype = jnp.dtype(jnp.float32)
     given = call.arguments["top_k"]
     if given is not None and not jnp.issubdtype(call.array("top_k").dtype, jnp.integer):
-        problem = f"top_k is {describe(given)}, not whole numbers"
-        raise call.error(TypeError, problem, "write an int, or integers, one a row")
+        problem = f"top_k is {describe(given)}, not of an integer type"
+        raise call.error(TypeError, problem, "write an int, or one integer per row")
     top_k, *shares = (call.per_row(name, x, axes, dtype) for name in Limits._fields)
     if is_greedy is not None:
         top_k = jnp.where(is_greedy, 1, jnp.inf if top_k is None else top_k)

@@ -181,7 +181,7 @@ def _lead(static: Static, x: Array, rows: Rows, parts: _Parts, words: Array, sta
 
 
 def _merged(a: _Lead, b: _Lead, rows: Rows) -> _Lead:
-    """The leading class of both parts; if scores are equal, that of `a`, whose classes come first."""
+    """The class with the larger score; if the scores are equal, that of `a`, whose classes come first."""
     top = jnp.maximum(a.part.state.max, b.part.state.max)
     scaling = rows.scaling
     if scaling.temperature is not None:

@@ -42,7 +42,7 @@ class Draw(NamedTuple):
 
 
 class Static(NamedTuple):
-    """The facts that are known when a program is traced."""
+    """The static arguments: hashable, and constant in a traced program."""
 
     axis: int
     names: tuple[str, ...] = ()  # the mesh axes of the shards of the classes
@@ -72,7 +72,10 @@ class ShiftedRows(NamedTuple):
 
 
 def greedy_rows(call: Call) -> Any:
-    """Which rows have temperature 0: True for all, None for none, or an array. The call then gets a 1."""
+    """Which rows have temperature 0: True for all, None for none, or an array.
+
+    In the arguments of the call, None or an entry of 1 replaces a temperature of 0.
+    """
     given = call.arguments["temperature"]
     known = _given.known_number(given)
     if given is None or (known is not None and known != 0):

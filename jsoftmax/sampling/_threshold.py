@@ -27,10 +27,10 @@ def keys(x: Array) -> Array:
 
 
 def largest_reaching(keys: Array, live: Array, weights: Array | None, target: Row) -> Array:
-    """A mask of the fewest of the largest live classes whose weights, or number, reach the target.
+    """A mask of the fewest of the largest live classes whose total weight reaches the target.
 
-    Among classes with equal keys, lower ids count as larger; their weights are equal. The target is above 0,
-    and the live classes reach it.
+    Without `weights`, each class has weight 1. Among classes with equal keys, lower ids count as larger, and
+    their weights are equal. The target is above 0, and all live classes together reach it.
     """
     dtype = jnp.float32 if keys.shape[-1] <= LARGEST_EXACT_COUNT else jnp.int32
     ones = live.astype(dtype)
@@ -43,7 +43,7 @@ def largest_reaching(keys: Array, live: Array, weights: Array | None, target: Ro
     else:
         of_one = jnp.max(jnp.where(edge, weighed, 0), -1, keepdims=True)
         wanted = jnp.clip(jnp.ceil((target - bracket.above) / of_one), 1, bracket.between)
-    # Keep the classes above, and the first of those at the edge, which are one class or have equal keys.
+    # Keep the classes above, and the first `wanted` ones at the edge: one class, or several with equal keys.
     size = keys.shape[-1]
     first = size - 1 - lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
     of_edge = edge.astype(dtype)
@@ -52,14 +52,14 @@ def largest_reaching(keys: Array, live: Array, weights: Array | None, target: Ro
 
 
 class _Bracket(NamedTuple):
-    """Two thresholds per row: the classes from `low` up reach the target, those from `high` up do not."""
+    """Two thresholds per row: the classes with keys ≥ `low` reach the target, those ≥ `high` do not."""
 
     low: Row
     high: Row
-    reached: Row  # the weight of the classes from `low` up
-    above: Row  # the weight of the classes from `high` up
-    number: Row  # the number of classes from `low` up
-    number_above: Row  # the number of classes from `high` up
+    reached: Row  # the weight of the classes with keys ≥ `low`
+    above: Row  # the weight of the classes with keys ≥ `high`
+    number: Row  # the number of classes with keys ≥ `low`
+    number_above: Row  # the number of classes with keys ≥ `high`
 
     @property
     def between(self) -> Row:
@@ -101,7 +101,7 @@ def _bracket(
         return _Bracket(*(jnp.where(goes_on, a, b) for a, b in zip(halved, bracket, strict=True)))
 
     all_weights, number = total(weights), total(ones)
-    begun = _Bracket(
+    start = _Bracket(
         jnp.min(jnp.where(live, keys, limits.max), -1, keepdims=True),
         jnp.max(jnp.where(live, keys, limits.min), -1, keepdims=True) + 1,
         all_weights,
@@ -109,4 +109,4 @@ def _bracket(
         number,
         jnp.zeros_like(number),
     )
-    return lax.while_loop(lambda bracket: jnp.any(is_open(bracket)), halve, begun)
+    return lax.while_loop(lambda bracket: jnp.any(is_open(bracket)), halve, start)

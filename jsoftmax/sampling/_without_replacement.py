@@ -84,13 +84,13 @@ def sample_without_replacement(
     is_greedy = _race.as_rows(_race.greedy_rows(call), x, axes)
     scaling = _scaling.of_call(call, x, axes)
     static = Static(x.ndim - len(axes), is_greedy=is_greedy is True)
-    some = None if is_greedy is True else is_greedy
-    x, scaling, is_greedy = on_one_axis(axes, x, scaling, some)
+    traced_greedy = None if is_greedy is True else is_greedy
+    x, scaling, is_greedy = on_one_axis(axes, x, scaling, traced_greedy)
     index, row = _largest(static, count, words, x, scaling, is_greedy)
     log_p = log_softmax(
         x.astype(rules.computing_dtype(x.dtype)), -1, scaling.where, temperature=scaling.temperature
     )
-    log_probs = row.log_probs(_in_turn(log_p, index), static)
+    log_probs = row.log_probs(_conditional_log_probs(log_p, index), static)
     is_dead = jnp.take_along_axis(lax.stop_gradient(log_p), index, -1) == -jnp.inf
     return Draw(jnp.where(is_dead, -1, row.winners(index)), jnp.where(is_dead, -jnp.inf, log_probs))
 
@@ -106,10 +106,10 @@ def _largest(
     return index, row._replace(u=jnp.zeros_like(row.is_empty))
 
 
-def _in_turn(log_p: Array, index: Array) -> Array:
-    """``log p_i − log Σ p`` of the chosen classes, summed over i, those chosen after i, and the others.
+def _conditional_log_probs(log_p: Array, index: Array) -> Array:
+    """``log p_i − log Σ p`` of each chosen class i, the sum over all classes not chosen before i.
 
-    The others are summed directly, not as 1 minus the chosen: nothing cancels.
+    The classes that are never chosen are summed directly, not as 1 minus the chosen ones: nothing cancels.
     """
     chosen = jnp.take_along_axis(log_p, index, -1)
     is_other = jnp.put_along_axis(jnp.ones(log_p.shape, bool), index, False, -1, inplace=False)
