@@ -23,16 +23,17 @@ _sharding.one_device = lambda: True  # as for most users: this enables the forms
 
 
 def pytest_addoption(parser):
-    parser.addoption("--one-of-each", action="store_true", help="run the first item of every test function")
+    parser.addoption("--one-of-each", action="store_true", help="run one item of every short test function")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
-    """With --one-of-each, a parametrized test runs only with its first parameters."""
+    """With --one-of-each, a parametrized test runs only with its first parameters that run by default."""
     sampling.mark(items)
     if config.getoption("--one-of-each"):
         first = {}
-        for item in sorted(items, key=lambda item: item.get_closest_marker("full") is not None):
+        short = [item for item in items if item.get_closest_marker("long") is None]
+        for item in sorted(short, key=lambda item: item.get_closest_marker("full") is not None):
             first.setdefault((item.path, getattr(item, "originalname", item.name)), item)
         kept = set(first.values())
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -148,7 +148,7 @@ MASKED = [
 ]
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(12)
 @pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
 def test_what_they_compute_is_what_the_cpu_does(function):
     """With ties, dead classes, an empty row, overflows, and NaN: equal to at most a rounding of bfloat16."""
@@ -204,7 +204,7 @@ def test_long_rows_are_cut_into_pieces(classes):
         )
 
 
-@pytest.mark.share(2)
+@pytest.mark.full
 def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.bfloat16)
     v = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)), jnp.bfloat16)
@@ -225,6 +225,7 @@ def test_second_derivatives_are_those_of_two_passes(accelerator_forms):
     np.testing.assert_allclose(np.asarray(twice, np.float32), exact, rtol=0.05, atol=0.01)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("over", [("rows", None), (None, "classes"), ("rows", "classes")], ids=str)

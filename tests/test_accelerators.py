@@ -268,6 +268,7 @@ def test_how_many_kernels_are_launched(program, name, classes):
     assert len(program.kernels) == CASES[name].kernels[CLASSES.index(classes)]
 
 
+@pytest.mark.share(2)
 @pytest.mark.accelerators
 @pytest.mark.parametrize(
     ("platform", "asked", "products", "megabytes"),

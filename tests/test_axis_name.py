@@ -229,7 +229,7 @@ def drawn(name):
     return function, outputs, a, tangents, cotangents
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_answers_of_one_device(name):
     function, outputs, a, _, cotangents = drawn(name)
@@ -258,7 +258,7 @@ RULES = (
 )
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *RULES))
 def test_derivatives_are_those_of_one_device(name):
     """The derivative of the gradients, and the tangents and gradients of forward mode."""
@@ -312,6 +312,7 @@ def test_a_confident_row_keeps_its_digits():
         np.testing.assert_array_max_ulp(np.asarray(g), np.asarray(w), 4 + gap)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_a_mean_over_the_mesh_counts_each_row_once():
     """Ignored rows count on no shard, though one shard has more of them; an option counts once per row."""
@@ -338,6 +339,7 @@ def test_a_mean_over_the_mesh_counts_each_row_once():
     agree(run(lambda a: gradients(a, **on), (specs,), out, a), jax.jit(gradients)(a))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_a_mean_counts_no_row_that_is_masked_on_every_shard():
     """With a mask of rows and classes, of rows only, and of classes only."""
@@ -418,6 +420,7 @@ def test_rows_gathered_from_the_shards_of_the_classes():
     agree(got, jax.jit(jax.grad(loss, (0, 1)))(a["hidden"], a["weight"]))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_shards_within_vmap():
     a = given("x", "other", "y")

@@ -20,6 +20,7 @@ from tests.benchmarks import compiling, dense, device_peers, linear, training
 RESULTS = Path(benchmarks.__file__).parent / "results"
 
 
+@pytest.mark.long
 def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmarks.shapes, "SMALL", ())
     names = ["logsumexp", "loss and gradient"]
@@ -36,6 +37,7 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
     assert "quartiles" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_a_step_beside_another_checkout(capsys):
     """Here the other is this one, in a second copy; every program has the same loss."""
     sizes = {"batch": 2, "length": 8, "features": 16, "heads": 2, "layers": 1, "classes": 64}
@@ -62,6 +64,7 @@ def test_a_tiny_training(tmp_path, capsys, monkeypatch):
     assert "over the seeds" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names",
     [("softmax", "linear_cross_entropy"), pytest.param((*compiling.PAIRS,), marks=pytest.mark.full)],
@@ -80,6 +83,7 @@ def on_device(tmp_path):
     return lambda *options: benchmarks.main(["device", *sizes, *options])
 
 
+@pytest.mark.long
 def test_a_tiny_run_for_devices(on_device, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(device_peers, "CHUNK", 16)  # the last chunk has 2 of the 50 classes
     report = on_device("--only", "loss and gradient", "logsumexp")
@@ -137,6 +141,7 @@ def test_results_are_those_of_devices():
         assert report["command"] in page
 
 
+@pytest.mark.long
 def test_two_heads():
     for record in benchmarks.main(["distillation", "--head", "16", "4", "30", "--seconds", "0"]):
         assert record["apart"] < 1e-4

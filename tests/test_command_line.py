@@ -69,7 +69,7 @@ def refuse(capsys):
     return refuse
 
 
-@pytest.mark.share(2)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "least"), [pytest.param("linear", 0.95, marks=pytest.mark.full), ("mlp", 0.97)]
 )
@@ -319,6 +319,7 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
     assert re.search(r"^ +gradient .* FAILED$", out, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_language_is_learnt(tmp_path):
     arguments = ("train", "--data", "text", "--epochs", 1)
     # Training takes longer than compiling.
@@ -345,6 +346,7 @@ def poem(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_a_text_of_ones_own_and_a_wrong_gradient(poem, tmp_path, monkeypatch, capsys):
     right = jsoftmax.linear_cross_entropy
 

@@ -267,6 +267,7 @@ ONE_OF_EACH = (
 )
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", sampling.sample(MODELS, *ONE_OF_EACH))
 def test_a_model_trains_as_on_jax_and_optax(name):
     """Equal to float32 rounding; in bfloat16, at most twice as far from the float32 model as theirs."""

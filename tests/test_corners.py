@@ -75,7 +75,7 @@ def assert_finite(tree):
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(6)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
@@ -96,7 +96,7 @@ def test_a_row_with_no_live_class(name, forward):
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
@@ -131,6 +131,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
                 np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
 @pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
@@ -181,6 +182,7 @@ def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
     assert np.isnan(gradient[1]).any()
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("shape", [(8, 4), (2**13, 3), (64, 1000), (8, 8192)], ids=str)
 def test_the_logsumexp_of_infinity_is_infinity(shape):
     """With a NaN it is NaN; also together with −inf, in every form on CPU, with weights, and in blocks."""
@@ -223,7 +225,7 @@ def test_no_classes():
         jsoftmax.entropy(jnp.zeros((3, 0)))
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
     x, live = jnp.array([[0.5, 2.0, -INF, 1.0]]), jnp.array([0, 1, 3])
@@ -249,6 +251,7 @@ def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
         )
 
 
+@pytest.mark.share(2)
 @each
 def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
     x, mask = jnp.array([[1.0, NAN, 2.0], [0.0, 1.0, 2.0]]), jnp.array([[True, False, True], [True] * 3])
@@ -290,7 +293,7 @@ WITHOUT_JIT = {
 OF_EACH_KIND = ("softmax", "cross_entropy, ids", "weighted", "linear_cross_entropy", "options")
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", sampling.sample(WITHOUT_JIT, *OF_EACH_KIND))
 def test_good_values_stop_nothing_without_jit(name):
     """The NaN of other rows is computed where it is needed: a constant would trigger `jax_debug_nans`."""
@@ -372,6 +375,7 @@ def test_the_hessian_is_symmetric_beside_a_dead_target():
                 np.testing.assert_allclose(hessian[i][j], hessian[j][i].T, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", SHIFTS)
 def test_huge_logits_and_offsets(name):
     """The shift comes first: an offset that float32 adds exactly changes no digit."""
@@ -438,6 +442,7 @@ def test_nothing_times_log_nothing_is_nothing():
     assert dt[0, 1] == 0
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_any_temperature(name):
     """Near T = 0 one class has all probability; for a large T the row is flat; below 0 the order reverses."""
@@ -470,6 +475,7 @@ def test_temperatures_one_a_row():
     np.testing.assert_array_equal(np.isnan(zero).all(-1), [False, True, False])
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("function", **named([f for f in FUNCTIONS if "masked" not in f.name]))
 def test_no_rows_give_no_rows(function):
     arguments = function.arguments(np.zeros((0, 4), np.float32))
@@ -548,7 +554,7 @@ def good_options(names):
     return {name: jnp.full(3, good[name]) for name in names}
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_an_option_that_is_none_makes_its_row_nan(name):
     """In value and in every gradient: a call does not read the values of an array."""
@@ -576,6 +582,7 @@ def test_an_option_that_is_none_makes_its_row_nan(name):
             assert bad != BAD[option][0] or np.isnan(alone(ROWS, jnp.float32(bad))).all(), option
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("loss", ["logits", "a head"])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_an_option_of_an_ignored_row_may_be_anything(loss, reduction):
@@ -595,6 +602,7 @@ def test_an_option_of_an_ignored_row_may_be_anything(loss, reduction):
         jax.tree.map(np.testing.assert_array_equal, step(ROWS, bad), step(ROWS, good))
 
 
+@pytest.mark.long
 def test_checkify_names_targets_that_are_no_probabilities():
     t = jax.nn.softmax(ROWS)
     below, above = t.at[1, 2].set(-0.25), jnp.full((3, 4), 0.25).at[2, 0].set(1)

@@ -222,7 +222,7 @@ ACROSS = {
 }
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ACROSS)
@@ -265,7 +265,7 @@ def test_bfloat16_rows_in_blocks():
     np.testing.assert_allclose(short, full, rtol=1e-6)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("classes", [3, 10, 20, 100, 1000, 9000, 40000])
@@ -296,7 +296,7 @@ def test_what_is_read_has_its_derivative(read, dtype):
     np.testing.assert_array_equal(jax.grad(lambda x: function(x).sum())(x), want)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("classes", [100, 1000, 9000, 40000])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -353,7 +353,7 @@ def test_a_nan_is_seen_in_many_rows(name, classes):
     assert (found[4] == np.inf if "logsumexp" in name else np.isnan(found[4])).all()
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("classes", [2, 8, 100, 9000])
 def test_a_nan_is_seen_in_gradients(classes):
     x = np.zeros((max(2**14 // classes, 4), classes), np.float32)

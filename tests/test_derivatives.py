@@ -52,7 +52,7 @@ def inputs(function, regimes):
         yield floats, 1e-12 * (10 + float(np.abs(arguments[0]).max()))
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(18)
 @pytest.mark.parametrize("function", **named())
 def test_gradient_is_that_of_the_definition(function, x64):
     """In reverse and forward mode; and difference quotients of the value, which use no rule."""
@@ -190,6 +190,7 @@ def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
         np.testing.assert_allclose(got, want, atol=1e-6 * abs(want).max())
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
 @pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])

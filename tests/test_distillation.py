@@ -83,7 +83,7 @@ def functions_with_weights():
     }
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(8)
 @modes
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy", "kl_divergence", "js_divergence"])
 def test_weights_of_rows(name, mode, x64):
@@ -284,6 +284,7 @@ def of_logits(kind, f, where, **options):
     return jsoftmax.js_divergence(*pair, beta=f["beta"], **options)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @modes
 @pytest.mark.parametrize("kind", ["kl", "js"])
@@ -316,6 +317,7 @@ def test_divergences_of_heads(kind, mode, x64, monkeypatch):
         agree(*everything(floats))
 
 
+@pytest.mark.long
 def test_equal_heads_do_not_diverge():
     """Values and gradients are exactly 0, also in 16 bits; unused gradients cost no matrix product."""
     rng = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def programs(caplog, call):
     return [message.split()[1] for message in messages if message.startswith("Compiling")]
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("function", COMPILED, ids=lambda f: f.__name__)
 def test_a_call_is_one_program_and_new_values_are_none(function, caplog):
     def arguments(seed):

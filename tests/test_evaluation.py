@@ -247,6 +247,7 @@ def test_rows_that_do_not_count_are_not_seen():
     assert_metrics(evaluation.compute(unweighted), definition(x[kept], y[kept]))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_rows_masked_whole_are_not_seen(axis):
     """Padding with any values; for statistics, rows of weight 0."""
@@ -504,6 +505,7 @@ def test_the_derivative_is_that_of_the_mean_loss():
     np.testing.assert_allclose(tangent, jnp.vdot(losses, x), rtol=1e-5)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
 def test_the_derivative_has_a_derivative(forward):
     weights = jnp.array([1.0, 0.5, 2.0])

@@ -99,6 +99,7 @@ def curved(f):
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @modes
 @pytest.mark.parametrize("what", ["loss", "KL", "KL, tail"])
@@ -177,6 +178,7 @@ def test_tiny_and_empty_tails():
     np.testing.assert_allclose(whole, jsoftmax.kl_divergence(p, x), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_equal_distributions_do_not_diverge():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 50)), jnp.float32)
     top = jsoftmax.top_log_probs(x, 7)
@@ -200,6 +202,7 @@ def test_a_student_outside_the_ids_pays():
     assert np.all(gradient[0, :2] < -0.29)
 
 
+@pytest.mark.long
 def test_corners():
     """Bad ids, dead and masked classes, NaN, rows of weight 0, fully masked rows."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
@@ -237,6 +240,7 @@ def test_corners():
         checkify.check_error(checkify.checkify(jsoftmax.sparse_kl_divergence, checkify.user_checks)(p, x)[0])
 
 
+@pytest.mark.long
 def test_the_largest_log_probabilities(x64):
     """Logits and heads: values, ids, ranks and derivatives equal those from a stable argsort and jax.nn."""
     f, _, where = given()

@@ -116,6 +116,7 @@ def test_rows_and_classes_within_shard_map(name):
     assert sent == {"all-reduce"}
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", ["heads", "few"])

@@ -151,7 +151,7 @@ def grid():
                 yield pytest.param(name, dtype, marks=marks, id=f"{name}-{np.dtype(dtype).name}")
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(9)
 @pytest.mark.parametrize(("regime", "dtype"), [*grid()])
 def test_accuracy(regime, dtype):
     """4 ulp and the roundings of d. `pytest -rP -k accuracy` prints the table."""
@@ -310,7 +310,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
     assert_derivatives_are(np.isfinite, results)
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @corners
 @pytest.mark.parametrize("huge", [1e20, 1e36])
 def test_logits_whose_square_is_no_number(huge, temperature, forward):
@@ -323,6 +323,7 @@ def test_logits_whose_square_is_no_number(huge, temperature, forward):
             assert_derivatives_are(np.isfinite, results)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @corners
 def test_a_row_that_is_empty_in_either(temperature, forward):
@@ -355,6 +356,7 @@ def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
             assert all(np.isnan(gradient[row, [0, 2]]).all() for gradient in gradients)
 
 
+@pytest.mark.long
 def test_what_lies_under_the_mask_does_not_matter():
     rng = np.random.default_rng(0)
     p, q = (rng.normal(size=(3, 6)).astype(np.float32) for _ in "pq")
@@ -366,7 +368,7 @@ def test_what_lies_under_the_mask_does_not_matter():
             jax.tree.map(np.testing.assert_array_equal, first_and_second(*filled, where), want)
 
 
-@pytest.mark.share(2)
+@pytest.mark.full
 @modes
 def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
     """At p = q the Hessian in either is that of the softmax, diag(p) − p pᵀ; a quarter of it for JS."""

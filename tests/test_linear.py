@@ -69,6 +69,7 @@ def curved(f):
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("targets", "vocab_axis", "reduction"),
@@ -119,6 +120,7 @@ def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
     chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_tiles_of_a_block(x64, monkeypatch):
     """On CPU a block has tiles of classes; the other tests are too small for that. With all options."""
     floats, labels = head()
@@ -144,7 +146,7 @@ def test_tiles_of_a_block(x64, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.share(2)
+@pytest.mark.full
 @pytest.mark.parametrize(("size", "reduction"), [(5, "mean"), ((4, 6), "none")], ids=str)
 def test_both_modes_to_second_order(size, reduction, x64):
     floats, labels = head(rows=7, features=3, classes=8)
@@ -170,6 +172,7 @@ def test_both_modes_to_second_order(size, reduction, x64):
     agree(twice_reverse, want[1], rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("mode", "temperature"), [("reverse", None), ("reverse", -2.0), ("forward", 0.7)], ids=str
@@ -480,6 +483,7 @@ MAPPED = {
 EVERY_MAPPED = [*((mapped, "reverse") for mapped in MAPPED), ("rows", "forward")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     sampling.sample(EVERY_MAPPED, ("weight", "reverse"), ("rows", "forward")),
@@ -594,6 +598,7 @@ def test_the_plan():
         assert 0 <= plan.class_blocks * plan.block_classes - classes < plan.class_blocks
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("of_rows", [True, False], ids=["[B, V]", "[V]"])
 def test_classes_that_count(of_rows, x64):
@@ -632,6 +637,7 @@ def test_classes_that_count(of_rows, x64):
     agree(*map(tuple, statistics))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_statistics_beside_a_loss(reduction, x64, monkeypatch):

@@ -42,7 +42,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(8)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_draws_are_those_from_the_logits(name):
     """The two best of 5003 scores are closer than the rounding of the logits about once in 10⁴ rows."""
@@ -70,6 +70,7 @@ def test_a_head_scores_draws_within_the_kept_classes():
     assert (kept.sum(-1) < 101).all()
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_of_a_table_in_16_bits(dtype):
     hidden, weight, _ = head(dtype=dtype)
@@ -80,6 +81,7 @@ def test_of_a_table_in_16_bits(dtype):
     np.testing.assert_allclose(drawn.log_probs, wanted.log_probs, rtol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_corners_of_a_head():
     hidden, weight, bias = head()
@@ -94,6 +96,7 @@ def test_corners_of_a_head():
         assert nothing.log_probs.tolist() == [-np.inf, -np.inf]
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_derivatives_of_a_head():
     """They equal those of the logits' log-probability at the ids, in every argument and both modes."""
@@ -123,6 +126,7 @@ def test_derivatives_of_a_head():
         close(*map(pushed, (ours, theirs)))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 def test_a_head_under_vmap():
     """With one key, every element has the noise of a separate call; mapped keys give different noise."""
@@ -138,7 +142,7 @@ def test_a_head_under_vmap():
         )
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("how", ["shard_map", "auto", "explicit"])
 def test_a_head_on_eight_devices(how):
     kind = AxisType.Explicit if how == "explicit" else AxisType.Auto

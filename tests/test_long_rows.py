@@ -72,6 +72,7 @@ def assert_within(ulps, ours, want, largest=0):
     assert np.all(known | (off <= ulps * ulp)), off / ulp
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [33, 100, 521, 1000, 4096, CLASSES, 50257])
@@ -95,6 +96,7 @@ def test_log_prob_is_minus_the_loss(axis):
         np.testing.assert_array_equal(log_prob(x, ids), -loss(x, ids), err_msg=name)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [10, 100, 1000, CLASSES])

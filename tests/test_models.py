@@ -86,6 +86,7 @@ def training_curve(loss):
         return np.asarray(train(parameters))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(("theirs", "ours"), STEPS_OF.values(), ids=STEPS_OF)
 def test_the_training_curve_is_the_same(theirs, ours):
     want, got = training_curve(theirs), training_curve(ours)

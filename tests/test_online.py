@@ -45,6 +45,7 @@ def assert_exact(state, numbers, ulps=4):
     assert got == value or abs(got - value) <= ulps * ulp + np.finfo(np.float32).tiny
 
 
+@pytest.mark.long
 @laws
 @given(BLOCKS)
 def test_any_blocks_give_the_whole_row(blocks):
@@ -125,6 +126,7 @@ def test_an_overflow_stays_in_its_row():
     np.testing.assert_array_equal(online.finish(state)[1:], [INF, NAN])
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [0, -1])
 def test_the_derivative_is_the_softmax(axis):

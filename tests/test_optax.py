@@ -31,6 +31,7 @@ def in_place_of_optax(monkeypatch):
         yield calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_unit_tests_of_optax_pass(suite, in_place_of_optax):
     tests = unittest.defaultTestLoader.loadTestsFromTestCase(getattr(optax_tests, suite))

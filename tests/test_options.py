@@ -132,7 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
@@ -181,7 +181,7 @@ STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "te
 SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
@@ -202,7 +202,7 @@ def test_options_alone_and_in_pairs(names, soft):
 RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
@@ -264,6 +264,7 @@ def test_optax_is_wrong_beside_a_class_of_logit_minus_infinity():
     np.testing.assert_allclose(jsoftmax.cross_entropy(x, t), exact, rtol=2 * EPS)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("label", [-100, -1, 9])
 def test_optax_gives_a_finite_gradient_to_a_label_that_is_no_class(label):
     """Or takes it for another class; here the row is NaN, or 0 if the label is ignored."""
@@ -298,7 +299,7 @@ def test_the_entropy_is_exact_where_scipy_is_not(regime, x64):
         np.testing.assert_allclose(ours, exact, rtol=1e-14)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_what_is_ignored_may_hold_anything(reduction):
     x = jnp.array([[1.0, 2.0, 0.5], [jnp.nan, jnp.inf, 1e38], [0.0, 1.0, 0.0]])
@@ -330,6 +331,7 @@ def test_what_is_ignored_may_hold_anything(reduction):
         np.testing.assert_allclose(do[name], want, rtol=10 * EPS, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 def test_a_row_masked_whole_is_no_row(soft):
@@ -381,6 +383,7 @@ def test_a_row_masked_whole_is_no_row(soft):
             np.testing.assert_allclose(gradient, want[reduction][1][name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(("axis", "shape"), [(1, (4, 1, 6)), ((0, 2), (1, 5, 1)), (None, (1, 1, 1))], ids=str)
 def test_padding_along_any_axis(axis, shape):
     """Masks of length 1 along the classes; if every row is masked, the mean is over no rows."""

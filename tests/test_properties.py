@@ -277,6 +277,7 @@ def test_a_temperature_divides_the_logits(rows, temperature):
         np.testing.assert_allclose(heated[name][1], wanted, rtol=1e-6, atol=4 * EPS * np.abs(wanted).max())
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @laws
 @given(rows=rows())

@@ -63,7 +63,7 @@ OPTIONS = {
 DIFFERENTIATED = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
     """Each error is within five standard errors, and their mean square is as expected by chance."""
@@ -198,6 +198,7 @@ def test_transforms_and_second_derivatives(x64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, want)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", ["explicit", "manual", "automatic"])
 def test_shards(kind, x64):
     """With sharded rows, and in "manual" also classes, the mean of many gradients is the exact one."""

@@ -46,7 +46,7 @@ def has_law(ids, p):
     return len(seen) == 1 or stats.chisquare(seen, expected * (seen.sum() / expected.sum())).pvalue > RISK
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("classes", "draws"), [(2, 2**16), (10, 2**16), (50257, 2**8)])
 def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
@@ -229,6 +229,7 @@ def draw(z, where, temperature, **on):
     return sampling.categorical(KEY, z, where=where, temperature=temperature, **on)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("sizes", [(1, 8), (2, 4), (8, 1)])
 @pytest.mark.parametrize("how", ["shard_map", "auto", "explicit"])
 def test_a_draw_is_the_same_on_any_number_of_devices(sizes, how):

@@ -71,7 +71,7 @@ def prepared(name):
     return (h, h @ w, y) if name == "dense" else (h, w, y)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
@@ -160,6 +160,7 @@ def test_rows_within_shard_map(name):
     agree(jax.jit(inside)(*given), want)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [
@@ -239,6 +240,7 @@ BY_ROWS = by_rows, a_map_and_a_loss_by_rows
 BY_CLASSES = by_classes, a_map_and_a_loss_by_classes
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("functions", sampling.sample(BY_ROWS + BY_CLASSES, BY_ROWS[1], BY_CLASSES[1]))
 def test_within_shard_map_outside_jit(functions):
     """Where JAX does not trace the call, on two devices: values and gradients as under jit."""
@@ -273,6 +275,7 @@ OF_WEIGHTS = P(), P("classes"), P("rows")
 PAIRS = [*zip(OF_LOGITS, OF_WEIGHTS, strict=True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "layouts",
     [PAIRS, pytest.param([*itertools.product(OF_LOGITS, OF_WEIGHTS)], marks=pytest.mark.full)],
