@@ -83,28 +83,40 @@ class Exact:
         kl = total(-p * d)
         from_p, from_q = LOG(m / p), LOG(m / q)
         kl_p, kl_q = total(-p * from_p), total(-q * from_q)
-        # The error of the logarithm is common to all d, and cancels in the sums.
+        # The error of the logarithm is common to all d, and cancels in the sums. Every term has the error of
+        # an exponential: half of |x − max|/T for the larger of p and q.
         of_sum = total(abs(q - p) * (abs(u_q - u_p) + abs(d)) / 2)
-        self.values = {"kl": (kl, of_sum), "js": ((kl_p + kl_q) / 2, of_sum / 4)}
+        of_terms = np.minimum(abs(u_p), abs(u_q)) / 2
+        of_kl, *of_js = (
+            total(of_terms * (other - one - one * log))
+            for one, other, log in ((p, q, d), (p, m, from_p), (q, m, from_q))
+        )
+        self.values = {
+            "kl": (kl, of_sum + of_kl),
+            "js": ((kl_p + kl_q) / 2, of_sum / 4 + sum(of_js) / 2),
+        }
         self.gradients = {
             # The larger of q and p is a probability, with an error of 4 + |x − max|/T ulp.
             "kl": (
-                self.in_first(p, d, kl, of_d),
+                self.in_first(p, u_p, d, kl, of_d),
                 (q - p, np.minimum(p, q) * of_d - abs(q - p) * np.where(q > p, u_q, u_p)),
             ),
             "js": (
-                self.halved(self.in_first(p, from_p, kl_p, of_d * q / (p + q))),
-                self.halved(self.in_first(q, from_q, kl_q, of_d * p / (p + q))),
+                self.halved(self.in_first(p, u_p, from_p, kl_p, of_d * q / (p + q))),
+                self.halved(self.in_first(q, u_q, from_q, kl_q, of_d * p / (p + q))),
             ),
         }
 
     @staticmethod
-    def in_first(p, d, kl, of_d):
-        """−p·(d + KL), and the roundings of both; for a leading class, of the terms that it sums."""
+    def in_first(p, u, d, kl, of_d):
+        """−p·(d + KL), and its roundings; for a leading class, those of the terms that it sums.
+
+        The factor p is a probability, with an error of 4 + |x − max|/T ulp.
+        """
         apart = of_d + 4 * abs(d)
         others = np.where(p > 0.5, 0, p)
         of_lead = apart * total(others) + total(others * apart)
-        return -p * (d + kl), p * np.where(p > 0.5, of_lead, apart + 4 * kl)
+        return -p * (d + kl), p * np.where(p > 0.5, of_lead, apart + 4 * kl - u * abs(d + kl))
 
     @staticmethod
     def halved(pair):

@@ -26,7 +26,7 @@ MODULES = {
     "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
-    "logits": ("_moments", "_scaling"),
+    "logits": ("_moments", "_rounding", "_scaling"),
     "backends": ("_choice", "_reading", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
     "rows": (
         "_peaks",

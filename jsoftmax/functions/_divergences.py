@@ -41,8 +41,9 @@ def kl_divergence(
     float32. No term of the second sum is negative, and d comes from differences of the logits. So the
     divergence is never negative, is 0 if p and q are equal, and is as accurate for close distributions as
     for others: within 4 ulp plus ``Σ |q − p|·|d| / KL`` ulp for the rounding of d, about 2 ulp if p and q are
-    close or far apart. Terms below the normal numbers are lost, 1e-38 per class. Gradients have the rounding
-    errors of the two terms that they subtract.
+    close or far apart, plus half of the mean |z − max| of its terms, for the exponentials. Terms below the
+    normal numbers are lost, 1e-38 per class. Gradients have the rounding errors of p and q, as in `softmax`,
+    and of the two terms that they subtract.
 
     A class does not count if it is masked, or −inf in both arguments; with −inf in `p_logits` only, its term
     is 0·log 0 = 0. If a class is −inf in `q_logits` only, KL is +inf. If p or q has no live class in a row,

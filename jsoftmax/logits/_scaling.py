@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
+from jsoftmax.logits import _rounding
 from jsoftmax.transforms._sharding import sharded_like
 
 Axes = tuple[int | str, ...]  # array axes, and mesh axes if the classes are sharded
@@ -31,8 +32,8 @@ class Shifted(NamedTuple):
     """``u = z − max z``, rounded: 0 at the maximum, −inf at dead classes; shifted before the division by T.
 
     `slip` is the exact ``z − max z`` minus u. The roundings in u have a relative error, and exp(u) has |u|
-    times that error. `shifted` computes the slip on request, and if a temperature adds a second rounding,
-    unless the logits have 16 bits. The rounding of x − max alone is within the contract.
+    times that error. `shifted` computes the slip if a temperature adds a second rounding, unless the logits
+    have 16 bits. The rounding of x − max alone is within the contract.
     """
 
     u: Array
@@ -89,16 +90,20 @@ def live(x: Array, scaling: Scaling) -> Array:
     return x if scaling.where is None else jnp.where(scaling.where, x, -jnp.inf)
 
 
-def shifted(x: Array, scaling: Scaling, top: Array, exact: bool = False, at_top: bool = False) -> Shifted:
+def shifted(x: Array, scaling: Scaling, top: Array, at_top: bool = False) -> Shifted:
     """The logits of a row, or of some of its classes, minus the maximum of the row, divided by T.
 
-    `exact` asks for the slip. With `at_top` (implied by `exact` and by a temperature), u is exactly 0 at the
-    maximum, whatever XLA fuses with the difference.
+    With `at_top` (implied by a temperature), u is exactly 0 at the maximum, whatever XLA fuses with the
+    difference.
     """
-    u = shift(x, scaling, top, 1, at_top or exact or scaling.temperature is not None)
-    if not exact and (scaling.temperature is None or x.dtype.itemsize == 2):
+    u = shift(x, scaling, top, 1, at_top or scaling.temperature is not None)
+    if scaling.temperature is None or x.dtype.itemsize == 2:
         return Shifted(u, None)
-    return Shifted(u, lax.stop_gradient(_slip(x, scaling, top, u)))
+    z, z_top = ordered(x, scaling, top)
+    slip = _rounding.slip(u, z, z_top, scaling.temperature)
+    if scaling.soft_cap is not None:
+        slip = jnp.where(u == 0, 0.0, slip)  # `shift` may have corrected u to 0; the slip would undo it
+    return Shifted(u, lax.stop_gradient(slip))
 
 
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
@@ -164,34 +169,6 @@ def with_slip(terms: Array, z: Shifted) -> Array:
 def exponentials(z: Shifted) -> Array:
     """``exp(z − max z)``, with the slip; 0 at dead classes."""
     return with_slip(jnp.exp(z.u), z)
-
-
-def _slip(x: Array, scaling: Scaling, top: Array, u: Array) -> Array:
-    """``(x − max)/T − u``, computed exactly and rounded once; 0 where a number in it is infinite."""
-    x, top = ordered(x, scaling, top)
-    x = rules.rounded(x, top)
-    difference = x - top
-    finite = jnp.isfinite(difference) & jnp.isfinite(u)
-    x, top, difference, u = (jnp.where(finite, a, 0.0) for a in (x, top, difference, u))
-    back = x - difference
-    slip = (x - (difference + back)) + (back - top)
-    if scaling.temperature is not None:
-        scale = jnp.abs(scaling.temperature)
-        u_high, scale_high = _high_half(u), _high_half(scale)
-        u_low, scale_low = u - u_high, scale - scale_high
-        of_quotient = difference - u_high * scale_high
-        of_quotient = ((of_quotient - u_high * scale_low) - u_low * scale_high) - u_low * scale_low
-        slip = (slip + of_quotient) / scale
-    if scaling.soft_cap is not None:
-        slip = jnp.where(u == 0, 0.0, slip)  # `shift` may have corrected u to 0; the slip would undo it
-    return jnp.where(jnp.abs(slip) < 1, slip, 0.0)
-
-
-def _high_half(a: Array) -> Array:
-    """The leading half of the significand of a: a product of two such halves is exact (Dekker)."""
-    product = a * (2.0**12 + 1 if a.dtype == jnp.float32 else 2.0**27 + 1)
-    product = rules.rounded(product, product)  # else XLA fuses it with the difference, without rounding
-    return product - (product - a)
 
 
 def maximum(scaling: Scaling, top: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import online, rules
-from jsoftmax.logits import _scaling
+from jsoftmax.logits import _rounding, _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
 from jsoftmax.rows import _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
-from jsoftmax.transforms._platforms import recomputed
+from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
 from jsoftmax.transforms._sharding import varies, varying
 
 Axes = tuple[int | str, ...]
@@ -51,7 +52,7 @@ class _Saved(NamedTuple):
     beta: Array | None = None
 
     def behind_barrier(self, *after: Any) -> _Saved:
-        """The same numbers behind a barrier that waits for `after`, so that XLA on GPU recomputes the pair.
+        """The same numbers behind a barrier that waits for `after`, so that XLA recomputes the pair.
 
         Without it, XLA stores what several sums share, in float32 and in the shape of the logits.
         """
@@ -59,14 +60,14 @@ class _Saved(NamedTuple):
         of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
         # A barrier that waits for sums of this shard only would mark its results as varying over the shards.
         known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
-        p_state, q_state, log_ratio = recomputed(of_rows, known)
+        p_state, q_state, log_ratio = recomputed_everywhere(of_rows, known)
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
     def pair(self) -> _Pair:
         logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
-        z_p, z_q = _shifted(*logits, self.scaling, *states)
+        z_p, z_q, gap = _compared(*logits, self.scaling, *states)
         empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
-        d = jnp.where(empty, 0, _u_gap(z_p, z_q)) - self.log_ratio
+        d = jnp.where(empty, 0, gap) - self.log_ratio
         p, q = (_probabilities.of_shifted(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
         leads = (
             _probabilities.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True)
@@ -74,29 +75,25 @@ class _Saved(NamedTuple):
         return _Pair(z_p.u, z_q.u, p, q, d, *leads)
 
 
-def _shifted(
+def _compared(
     p: Array, q: Array, scaling: Scaling, p_state: online.State, q_state: online.State
-) -> tuple[Shifted, Shifted]:
-    z_p, z_q = (
-        _scaling.shifted(x, scaling, state.max, exact=True) for x, state in ((p, p_state), (q, q_state))
-    )
-    return z_p, z_q
-
-
-def _u_gap(z_p: Shifted, z_q: Shifted) -> Array:
-    """``u_q − u_p``; +inf where only p is dead, −inf where only q is dead, 0 where both are."""
+) -> tuple[Shifted, Shifted, Array]:
+    """Both rows minus their maxima, and ``u_q − u_p``: +inf where only p is dead, −inf where only q is."""
+    pair = (p, p_state.max), (q, q_state.max)
+    z_p, z_q = (_scaling.shifted(x, scaling, top, at_top=True) for x, top in pair)
     dead_p, dead_q = z_p.u == -jnp.inf, z_q.u == -jnp.inf
-    u_p, u_q = (jnp.where(dead_p | dead_q, 0, z.u) for z in (z_p, z_q))
-    gap = u_q - u_p
-    if z_p.slip is not None and z_q.slip is not None:
-        gap = gap + (z_q.slip - z_p.slip)
-    return jnp.where(dead_p == dead_q, gap, jnp.where(dead_p, jnp.inf, -jnp.inf))
+    dead = dead_p | dead_q
+    of_p, of_q = (_scaling.ordered(jnp.where(dead, 0, x), scaling, top) for x, top in pair)
+    gap = _rounding.half_gap(*of_p, *of_q)
+    gap = 2 * (gap if scaling.temperature is None else _scaling.divided(gap, scaling.temperature))
+    of_dead = jnp.where(dead_p == dead_q, 0, jnp.where(dead_p, jnp.inf, -jnp.inf))
+    return z_p, z_q, jnp.where(dead, of_dead, gap)
 
 
-def _log_ratio(z_p: Shifted, z_q: Shifted, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
+def _log_ratio(z_p: Shifted, z_q: Shifted, gap: Array, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
     """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
-    gaps = rules.difference(_scaling.exponentials(z_p), _scaling.exponentials(z_q), _u_gap(z_p, z_q))
-    (gap,) = rules.row_sums(axes, gaps)
+    e_p, e_q = _scaling.exponentials(z_p), _scaling.exponentials(z_q)
+    (gap,) = rules.row_sums(axes, rules.difference(e_p, e_q, gap))
     more = gap > 0
     total = 1 + jnp.where(more, rest_p, rest_q)
     empty = (rest_p < 0) | (rest_q < 0)
@@ -116,9 +113,10 @@ def _with_rules(
     def save(
         axes: Axes, p: Array, q: Array, scaling: Scaling, hidden: Array | None, beta: Array | None = None
     ) -> tuple[Array, _Saved]:
-        (p_state, _), (q_state, _) = (_reductions.reduce(x, scaling, axes, exact=True) for x in (p, q))
-        z_p, z_q = _shifted(p, q, scaling, p_state, q_state)
-        log_ratio = _log_ratio(z_p, z_q, p_state.rest, q_state.rest, axes)
+        reduce = partial(_reductions.reduce, scaling=scaling, axes=axes, result_used_for="nothing")
+        p_state, q_state = reduce(p)[0], reduce(q)[0]
+        compared = _compared(p, q, scaling, p_state, q_state)
+        log_ratio = _log_ratio(*compared, p_state.rest, q_state.rest, axes)
         saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).behind_barrier()
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))

@@ -55,7 +55,7 @@ def reduce(
     moments: tuple[Moment, ...] = (),
     *,
     entropy: bool = False,
-    exact: bool = False,
+    at_top: bool = False,
     labels: Array | None = None,
     shares: Shares = _no_shares,
     for_label: bool = False,
@@ -66,10 +66,11 @@ def reduce(
 
     ``shares(maximum, logit of the label)`` returns the numbers of a shard, which are summed over the shards.
     With `for_label`, only −log p of the label has to be accurate. `result_used_for` is as in
-    `_choice.Request`, `bounded` as in `peak`: then the rest of a row with +inf is +inf.
+    `_choice.Request`, `at_top` as in `shifted`, `bounded` as in `peak`: then the rest of a row with +inf is
+    +inf.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
-    static = _Static(axes, kinds, entropy, exact, for_label, result_used_for, bounded)
+    static = _Static(axes, kinds, entropy, at_top, for_label, result_used_for, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     two_passes = partial(_in_two_passes, static, shares)
@@ -86,7 +87,7 @@ class _Static(NamedTuple):
     axes: Axes
     kinds: tuple[Moment, ...]  # the moments without their factors
     entropy: bool
-    exact: bool
+    at_top: bool
     for_label: bool
     result_used_for: UsedFor
     bounded: bool
@@ -132,17 +133,17 @@ def _in_two_passes(
 
     u and u/2 are separate differences, because XLA on CPU stores what two sums share.
     """
-    axes, kinds, entropy, exact, for_label, result_used_for, bounded, _ = static
+    axes, kinds, entropy, at_top, for_label, result_used_for, bounded, _ = static
     own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
-    bare = not (kinds or entropy or exact) and scaling == Scaling(None)
+    bare = not (kinds or entropy or at_top) and scaling == Scaling(None)
     form = choose(Request("rest", x, own, bool(names), bare, result_used_for, for_label)).cpu
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
         here = scaling._replace(where=where)
-        z = shifted(x, here, top, exact)
+        z = shifted(x, here, top, at_top)
         half_u = shift(x, here, top, 0.5)
         half = jnp.exp(half_u)
         dead = is_dead(x, here) if kinds else None
@@ -198,7 +199,7 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         again = recomputed(
             recomputed(scaling)
         )  # two barriers: XLA merges equal ones, and the gradient has one already
-        z = shifted(x, again, lax.stop_gradient(state.max), static.exact)
+        z = shifted(x, again, lax.stop_gradient(state.max), static.at_top)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)

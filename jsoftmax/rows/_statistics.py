@@ -110,7 +110,7 @@ def save(
         (axis, *names),
         tuple(moments),
         entropy=asks_for_entropy,
-        exact=asks_for_entropy,
+        at_top=asks_for_entropy,
         labels=labels if asks_for_id else None,
         shares=of_id,
         for_label=wanted == {"nll"},
@@ -160,7 +160,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     (x, labels, weights, scaling, *_), state, found, sum_weights, mean_u, _ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
-    z = _scaling.shifted(x, again, state.max, exact="entropy" in found)
+    z = _scaling.shifted(x, again, state.max, at_top="entropy" in found)
     p, dead = _probabilities.of_shifted(z, state.rest), _scaling.is_dead(x, scaling)
     soft = "nll" in asked and not are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead

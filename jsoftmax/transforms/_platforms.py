@@ -95,20 +95,30 @@ def for_logits(*sizes: Any) -> _modes.Mode:
     return _modes.in_form("plain" if few else form)
 
 
+def _behind_barrier(values: T, after: Any) -> T:
+    if after:
+        return lax.optimization_barrier((values, after))[0]
+    return jax.tree.map(lax.optimization_barrier, values)  # one barrier each: no array waits for another
+
+
+_AGAIN = _behind_barrier, "computed again: XLA would store it, in float32 and as long as the logits"
+
+
 @jax.custom_jvp
 def recomputed(values: T, after: Any = ()) -> T:
     """The same arrays; on accelerators behind a barrier that waits for `after`, so that uses recompute."""
+    return by_platform("what two sums share", values, after, plain=_unchanged, gpu=_AGAIN, tpu=_AGAIN)
 
-    def behind_barrier(values: T, after: Any) -> T:
-        if after:
-            return lax.optimization_barrier((values, after))[0]
-        return jax.tree.map(lax.optimization_barrier, values)  # one barrier each: no array waits for another
 
-    again = behind_barrier, "computed again: XLA would store it, in float32 and as long as the logits"
-    return by_platform("what two sums share", values, after, plain=_unchanged, gpu=again, tpu=again)
+@jax.custom_jvp
+def recomputed_everywhere(values: T, after: Any = ()) -> T:
+    """As `recomputed`, on CPU too: there a stored array costs several times its exponentials."""
+    own = {"cpu": _AGAIN, "gpu": _AGAIN, "tpu": _AGAIN}
+    return by_platform("what two sums share", values, after, plain=_unchanged, **own)
 
 
 recomputed.defjvp(lambda primals, tangents: (recomputed(*primals), tangents[0]))
+recomputed_everywhere.defjvp(lambda primals, tangents: (recomputed_everywhere(*primals), tangents[0]))
 
 
 @jax.custom_jvp
