@@ -22,6 +22,11 @@ EXACT = SimpleNamespace(
     exp=np.frompyfunc(mp.exp, 1, 1),
     log=np.frompyfunc(mp.log, 1, 1),
     tanh=np.frompyfunc(mp.tanh, 1, 1),
+    expm1=np.frompyfunc(mp.expm1, 1, 1),
+    softplus=np.frompyfunc(lambda z: mp.log(1 + mp.exp(z)), 1, 1),
+    zero=mpf(0),
+    infinity=mp.inf,
+    expand_dims=np.expand_dims,
     where=np.where,
     top=lambda x, axis: mpf(0),  # no shift: nothing overflows
 )
@@ -29,6 +34,11 @@ FLOAT = SimpleNamespace(
     exp=jnp.exp,
     log=jnp.log,
     tanh=jnp.tanh,
+    expm1=jnp.expm1,
+    softplus=lambda z: jnp.logaddexp(z, 0),
+    zero=0,
+    infinity=jnp.inf,
+    expand_dims=jnp.expand_dims,
     where=jnp.where,
     top=lambda x, axis: jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True)),
 )
@@ -131,3 +141,37 @@ def js_divergence(x, y, axis=-1, where=None, temperature=None, beta=None):
     log_m = xp.log(of_rows * xp.exp(log_p) + (1 - of_rows) * xp.exp(log_q))
     of_p, of_q = ((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q))
     return beta * of_p + (1 - beta) * of_q
+
+
+def log_odds(x, y, axis=-1, where=None, temperature=None):
+    """z − logsumexp of the other live classes; 0 if there are none."""
+    xp, z = _namespace(x), _scaled(x, where, temperature)
+    classes = np.arange(x.shape[axis], dtype=y.dtype).reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+    hit = classes == xp.expand_dims(y, axis)
+    others = xp.where(hit, -xp.infinity, z)
+    alone = (others == -xp.infinity).all(axis)
+    others = xp.where(xp.expand_dims(alone, axis), xp.zero, others)
+    return xp.where(alone, xp.zero, xp.where(hit, z, xp.zero).sum(axis) - logsumexp(others, axis))
+
+
+def focal_loss(x, y, gamma, axis=-1, **options):
+    """The absolute value of 1 − p: a sum of one class rounds."""
+    nll = cross_entropy(x, y, axis, **options)
+    return abs(_namespace(x).expm1(-nll)) ** gamma * nll
+
+
+def poly_loss(x, y, epsilon, axis=-1, **options):
+    nll = cross_entropy(x, y, axis, **options)
+    return nll - epsilon * _namespace(x).expm1(-nll)
+
+
+def log_sigmoid(z):
+    return -_namespace(z).softplus(-z)
+
+
+def binary_cross_entropy(z, t, pos_weight=1, weights=1, label_smoothing=None):
+    t = t if z.dtype == object else t.astype(z.dtype)
+    softplus, other = _namespace(z).softplus, 1 - t
+    if label_smoothing is not None:
+        t, other = ((1 - label_smoothing) * share + label_smoothing / 2 for share in (t, other))
+    return weights * (pos_weight * t * softplus(-z) + other * softplus(z))

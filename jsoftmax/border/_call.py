@@ -73,8 +73,8 @@ class Call(Arrays):
     def coefficient(
         self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
     ) -> Array | None:
-        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if known to be 0."""
-        known = _given.known_number(self.arguments[name])
+        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if 0 or not given."""
+        known = _given.known_number(self.arguments.get(name, 0.0))
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None
         number = self.per_row(name, x, axes, dtype)
@@ -189,6 +189,16 @@ class Call(Arrays):
                 remedy += ", or class ids as integers: labels.astype(int)"
             raise self.error(ValueError, problem, remedy)
         return _stored(labels)
+
+    def binary_targets(self, shape: tuple[int, ...]) -> Array:
+        """The targets of two classes, broadcast to `shape`: floats, bools, or integers."""
+        wide = _given.too_wide(self.arguments["targets"])
+        targets = self.array("targets") if wide is None else jnp.asarray(_given.narrowed(wide, None))
+        if not broadcasts(targets.shape, shape):
+            problem = f"targets of shape {targets.shape} for logits of shape {shape}"
+            raise self.error(ValueError, problem, f"give one for each logit, shape {shape}")
+        is_float = jnp.issubdtype(targets.dtype, jnp.floating)
+        return jnp.broadcast_to(_stored(targets) if is_float else targets, shape)
 
 
 def _stored(targets: Array) -> Array:
