@@ -123,9 +123,9 @@ def shares(rng, shape, axis):
     return (rng.integers(0, 5, shape) / 4,)
 
 
-def positive(rng, shape, axis):
-    """One for each logit, above 0."""
-    return (rng.uniform(0.2, 2.0, shape),)
+def sinks(rng, shape, axis):
+    """A logit for each row, of the size of the others."""
+    return (2 * rng.normal(size=np.delete(shape, axis)),)
 
 
 def bits(rng, shape, axis):
@@ -161,6 +161,10 @@ def _dense_of_few(log_probs, x, axis):
 
 def _expanded(per_row, axis):
     return np.expand_dims(per_row, axis) if per_row.dtype == object else jnp.expand_dims(per_row, axis)
+
+
+def _expand_each(axis, **per_row):
+    return {name: _expanded(values, axis) for name, values in per_row.items()}
 
 
 def _live(where, values):
@@ -253,6 +257,22 @@ FUNCTIONS = (
         together(mask, temperature),
         reduces=False,
     ),
+    Function(
+        "softmax, sink",
+        lambda x, s, axis: jsoftmax.softmax(x, axis, sink=s),
+        lambda x, s, axis: definitions.softmax(x, axis, sink=_expanded(s, axis)),
+        sinks,
+        reduces=False,
+    ),
+    Function(
+        "log_softmax, sink, temperature",
+        lambda x, s, t, axis: jsoftmax.log_softmax(x, axis, sink=s, temperature=t),
+        lambda x, s, t, axis: definitions.log_softmax(
+            x, axis, temperature=_expanded(t, axis), sink=_expanded(s, axis)
+        ),
+        together(sinks, temperature),
+        reduces=False,
+    ),
     Function("logsumexp", jsoftmax.logsumexp, definitions.logsumexp, nothing),
     Function(
         "logsumexp, masked",
@@ -328,10 +348,12 @@ FUNCTIONS = (
     Function(
         "binary_cross_entropy, targets, options",
         lambda x, t, c, w, alpha, axis: jsoftmax.binary_cross_entropy(
-            x, t, pos_weight=c, weights=w, label_smoothing=_expanded(alpha, axis)
+            x, t, **_expand_each(axis, pos_weight=c, weights=w, label_smoothing=alpha)
         ),
-        lambda x, t, c, w, alpha, axis: definitions.binary_cross_entropy(x, t, c, w, _expanded(alpha, axis)),
-        together(shares, positive, weights, share),
+        lambda x, t, c, w, alpha, axis: definitions.binary_cross_entropy(
+            x, t, **_expand_each(axis, pos_weight=c, weights=w, label_smoothing=alpha)
+        ),
+        together(shares, temperature, temperature, share),
         reduces=False,
     ),
     Function("entropy", jsoftmax.entropy, definitions.entropy, nothing),

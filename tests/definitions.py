@@ -68,16 +68,21 @@ def _scaled(x, where, temperature, soft_cap=None):
     return z if where is None else xp.where(where, z, -mp.inf if x.dtype == object else -jnp.inf)
 
 
-def softmax(x, axis=-1, where=None, temperature=None):
+def softmax(x, axis=-1, where=None, temperature=None, sink=None):
     xp = _namespace(x)
+    if sink is not None:
+        return xp.exp(log_softmax(x, axis, where, temperature, sink=sink))
     z = _scaled(x, where, temperature)
     e = xp.exp(z - xp.top(z, axis))
     return e / e.sum(axis, keepdims=True)
 
 
-def log_softmax(x, axis=-1, where=None, temperature=None, soft_cap=None):
+def log_softmax(x, axis=-1, where=None, temperature=None, soft_cap=None, sink=None):
     z = _scaled(x, where, temperature, soft_cap)
-    return z - logsumexp(z, axis, keepdims=True)
+    if sink is None:
+        return z - logsumexp(z, axis, keepdims=True)
+    join = np.concatenate if x.dtype == object else jnp.concatenate
+    return z - logsumexp(join([z, _scaled(sink, None, temperature)], axis), axis, keepdims=True)
 
 
 def logsumexp(a, axis=None, b=None, keepdims=False, where=None, temperature=None, soft_cap=None):
@@ -146,7 +151,9 @@ def js_divergence(x, y, axis=-1, where=None, temperature=None, beta=None):
 def log_odds(x, y, axis=-1, where=None, temperature=None):
     """z − logsumexp of the other live classes; 0 if there are none."""
     xp, z = _namespace(x), _scaled(x, where, temperature)
-    classes = np.arange(x.shape[axis], dtype=y.dtype).reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+    classes = np.arange(x.shape[axis], dtype=y.dtype).reshape(
+        [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+    )
     hit = classes == xp.expand_dims(y, axis)
     others = xp.where(hit, -xp.infinity, z)
     alone = (others == -xp.infinity).all(axis)

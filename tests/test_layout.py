@@ -27,11 +27,12 @@ MODULES = {
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
     "logits": ("_moments", "_scaling"),
-    "backends": ("_choice", "_reading", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
+    "backends": ("_choice", "_reading", "_sinks", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
     "rows": (
         "_peaks",
         "_reductions",
         "_probabilities",
+        "_maps",
         "_statistics",
         "_divergences",
         "_row_numbers",

@@ -47,6 +47,10 @@ class Call(Arrays):
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
         return with_rank(number, x.ndim).astype(dtype)
 
+    def sink(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """The logit of a sink, one number or one per row, any number; None if not given."""
+        return None if self.arguments.get("sink") is None else self._one_a_row("sink", x, axes, dtype)
+
     def share(self, x: Logits, axes: Axes) -> Array | None:
         """The share β of the first of two distributions in their mixture; None if it is a half."""
         if self.arguments.get("beta") is None or _given.known_number(self.arguments["beta"]) == 0.5:
@@ -54,11 +58,8 @@ class Call(Arrays):
         return self.per_row("beta", x, axes, rules.computing_dtype(x.dtype))
 
     def row_weights(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """One weight a row, any number, with length 1 along the row; None if not given."""
-        if self.arguments.get("weights") is None:
-            return None
-        weights = self._one_a_row("weights", x, axes, dtype)
-        return jnp.broadcast_to(weights, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+        """One weight, or one a row, any number, with length 1 along the row; None if not given."""
+        return None if self.arguments.get("weights") is None else self._one_a_row("weights", x, axes, dtype)
 
     def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:
         problem, remedy = f"{name} is {number}", _given.RANGES[name]

@@ -122,5 +122,6 @@ def binary_cross_entropy(
     if jnp.issubdtype(t.dtype, jnp.integer):
         t = reported_ids(t, 2, ())
     alpha = call.coefficient("label_smoothing", z, (), dtype, None)
-    entries = Entries(z, t, alpha, call.per_row("pos_weight", z, (), dtype), loss.terms.weights)
+    options = alpha, call.per_row("pos_weight", z, (), dtype), call.row_weights(z, (), dtype)
+    entries = Entries(z, t, *options)
     return loss.reduced(_binary.losses(entries), ())

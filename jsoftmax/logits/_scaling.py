@@ -20,11 +20,15 @@ Axes = tuple[int | str, ...]  # array axes, and mesh axes if the classes are sha
 
 
 class Scaling(NamedTuple):
-    """The mask and the numbers in ``z = cap·tanh(x/cap)/T``; also their tangents or cotangents."""
+    """The mask and the numbers in ``z = cap·tanh(x/cap)/T``; also their tangents or cotangents.
+
+    `sink` is a further logit of every row; only the maps have one, and `backends._sinks` adds it to a row.
+    """
 
     where: Array | None
     temperature: Array | None = None
     soft_cap: Array | None = None
+    sink: Array | None = None
 
 
 class Shifted(NamedTuple):
@@ -42,8 +46,9 @@ class Shifted(NamedTuple):
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public call specify."""
     dtype = rules.computing_dtype(x.dtype)
-    options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
-    return jax.tree.map(lambda a: sharded_like(a, x), Scaling(call.mask(x.shape), *options))
+    temperature, cap = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
+    scaling = Scaling(call.mask(x.shape), temperature, cap, call.sink(x, axes, dtype))
+    return jax.tree.map(lambda a: sharded_like(a, x), scaling)
 
 
 def usable(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
@@ -76,7 +81,9 @@ def times_sign(x: Array, temperature: Array) -> Array:
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
     """Where a live class equals the maximum of its row; a short comparison, as XLA:GPU stores longer ones."""
-    return live(x, scaling) == (top if scaling.temperature is None else times_sign(top, scaling.temperature))
+    return live(x, scaling).astype(top.dtype) == (
+        top if scaling.temperature is None else times_sign(top, scaling.temperature)
+    )
 
 
 def is_dead(x: Array, scaling: Scaling) -> Array:
@@ -230,7 +237,7 @@ def pull_per_class(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Arr
 
 def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
     """The cotangent of a scaling, from the contributions of all classes."""
-    return jax.tree.map(sum_to_shape, of_classes, scaling._replace(where=None))
+    return jax.tree.map(sum_to_shape, of_classes, scaling._replace(where=None, sink=None))
 
 
 def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:

@@ -66,7 +66,7 @@ def _costs(entries: Entries, weights: tuple[Array, Array]) -> _Costs:
     z, (a, b) = entries.z.astype(weights[0].dtype), weights
     gone = None
     if entries.weights is not None:
-        gone = (entries.weights == 0) & ~jnp.isfinite(z + a + b)
+        gone = (entries.weights == 0) & ~jnp.isfinite(z + a + b)  # in the shape of z
         z, a, b = (jnp.where(gone, 0, values) for values in (z, a, b))
     first, second = rules.softplus(-z), rules.softplus(z)
     loss = _moments.times(a, first) + _moments.times(b, second)

@@ -37,6 +37,7 @@ from jsoftmax.rules._rows import split_axes as split_axes
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
+    Sink,
     binary_residual,
     cross_entropy_hvp,
     cross_entropy_residual,
@@ -44,6 +45,7 @@ from jsoftmax.rules._softmax import (
     label_residual,
     log_softmax_jvp,
     log_softmax_vjp,
+    sink_vjp,
     softmax_jacobian,
     softmax_product,
     weighted_residual,
@@ -52,6 +54,7 @@ from jsoftmax.rules._softmax import leading as leading
 
 __all__ = [
     "RowSums",
+    "Sink",
     "binary_entropy",
     "binary_residual",
     "cross_entropy_hvp",
@@ -73,6 +76,7 @@ __all__ = [
     "log_to_mean",
     "log_to_mixture",
     "sigmoid",
+    "sink_vjp",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",
