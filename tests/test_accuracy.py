@@ -258,7 +258,11 @@ def exact_others(x, y):
     log_p = -gap - LOG(total)[:, None]
     q = -e.label_gradient[rows, y]
     log_others = LOG(q * EXP(-gap).sum(1))
-    tiny = 4 + np.where(e.gap[rows, y] == 0, e.lead[:, 0], 0)
+    leads = e.gap[rows, y] == 0
+    lead = np.where(leads, e.lead[:, 0], 0)
+    tiny = 4 + lead
+    # Its two terms: how far the label is from the largest other class, and the log1p of the rest of these.
+    of_odds = np.maximum(np.where(leads, lead, e.gap[rows, y]), (log_others + lead).astype(float))
     first, second = LOG1P(EXP(FINE(-x))), LOG1P(EXP(FINE(x)))
     is_label = np.arange(x.shape[1]) == y[:, None]
     loss = np.where(is_label, first, second)
@@ -266,11 +270,7 @@ def exact_others(x, y):
     return {
         "softmax, sink": (EXP(log_p), 4 + e.gap),
         "log_softmax, sink": (log_p, 4 + np.where(e.gap == 0, e.lead + e.gap[rows, y][:, None], 0)),
-        "log_odds": (
-            -gap[rows, y] - log_others,
-            4,
-            np.maximum(e.gap[rows, y], abs(log_others).astype(float)),
-        ),
+        "log_odds": (-gap[rows, y] - log_others, 4, of_odds),
         "focal_loss": (q * q * e.label_loss, 3 * tiny),
         "poly_loss": (e.label_loss + q, 1 + tiny),
         "binary_cross_entropy": (loss, 4),

@@ -1,4 +1,4 @@
-"""Two classes, the odds of one class, and losses of sure rows: their corners, and where the peers are wrong."""
+"""Two classes, the odds of one class, and losses of sure rows: corners, and where the peers are wrong."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def every_order(loss, z):
 
 @jax.debug_nans(True)
 def test_logits_of_infinity_are_limits():
-    """optax has NaN where the target is right, in the value and in the gradient."""
+    """optax has NaN where the target is right."""
     z, t = jnp.array([INF, -INF, INF, -INF, INF]), jnp.array([1.0, 0.0, 0.0, 1.0, 0.5])
     want = [0, 0, INF, INF, INF], [0, 0, 1, -1, 0.5], [0] * 5
     for targets in (t, t[:4].astype(int), t[:4] > 0):
@@ -36,9 +36,7 @@ def test_logits_of_infinity_are_limits():
     np.testing.assert_array_equal(in_targets, [0, 0])
     with jax.debug_nans(False):
         peer = optax.sigmoid_binary_cross_entropy(z[:2], t[:2])
-        slope = jax.grad(lambda z: optax.sigmoid_binary_cross_entropy(z, t[:2]).sum())(z[:2])
     assert np.isnan(peer).all()
-    assert np.isnan(slope).all()
 
 
 def test_it_is_the_cross_entropy_of_the_logits_z_and_0():
@@ -81,7 +79,7 @@ def test_reductions_weights_and_bad_targets():
     assert "class id -1 of row 2 is outside [0, 2)" in error.get()
     with pytest.raises(ValueError, match=r"targets of shape \(3,\) for logits of shape \(4,\)"):
         jsoftmax.binary_cross_entropy(z, t[:3])
-    with pytest.raises(ValueError, match="pos_weight is -1.0; write a number from 0 up"):
+    with pytest.raises(ValueError, match=r"pos_weight is -1\.0; write a number from 0 up"):
         jsoftmax.binary_cross_entropy(z, t, pos_weight=-1.0)
 
 
@@ -124,7 +122,9 @@ def test_a_sure_row_has_every_derivative(gamma):
     with jax.debug_nans(True):
         value = jax.jit(loss)(x)
         first = jax.grad(lambda x: jnp.sum(loss(x)[:3]))
-        gradient, second = jax.jit(lambda x: (first(x), jax.vjp(first, x)[1](jnp.cos(x[:, ::-1]))[0]))(x)
+        gradient, second = jax.jit(
+            lambda x: (first(x), jax.vjp(first, x)[1](jnp.cos(jnp.arange(8.0).reshape(4, 2)))[0])
+        )(x)
         in_gamma = jax.grad(lambda g: jnp.sum(jsoftmax.focal_loss(x, y, gamma=g)[:3]))(gamma)
     n = np.log1p(np.exp(-20.0))
     np.testing.assert_allclose(value[0], n ** (1 + gamma), rtol=2e-6)
@@ -139,10 +139,7 @@ def test_a_gamma_of_0_is_the_cross_entropy():
     y, options = jnp.array([0, 1, 2, 3, 4, -100]), {"ignore_index": -100, "class_weights": jnp.arange(1.0, 6)}
     for reduction in ("none", "mean"):
         pair = (partial(jsoftmax.focal_loss, gamma=0.0), jsoftmax.cross_entropy)
-        found = [
-            jax.vjp(lambda x, f=f, r=reduction: f(x, y, reduction=r, **options), x)  # noqa: B023
-            for f in pair
-        ]
+        found = [jax.vjp(lambda x, f=f, r=reduction: f(x, y, reduction=r, **options), x) for f in pair]
         np.testing.assert_array_equal(found[0][0], found[1][0])
         np.testing.assert_array_equal(*(pull(jnp.ones_like(value))[0] for value, pull in found))
 
@@ -159,7 +156,7 @@ def test_focal_and_poly_keep_what_optax_loses():
     np.testing.assert_allclose(jsoftmax.focal_loss(both, jnp.zeros(3, int)), theirs, rtol=1e-4)
     per_row = jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=jnp.array([0.0, 2.0, NAN]))
     np.testing.assert_array_equal(np.isnan(per_row), [False, False, True])
-    with pytest.raises(ValueError, match="gamma is -1.0; write a number from 0 up"):
+    with pytest.raises(ValueError, match=r"gamma is -1\.0; write a number from 0 up"):
         jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=-1.0)
     with pytest.raises(TypeError, match="give class ids as integers"):
         jsoftmax.focal_loss(both, jnp.zeros(3))

@@ -96,5 +96,6 @@ def log_odds(
     of_label, of_others = u[..., 0], u[..., 1]
     alone = of_others == -jnp.inf
     only = jnp.where(of_label == -jnp.inf, 0.0, jnp.inf).astype(u.dtype)  # 0 in a row without a live class
+    only = rules.nan_where(jnp.isnan(of_label), only)
     odds = jnp.where(alone, only, of_label - jnp.where(alone, 0, of_others))
     return odds * rules.nan_where(~known[..., 0], jnp.ones_like(odds))

@@ -134,7 +134,11 @@ def _applied(
         v = in_z(saved, u, given)
         out = rule(p, v, axes, sink=sink_of(saved, p_sink, given))
         out = out * _probabilities.is_live(saved.state.rest) if marks_empty else out
-        return _Applied(u, out, of_sink(p, p_sink, v))
+        if p_sink is None or forward:
+            return _Applied(u, out, None)
+        # With the barrier XLA on CPU runs all of the above as one kernel, and this sum as another.
+        p, g = hidden((p, given))
+        return _Applied(u, out, of_sink(p, p_sink, in_z(saved, u, g)))
 
     def after_one_pass(saved: _Saved, given: Any) -> _Applied:
         p, u, p_sink = saved.restore(names)
