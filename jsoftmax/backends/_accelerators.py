@@ -77,7 +77,7 @@ def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> tuple[Arr
     z = z if where is None else jnp.where(where, z, -jnp.inf)
     top = _sinks.peak(lax.stop_gradient(jnp.max(z, axes, keepdims=True)), scaling)
     u = z - jnp.maximum(top, jnp.finfo(z.dtype).min)
-    u = u if temperature is None else _scaling.divided(u, temperature)
+    u = u if temperature is None else rules.divided(u, temperature)
     return u, None if sink is None else _sinks.u(scaling, top)
 
 

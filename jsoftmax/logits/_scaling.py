@@ -124,25 +124,8 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0.0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
-        u = 2 * divided(u, scaling.temperature)
+        u = 2 * rules.divided(u, scaling.temperature)
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
-
-
-@jax.custom_jvp
-def divided(u: Array, temperature: Array) -> Array:
-    """``u/|T|``; −inf at a dead class, with a derivative of 0 in the temperature, where JAX's is infinite.
-
-    XLA multiplies by 1/T. For a large T, which would make 1/T subnormal, u and T are both scaled down.
-    """
-    scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
-    return (u * scale) / (jnp.abs(temperature) * scale)
-
-
-@divided.defjvp
-def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (u, temperature), (du, dt) = primals, tangents
-    finite_u = jnp.where(u == -jnp.inf, 0, u)
-    return divided(u, temperature), (du - finite_u * dt / temperature) / jnp.abs(temperature)
 
 
 def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
@@ -160,7 +143,7 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
 def _capped(x: Array, cap: Array) -> Array:
     """``cap·tanh(x/cap)``; x itself if |x| is far below the cap or infinite (a dead class or an overflow)."""
     stays = jnp.isinf(x) | (jnp.abs(x) < cap * (float(jnp.finfo(x.dtype).eps) ** 0.5 / 4))
-    return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
+    return jnp.where(stays, x, cap * jnp.tanh(rules.divided(jnp.where(stays, 0, x), cap)))
 
 
 def with_slip(terms: Array, z: Shifted) -> Array:
