@@ -6,6 +6,8 @@ and the sum of its exponentials has one more term. In a row without a live class
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -30,6 +32,17 @@ def peak(top: Array, scaling: Scaling) -> Array:
 def u(scaling: Scaling, top: Array) -> Array:
     """u of the sink, z − max z; `top` is the maximum of the row with the sink."""
     return _scaling.shifted(logit(scaling, top), scaling._replace(where=None), top, at_top=True).u
+
+
+def term(sink: Array, top: Array) -> Array:
+    """``exp(s − max)`` for the maximum of the classes, without a temperature, as a term of the divisor.
+
+    It is at most a large number: then all classes are below the normal numbers. In a row without a live class
+    it is such a number too. A maximum with the sink would cost a pass: XLA on CPU could not fuse it.
+    """
+    wide = jnp.maximum(top.astype(sink.dtype), jnp.finfo(sink.dtype).min)
+    most = math.log(float(jnp.finfo(sink.dtype).max)) - 1
+    return jnp.exp(jnp.minimum(most, sink - wide)) + jnp.maximum(sink, 0) * 0  # NaN for +inf
 
 
 def with_sink(state: online.State, scaling: Scaling) -> online.State:

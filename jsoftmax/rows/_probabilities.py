@@ -51,24 +51,21 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
 
     def in_one_chain(x: Array, scaling: Scaling) -> Probabilities:
         """A chain without comparisons, which XLA's library on CPU runs as one kernel."""
-        top = _sinks.peak(peak(x, scaling, axes), scaling)
-        of_sink = None if scaling.sink is None else jnp.exp(_sinks.u(scaling, top))
+        top = peak(x, scaling, axes)
         terms = exponentials(shifted(x, scaling, top))
         if x.dtype.itemsize == 2:
             (total,) = rules.row_sums(axes, terms)
-            total = total if of_sink is None else total + of_sink
             rest = total - 1
         else:
             # The ones are summed separately, because small terms added to a 1 lose digits.
             ones = jnp.floor(terms)
             others, ones = rules.row_sums(axes, terms - ones, ones)
-            if of_sink is not None:
-                its_one = jnp.floor(of_sink)
-                others, ones = others + (of_sink - its_one), ones + its_one
             total, rest = others + ones, others + (ones - 1)
-        total = total + 2.0**-60
-        p_sink = None if of_sink is None else of_sink / total
-        return found(terms / total, p_sink, online.State(top, rest))
+        if scaling.sink is None:
+            return found(terms / (total + 2.0**-60), None, online.State(top, rest))
+        state = _sinks.with_sink(online.State(top, rest), scaling)
+        total = total + _sinks.term(scaling.sink, top)
+        return found(terms / (total + 2.0**-60), _sinks.probability(state, scaling), state)
 
     def from_state(x: Array, scaling: Scaling) -> Probabilities:
         state = state_with_sink(x, scaling, axes)
@@ -85,9 +82,10 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
 
     own, names = rules.split_axes(axes)
     bare = scaling._replace(sink=None) == Scaling(None) and not with_state
+    plain = from_state if scaling.sink is not None and scaling.temperature is not None else in_one_chain
     forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
     own_forms = choose(Request("softmax", x, own, bool(names), bare)).functions(forms)
-    return by_platform("the map", x, scaling, plain=in_one_chain, **own_forms)
+    return by_platform("the map", x, scaling, plain=plain, **own_forms)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
