@@ -63,7 +63,7 @@ def softmax(
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
     [ 9. 24. 67.]
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]), sink=3.0)))
-    [ 5. 14. 39.]
+    [ 5. 15. 40.]
 
     Source: Blanchard, Higham & Higham, *Accurately computing the log-sum-exp and softmax functions*,
     IMA J. Numer. Anal. 41 (2021). The sink is that of gpt-oss (OpenAI, 2025).
