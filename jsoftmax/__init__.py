@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jsoftmax import online, rules
 from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
+from jsoftmax.functions._focal import focal_loss, poly_loss
 from jsoftmax.functions._information import entropy, log_prob
 from jsoftmax.functions._linear import linear_cross_entropy
 from jsoftmax.functions._linear_divergences import linear_js_divergence, linear_kl_divergence
@@ -18,10 +19,12 @@ from jsoftmax.functions._losses import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jsoftmax.functions._maps import log_softmax, softmax
+from jsoftmax.functions._odds import log_odds
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
 from jsoftmax.functions._top_log_probs import TopLogProbs, linear_top_log_probs, top_log_probs
+from jsoftmax.functions._two_classes import binary_cross_entropy, log_sigmoid
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.rows._sparse import SparseTargets
@@ -36,11 +39,13 @@ __all__ = [
     "RowStatistics",
     "SparseTargets",
     "TopLogProbs",
+    "binary_cross_entropy",
     "config",
     "cross_entropy",
     "entropy",
     "evaluation",
     "explain",
+    "focal_loss",
     "forward_mode",
     "js_divergence",
     "kl_divergence",
@@ -52,10 +57,13 @@ __all__ = [
     "linear_row_statistics",
     "linear_sparse_kl_divergence",
     "linear_top_log_probs",
+    "log_odds",
     "log_prob",
+    "log_sigmoid",
     "log_softmax",
     "logsumexp",
     "online",
+    "poly_loss",
     "portable",
     "row_statistics",
     "rules",

@@ -112,6 +112,27 @@ def options(rng, shape, axis):
     return tuple(rng.uniform(low, high, rows) for low, high in ranges)
 
 
+def focus(rng, shape, axis):
+    """A focus γ, a soft cap, a temperature and a weight for each row."""
+    rows, ranges = np.delete(shape, axis), ((0.5, 3), (5, 50), (0.3, 3), (0.5, 2))
+    return tuple(rng.uniform(low, high, rows) for low, high in ranges)
+
+
+def shares(rng, shape, axis):
+    """One for each logit, between 0 and 1, with both ends."""
+    return (rng.integers(0, 5, shape) / 4,)
+
+
+def sinks(rng, shape, axis):
+    """A logit for each row, of the size of the others."""
+    return (2 * rng.normal(size=np.delete(shape, axis)),)
+
+
+def bits(rng, shape, axis):
+    """0 or 1 for each logit."""
+    return (rng.integers(0, 2, shape).astype(np.int32),)
+
+
 def share(rng, shape, axis):
     """One a row, between 0 and 1."""
     return (rng.uniform(0.1, 0.9, np.delete(shape, axis)),)
@@ -140,6 +161,10 @@ def _dense_of_few(log_probs, x, axis):
 
 def _expanded(per_row, axis):
     return np.expand_dims(per_row, axis) if per_row.dtype == object else jnp.expand_dims(per_row, axis)
+
+
+def _expand_each(axis, **per_row):
+    return {name: _expanded(values, axis) for name, values in per_row.items()}
 
 
 def _live(where, values):
@@ -195,6 +220,26 @@ def _plain_of_statistics(x, y, m, temperature, axis):
     )
 
 
+def _ours_with_focus(loss, name):
+    return lambda x, y, m, option, cap, temperature, w, axis: loss(
+        x, y, axis=axis, where=m, weights=w, soft_cap=cap, temperature=temperature, **{name: option}
+    )
+
+
+def _plain_with_focus(loss):
+    def plain(x, y, m, option, cap, temperature, w, axis):
+        options = {"temperature": _expanded(temperature, axis), "soft_cap": _expanded(cap, axis)}
+        return w * loss(x, y, option, axis, where=m, **options)
+
+    return plain
+
+
+def _ours_log_odds(x, y, m, temperature, axis):
+    """0 where it is +inf, if the label is the only live class."""
+    odds = jsoftmax.log_odds(x, y, axis=axis, where=m, temperature=temperature)
+    return jnp.where(m.sum(axis) == 1, 0, odds)
+
+
 FUNCTIONS = (
     Function("softmax", jsoftmax.softmax, definitions.softmax, nothing, reduces=False),
     Function(
@@ -210,6 +255,22 @@ FUNCTIONS = (
         lambda x, m, t, axis: jnp.where(m, jsoftmax.log_softmax(x, axis, m, temperature=t), 0),
         lambda x, m, t, axis: _live(m, definitions.log_softmax(x, axis, m, _expanded(t, axis))),
         together(mask, temperature),
+        reduces=False,
+    ),
+    Function(
+        "softmax, sink",
+        lambda x, s, axis: jsoftmax.softmax(x, axis, sink=s),
+        lambda x, s, axis: definitions.softmax(x, axis, sink=_expanded(s, axis)),
+        sinks,
+        reduces=False,
+    ),
+    Function(
+        "log_softmax, sink, temperature",
+        lambda x, s, t, axis: jsoftmax.log_softmax(x, axis, sink=s, temperature=t),
+        lambda x, s, t, axis: definitions.log_softmax(
+            x, axis, temperature=_expanded(t, axis), sink=_expanded(s, axis)
+        ),
+        together(sinks, temperature),
         reduces=False,
     ),
     Function("logsumexp", jsoftmax.logsumexp, definitions.logsumexp, nothing),
@@ -251,6 +312,49 @@ FUNCTIONS = (
         jsoftmax.log_prob,
         lambda x, y, axis: -definitions.cross_entropy(x, y, axis),
         ids,
+    ),
+    Function(
+        "log_odds, masked, temperature",
+        _ours_log_odds,
+        lambda x, y, m, t, axis: definitions.log_odds(x, y, axis, m, _expanded(t, axis)),
+        together(live_ids, temperature),
+    ),
+    Function(
+        "focal_loss, masked, options",
+        _ours_with_focus(jsoftmax.focal_loss, "gamma"),
+        _plain_with_focus(definitions.focal_loss),
+        together(live_ids, focus),
+    ),
+    Function(
+        "poly_loss, masked, options",
+        _ours_with_focus(jsoftmax.poly_loss, "epsilon"),
+        _plain_with_focus(definitions.poly_loss),
+        together(live_ids, focus),
+    ),
+    Function(
+        "log_sigmoid",
+        lambda x, axis: jsoftmax.log_sigmoid(x),
+        lambda x, axis: definitions.log_sigmoid(x),
+        nothing,
+        reduces=False,
+    ),
+    Function(
+        "binary_cross_entropy, ids",
+        lambda x, t, axis: jsoftmax.binary_cross_entropy(x, t),
+        lambda x, t, axis: definitions.binary_cross_entropy(x, t),
+        bits,
+        reduces=False,
+    ),
+    Function(
+        "binary_cross_entropy, targets, options",
+        lambda x, t, c, w, alpha, axis: jsoftmax.binary_cross_entropy(
+            x, t, **_expand_each(axis, pos_weight=c, weights=w, label_smoothing=alpha)
+        ),
+        lambda x, t, c, w, alpha, axis: definitions.binary_cross_entropy(
+            x, t, **_expand_each(axis, pos_weight=c, weights=w, label_smoothing=alpha)
+        ),
+        together(shares, temperature, temperature, share),
+        reduces=False,
     ),
     Function("entropy", jsoftmax.entropy, definitions.entropy, nothing),
     Function(

@@ -22,6 +22,11 @@ EXACT = SimpleNamespace(
     exp=np.frompyfunc(mp.exp, 1, 1),
     log=np.frompyfunc(mp.log, 1, 1),
     tanh=np.frompyfunc(mp.tanh, 1, 1),
+    expm1=np.frompyfunc(mp.expm1, 1, 1),
+    softplus=np.frompyfunc(lambda z: mp.log(1 + mp.exp(z)), 1, 1),
+    zero=mpf(0),
+    infinity=mp.inf,
+    expand_dims=np.expand_dims,
     where=np.where,
     top=lambda x, axis: mpf(0),  # no shift: nothing overflows
 )
@@ -29,6 +34,11 @@ FLOAT = SimpleNamespace(
     exp=jnp.exp,
     log=jnp.log,
     tanh=jnp.tanh,
+    expm1=jnp.expm1,
+    softplus=lambda z: jnp.logaddexp(z, 0),
+    zero=0,
+    infinity=jnp.inf,
+    expand_dims=jnp.expand_dims,
     where=jnp.where,
     top=lambda x, axis: jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True)),
 )
@@ -58,16 +68,21 @@ def _scaled(x, where, temperature, soft_cap=None):
     return z if where is None else xp.where(where, z, -mp.inf if x.dtype == object else -jnp.inf)
 
 
-def softmax(x, axis=-1, where=None, temperature=None):
+def softmax(x, axis=-1, where=None, temperature=None, sink=None):
     xp = _namespace(x)
+    if sink is not None:
+        return xp.exp(log_softmax(x, axis, where, temperature, sink=sink))
     z = _scaled(x, where, temperature)
     e = xp.exp(z - xp.top(z, axis))
     return e / e.sum(axis, keepdims=True)
 
 
-def log_softmax(x, axis=-1, where=None, temperature=None, soft_cap=None):
+def log_softmax(x, axis=-1, where=None, temperature=None, soft_cap=None, sink=None):
     z = _scaled(x, where, temperature, soft_cap)
-    return z - logsumexp(z, axis, keepdims=True)
+    if sink is None:
+        return z - logsumexp(z, axis, keepdims=True)
+    join = np.concatenate if x.dtype == object else jnp.concatenate
+    return z - logsumexp(join([z, _scaled(sink, None, temperature)], axis), axis, keepdims=True)
 
 
 def logsumexp(a, axis=None, b=None, keepdims=False, where=None, temperature=None, soft_cap=None):
@@ -131,3 +146,39 @@ def js_divergence(x, y, axis=-1, where=None, temperature=None, beta=None):
     log_m = xp.log(of_rows * xp.exp(log_p) + (1 - of_rows) * xp.exp(log_q))
     of_p, of_q = ((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q))
     return beta * of_p + (1 - beta) * of_q
+
+
+def log_odds(x, y, axis=-1, where=None, temperature=None):
+    """z − logsumexp of the other live classes; 0 if there are none."""
+    xp, z = _namespace(x), _scaled(x, where, temperature)
+    classes = np.arange(x.shape[axis], dtype=y.dtype).reshape(
+        [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+    )
+    hit = classes == xp.expand_dims(y, axis)
+    others = xp.where(hit, -xp.infinity, z)
+    alone = (others == -xp.infinity).all(axis)
+    others = xp.where(xp.expand_dims(alone, axis), xp.zero, others)
+    return xp.where(alone, xp.zero, xp.where(hit, z, xp.zero).sum(axis) - logsumexp(others, axis))
+
+
+def focal_loss(x, y, gamma, axis=-1, **options):
+    """The absolute value of 1 − p: a sum of one class rounds."""
+    nll = cross_entropy(x, y, axis, **options)
+    return abs(_namespace(x).expm1(-nll)) ** gamma * nll
+
+
+def poly_loss(x, y, epsilon, axis=-1, **options):
+    nll = cross_entropy(x, y, axis, **options)
+    return nll - epsilon * _namespace(x).expm1(-nll)
+
+
+def log_sigmoid(z):
+    return -_namespace(z).softplus(-z)
+
+
+def binary_cross_entropy(z, t, pos_weight=1, weights=1, label_smoothing=None):
+    t = t if z.dtype == object else t.astype(z.dtype)
+    softplus, other = _namespace(z).softplus, 1 - t
+    if label_smoothing is not None:
+        t, other = ((1 - label_smoothing) * share + label_smoothing / 2 for share in (t, other))
+    return weights * (pos_weight * t * softplus(-z) + other * softplus(z))

@@ -221,6 +221,87 @@ def test_accuracy(regime, dtype, peers):
     assert not failures, failures
 
 
+def others(x, y, one_hot):
+    """A sink with the logit of the label, losses of a row that may be sure, its odds, and two classes."""
+    sink = x[jnp.arange(len(y)), y]
+    return {
+        "softmax, sink": jsoftmax.softmax(x, sink=sink),
+        "log_softmax, sink": jsoftmax.log_softmax(x, sink=sink),
+        "log_odds": jsoftmax.log_odds(x, y),
+        "focal_loss": jsoftmax.focal_loss(x, y),
+        "poly_loss": jsoftmax.poly_loss(x, y),
+        "binary_cross_entropy": jsoftmax.binary_cross_entropy(x, one_hot),
+        "log_sigmoid": jsoftmax.log_sigmoid(x),
+        "  gradient": jax.grad(lambda x: jsoftmax.binary_cross_entropy(x, one_hot).sum())(x),
+    }
+
+
+def their_peers(x, y, one_hot):
+    whole = jnp.concatenate([x, x[jnp.arange(len(y)), y][:, None]], -1)
+    log_p = jax.nn.log_softmax(x)[jnp.arange(len(y)), y]
+    return {
+        "softmax, sink": jax.nn.softmax(whole)[:, :-1],
+        "log_softmax, sink": jax.nn.log_softmax(whole)[:, :-1],
+        "log_odds": log_p - jnp.log1p(-jnp.exp(log_p)),
+        "focal_loss": (1 - jnp.exp(log_p)) ** 2 * -log_p,
+        "poly_loss": optax.losses.poly_loss_cross_entropy(x, one_hot, epsilon=1.0),
+        "binary_cross_entropy": optax.sigmoid_binary_cross_entropy(x, one_hot),
+        "log_sigmoid": jax.nn.log_sigmoid(x),
+        "  gradient": jax.grad(lambda x: optax.sigmoid_binary_cross_entropy(x, one_hot).sum())(x),
+    }
+
+
+def exact_others(x, y):
+    """The exact results and their bounds in ulp; with the size of its terms, where two of them may cancel."""
+    e, rows = exact(x, y, None), np.arange(len(x))
+    gap = FINE(e.gap)
+    total = EXP(-gap).sum(1) + EXP(-gap[rows, y])
+    log_p = -gap - LOG(total)[:, None]
+    q = -e.label_gradient[rows, y]
+    log_others = LOG(q * EXP(-gap).sum(1))
+    leads = e.gap[rows, y] == 0
+    lead = np.where(leads, e.lead[:, 0], 0)
+    tiny = 4 + lead
+    # Its two terms: how far the label is from the largest other class, and the log1p of the rest of these.
+    of_odds = np.maximum(np.where(leads, lead, e.gap[rows, y]), (log_others + lead).astype(float))
+    first, second = LOG1P(EXP(FINE(-x))), LOG1P(EXP(FINE(x)))
+    is_label = np.arange(x.shape[1]) == y[:, None]
+    loss = np.where(is_label, first, second)
+    gradient = np.where(is_label, -EXP(-second), EXP(-first))
+    return {
+        "softmax, sink": (EXP(log_p), 4 + e.gap),
+        "log_softmax, sink": (log_p, 4 + np.where(e.gap == 0, e.lead + e.gap[rows, y][:, None], 0)),
+        "log_odds": (-gap[rows, y] - log_others, 4, of_odds),
+        "focal_loss": (q * q * e.label_loss, 3 * tiny),
+        "poly_loss": (e.label_loss + q, 1 + tiny),
+        "binary_cross_entropy": (loss, 4),
+        "log_sigmoid": (-first, 4),
+        "  gradient": (gradient, 4),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_accuracy_of_the_others(dtype):
+    """With the errors of jax.nn, optax and the plain formulas."""
+    failures = []
+    with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
+        ours, peers = jit_in_full(others), jit_in_full(their_peers)
+        for name in ("N(0, 3²)", "N(0, 30²)", "one ahead by 15", "one ahead by 80", "offset 1e4", "flat"):
+            x = REGIMES[name].rows(np.random.default_rng(0), (6, 100)).astype(dtype)
+            y = np.where(np.arange(len(x)) % 2, 0, x.argmax(1))
+            one_hot = np.eye(x.shape[1], dtype=dtype)[y]
+            got, theirs = ours(x, y, one_hot), peers(x, y, one_hot)
+            print(f"\n{name}, {np.dtype(dtype).name}: error in ulp{'ours':>12}{'bound':>10}{'peer':>10}")
+            for function, (want, bound, *size) in exact_others(x, y).items():
+                off, of_peer = (ulps(found[function], want, *size) for found in (got, theirs))
+                bound = np.broadcast_to(bound, off.shape)
+                worst = np.unravel_index(np.argmax(off / bound), off.shape)
+                print(f"{function:34}{off[worst]:10.2f}{bound[worst]:10.2f}{np.max(of_peer):10.2g}")
+                if not np.all(off <= bound):
+                    failures.append(f"{name}, {function}: {off[worst]:.2f} ulp of {bound[worst]:.2f}")
+    assert not failures, failures
+
+
 def log_probabilities(x):
     x = x - x.max(1, keepdims=True)
     return x - np.log(np.exp(x).sum(1, keepdims=True))

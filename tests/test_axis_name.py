@@ -45,6 +45,7 @@ def arrays(seed=0):
         "where": where,
         "class_weights": rng.uniform(0.5, 2, CLASSES),
         "temperature": rng.uniform(0.3, 3, ROWS),
+        "sink": np.sin(np.arange(ROWS) + 0.0),
         "soft_cap": np.array(30),
         "label_smoothing": rng.uniform(0.05, 0.3, ROWS),
         "z_loss": np.array(0.01),
@@ -82,6 +83,30 @@ FUNCTIONS = {
         lambda a, **on: jsoftmax.log_softmax(a["x"], where=a["where"], temperature=a["temperature"], **on),
         "x where temperature",
         [1, 1, 2, 3],
+    ),
+    "softmax, sink": (
+        lambda a, **on: jsoftmax.softmax(a["x"], where=a["where"], sink=a["sink"], **on),
+        "x where sink",
+        [1, 2, 3],
+    ),
+    "log_softmax, sink, temperature": (
+        lambda a, **on: jsoftmax.log_softmax(
+            a["x"], where=a["where"], sink=a["sink"], temperature=a["temperature"], **on
+        ),
+        "x where sink temperature",
+        [1, 1, 2, 3],
+    ),
+    "log_odds": (
+        lambda a, **on: jsoftmax.log_odds(
+            a["x"], a["y"], where=a["where"], temperature=a["temperature"], **on
+        ),
+        "x y where temperature",
+        [1, 1, 2, 2],
+    ),
+    "focal_loss": (
+        lambda a, **on: jsoftmax.focal_loss(a["x"], a["y"], where=a["where"], gamma=a["temperature"], **on),
+        "x y where temperature",
+        [1, 1, 4],
     ),
     "logsumexp": (
         lambda a, **on: jsoftmax.logsumexp(a["x"], -1, where=a["where"], **on),

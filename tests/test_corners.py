@@ -37,6 +37,8 @@ LOGITS_ONLY = {
         **o,
     ),
     "log_prob": lambda x, **o: jsoftmax.log_prob(x, jnp.zeros(x.shape[:-1], jnp.int32), **o),
+    "log_odds": lambda x, **o: jsoftmax.log_odds(x, jnp.zeros(x.shape[:-1], jnp.int32), **o),
+    "focal_loss": lambda x, **o: jsoftmax.focal_loss(x, jnp.zeros(x.shape[:-1], jnp.int32), gamma=0.5, **o),
     "entropy": jsoftmax.entropy,
 }
 TAKES_TEMPERATURE = [name for name in LOGITS_ONLY if name != "logsumexp"]

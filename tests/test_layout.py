@@ -23,15 +23,16 @@ FLOORS = (
 )
 # A module imports those of its package that are listed before it.
 MODULES = {
-    "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
+    "rules": ("_elementary", "_focal", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
     "logits": ("_moments", "_rounding", "_scaling"),
-    "backends": ("_choice", "_reading", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
+    "backends": ("_choice", "_reading", "_sinks", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
     "rows": (
         "_peaks",
         "_reductions",
         "_probabilities",
+        "_maps",
         "_statistics",
         "_divergences",
         "_row_numbers",
@@ -39,6 +40,7 @@ MODULES = {
         "_events",
         "_sparse",
         "_top",
+        "_binary",
     ),
     "linear": (
         "_plan",
@@ -56,7 +58,10 @@ MODULES = {
         "_maps",
         "_logsumexp",
         "_losses",
+        "_focal",
+        "_two_classes",
         "_information",
+        "_odds",
         "_divergences",
         "_row_statistics",
         "_linear_plan",

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax import online, rules
+from jsoftmax.backends import _sinks
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
@@ -37,40 +38,47 @@ class FusedRow(NamedTuple):
     u: Array
     leads: Array
     empty: Array
+    p_sink: Array | None = None
 
 
 def fused_row(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> FusedRow:
     """The probabilities of every row, from the logits only."""
-    u = _fused_shift(x, scaling, axes)
+    u, u_sink = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total = jnp.sum(terms, axes, keepdims=True)
+    of_sink = None if u_sink is None else jnp.exp(u_sink)
+    total = total if of_sink is None else total + of_sink
     # The total is 0 or at least 1. With a select here, XLA does not fuse a masked softmax with temperature.
-    return FusedRow(terms / jnp.maximum(total, 0.5), u, (u == 0) & (total < 2), total == 0)
-
-
-def fused_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """Probabilities with the accuracy of 16 bits."""
-    return fused_row(x, scaling, axes).p
+    divisor = jnp.maximum(total, 0.5)
+    p_sink = None if of_sink is None else of_sink / divisor
+    return FusedRow(terms / divisor, u, (u == 0) & (total < 2), total == 0, p_sink)
 
 
 def fused_log_softmax(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
     """Log-probabilities with the accuracy of 16 bits, also for a leading class."""
-    u = _fused_shift(x, scaling, axes)
+    u, u_sink = _fused_shift(x, scaling, axes)
     terms = jnp.exp(u)
     total, rest = (jnp.sum(t, axes, keepdims=True) for t in (terms, terms - jnp.floor(terms)))
+    if u_sink is not None:
+        of_sink = jnp.exp(u_sink)
+        total, rest = total + of_sink, rest + (of_sink - jnp.floor(of_sink))
     rest = online.from_sums(total, total, rest, scale=1).rest
     return u - online.log_total(rest)
 
 
-def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Array:
-    """``z − max z``, from one array: XLA makes several kernels if a mask is read twice or x in two dtypes."""
-    where, temperature, _ = scaling
+def _fused_shift(x: Array, scaling: Scaling, axes: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """``z − max z``, and that of a sink.
+
+    From one array: XLA makes several kernels if a mask is read twice or x in two dtypes.
+    """
+    where, temperature, _, sink = scaling
     z = x.astype(rules.computing_dtype(x.dtype))
     z = z if temperature is None else _scaling.times_sign(z, temperature)
     z = z if where is None else jnp.where(where, z, -jnp.inf)
-    top = lax.stop_gradient(jnp.max(z, axes, keepdims=True))
+    top = _sinks.peak(lax.stop_gradient(jnp.max(z, axes, keepdims=True)), scaling)
     u = z - jnp.maximum(top, jnp.finfo(z.dtype).min)
-    return u if temperature is None else _scaling.divided(u, temperature)
+    u = u if temperature is None else rules.divided(u, temperature)
+    return u, None if sink is None else _sinks.u(scaling, top)
 
 
 class Part(NamedTuple):

@@ -14,11 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import rules
-from jsoftmax.backends import _by_class
+from jsoftmax import online, rules
+from jsoftmax.backends import _by_class, _sinks
 from jsoftmax.backends._by_class import Label, exponentials, half, wide_and_finite_maximum
 from jsoftmax.backends._choice import Form
 from jsoftmax.backends._reading import picked
+from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._platforms import hidden
 
@@ -166,24 +167,41 @@ def _vanishes(rest: Array) -> Array:
     return (rest >= 0) & (rest < LEAST_REST)
 
 
-def softmax_in_blocks(size: int, axis: int, x: Array) -> Array:
-    """The probabilities of long rows, with sums over blocks of `size` classes."""
-    return _softmax((size, axis), x)
+def softmax_in_blocks(size: int, axis: int, x: Array, sink: Array | None) -> tuple[Array, Array | None]:
+    """The probabilities of long rows and of their sink, with sums over blocks of `size` classes."""
+    return _softmax((size, axis), (x, sink))
 
 
-def _softmax_value(static: tuple[int, int], x: Array) -> Array:
+def _softmax_value(static: tuple[int, int], row: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
     """``exp(u)/(1 + rest)``; 0 in an empty row.
 
-    The maximum starts from a finite number: then XLA computes it and stores exp(u) in one pass.
+    The maximum starts from a finite number: then XLA computes it and stores exp(u) in one pass. With a sink,
+    the divisor is relative to the maximum of the classes: if it overflows, they all are below any number.
     """
-    size, axis = static
+    (size, axis), (x, sink) = static, row
     top = lax.expand_dims(lax.reduce(x, jnp.finfo(x.dtype).min, lax.max, (axis,)), (axis,))
     rest = rest_of_blocks(size, x, top, axis, stored=True)
-    return exponentials(x, top) / (1 + jnp.maximum(rest, 0))
+    if sink is None:
+        return exponentials(x, top) / (1 + jnp.maximum(rest, 0)), None
+    scaling = Scaling(None, sink=sink)
+    state = online.State(jnp.where(rest < 0, -jnp.inf, top), rest)
+    whole = _sinks.with_sink(state, scaling)
+    share = jnp.exp(top - jnp.where(rest < 0, top, whole.max))
+    return exponentials(x, top) / ((1 + jnp.maximum(whole.rest, 0)) / share), _sinks.probability(
+        whole, scaling
+    )
 
 
-def _softmax_tangent(static: tuple[int, int], arguments: tuple[Array], dx: Array) -> Array:
-    return rules.softmax_product(_softmax(static, *arguments), dx, static[1])
+def _softmax_tangent(
+    static: tuple[int, int], arguments: tuple[Any, ...], tangents: tuple[Array, Array | None]
+) -> tuple[Array, Array | None]:
+    p, p_sink = _softmax(static, *arguments)
+    dx, dsink = tangents
+    if p_sink is None or dsink is None:
+        return rules.softmax_product(p, dx, static[1]), None
+    sink = rules.Sink(p_sink, dsink)
+    mean = rules.row_sums(static[1], p * dx)[0] + p_sink * dsink
+    return rules.softmax_product(p, dx, static[1], sink=sink), p_sink * (dsink - mean)
 
 
 _softmax = with_tangent(_softmax_value, _softmax_tangent)

@@ -47,6 +47,10 @@ class Call(Arrays):
             raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
         return with_rank(number, x.ndim).astype(dtype)
 
+    def sink(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """The logit of a sink, one number or one per row, any number; None if not given."""
+        return None if self.arguments.get("sink") is None else self._one_per_row("sink", x, axes, dtype)
+
     def share(self, x: Logits, axes: Axes) -> Array | None:
         """The share β of the first of two distributions in their mixture; None if it is a half."""
         if self.arguments.get("beta") is None or _given.known_number(self.arguments["beta"]) == 0.5:
@@ -54,11 +58,8 @@ class Call(Arrays):
         return self.per_row("beta", x, axes, rules.computing_dtype(x.dtype))
 
     def row_weights(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """The row weights, one per row, with length 1 on the class axes; None if not given."""
-        if self.arguments.get("weights") is None:
-            return None
-        weights = self._one_per_row("weights", x, axes, dtype)
-        return jnp.broadcast_to(weights, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+        """The row weights, one or one per row, with length 1 on the class axes; None if not given."""
+        return None if self.arguments.get("weights") is None else self._one_per_row("weights", x, axes, dtype)
 
     def _out_of_range(self, name: str, number: float, dtype: jnp.dtype) -> Exception:
         problem, remedy = f"{name} is {number}", _given.RANGES[name]
@@ -73,8 +74,8 @@ class Call(Arrays):
     def coefficient(
         self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
     ) -> Array | None:
-        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if known to be 0."""
-        known = _given.known_number(self.arguments[name])
+        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if 0 or not given."""
+        known = _given.known_number(self.arguments.get(name, 0.0))
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None
         number = self.per_row(name, x, axes, dtype)
@@ -189,6 +190,16 @@ class Call(Arrays):
                 remedy += ", or class ids as integers: labels.astype(int)"
             raise self.error(ValueError, problem, remedy)
         return _stored(labels)
+
+    def binary_targets(self, shape: tuple[int, ...]) -> Array:
+        """The targets of two classes, broadcast to `shape`: floats, bools, or integers."""
+        wide = _given.too_wide(self.arguments["targets"])
+        targets = self.array("targets") if wide is None else jnp.asarray(_given.narrowed(wide, None))
+        if not broadcasts(targets.shape, shape):
+            problem = f"targets of shape {targets.shape} for logits of shape {shape}"
+            raise self.error(ValueError, problem, f"give one for each logit, shape {shape}")
+        is_float = jnp.issubdtype(targets.dtype, jnp.floating)
+        return jnp.broadcast_to(_stored(targets) if is_float else targets, shape)
 
 
 def _stored(targets: Array) -> Array:

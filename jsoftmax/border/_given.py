@@ -15,6 +15,9 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
+    "gamma": "write a number from 0 up",
+    "epsilon": "write a finite number",
+    "pos_weight": "write a number from 0 up",
     "beta": "write a number between 0 and 1, excluding both",
     "top_k": "write a number from 1 up, or leave it out to keep all",
     "top_p": "write a number from 0 to 1",
@@ -43,6 +46,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
         return (abs(number) >= tiny) & (abs(number) <= largest)
     if name == "beta":
         return (number > 0) & (number < 1)
+    if name == "epsilon":
+        return abs(number) <= largest
     least = tiny if name == "soft_cap" else LEAST.get(name, 0.0)
     return (number >= least) & (number <= MOST.get(name, largest))
 

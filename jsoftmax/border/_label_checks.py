@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.transforms._platforms import is_portable
-from jsoftmax.transforms._sharding import ids_of_shard, shard_count
+from jsoftmax.transforms._sharding import ids_of_shard, is_known, shard_count
 
 
 @functools.cache
@@ -126,7 +126,8 @@ def _check(numbers: Array, bad: Array, message: str) -> None:
     row = jnp.zeros(numbers.shape, jnp.int32)
     for axis, size in enumerate(numbers.shape):
         row = row * size + lax.broadcasted_iota(jnp.int32, numbers.shape, axis)
-    first = jnp.min(jnp.where(bad, row, numbers.size))
+    beyond = min(numbers.size, jnp.iinfo(jnp.int32).max) if is_known(numbers) else numbers.size
+    first = jnp.min(jnp.where(bad, row, beyond))
     number = jnp.sum(jnp.where(row == first, numbers, 0))
     from jax.experimental import checkify
 

@@ -79,7 +79,7 @@ class Head(NamedTuple):
 
     def options(self, counted: Array | None, hidden: Array | None) -> tuple[Array | None, Array | None]:
         """Temperature and cap as columns; 1 in rows that do not count, and for NaN in hidden rows."""
-        temperature, cap = (one_if_unused(self.column(a), counted, hidden) for a in self.scaling[1:])
+        temperature, cap = (one_if_unused(self.column(a), counted, hidden) for a in self.scaling[1:3])
         return temperature, cap
 
     def masks(self) -> tuple[Array | None, Array | None]:

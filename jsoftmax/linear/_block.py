@@ -157,4 +157,4 @@ def of_part(
         static, static.asked[0], sums, rows.hidden, tile.weight, back.x, back.weights
     )
     labels = back.labels if static.asked[0].labels else None
-    return sums, Rows(dhidden, labels, None, *back.scaling[1:])
+    return sums, Rows(dhidden, labels, None, *back.scaling[1:3])

@@ -21,11 +21,15 @@ Axes = tuple[int | str, ...]  # array axes, and mesh axes if the classes are sha
 
 
 class Scaling(NamedTuple):
-    """The mask and the numbers in ``z = cap·tanh(x/cap)/T``; also their tangents or cotangents."""
+    """The mask and the numbers in ``z = cap·tanh(x/cap)/T``; also their tangents or cotangents.
+
+    `sink` is a further logit of every row; only the maps have one, and `backends._sinks` adds it to a row.
+    """
 
     where: Array | None
     temperature: Array | None = None
     soft_cap: Array | None = None
+    sink: Array | None = None
 
 
 class Shifted(NamedTuple):
@@ -43,8 +47,9 @@ class Shifted(NamedTuple):
 def of_call(call: Call, x: Logits, axes: tuple[int, ...]) -> Scaling:
     """The scaling that the arguments of a public call specify."""
     dtype = rules.computing_dtype(x.dtype)
-    options = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
-    return jax.tree.map(lambda a: sharded_like(a, x), Scaling(call.mask(x.shape), *options))
+    temperature, cap = (call.per_row(name, x, axes, dtype) for name in ("temperature", "soft_cap"))
+    scaling = Scaling(call.mask(x.shape), temperature, cap, call.sink(x, axes, dtype))
+    return jax.tree.map(lambda a: sharded_like(a, x), scaling)
 
 
 def one_if_unused(option: Array | None, counted: Array | None, hidden: Array | None = None) -> Array | None:
@@ -77,7 +82,9 @@ def times_sign(x: Array, temperature: Array) -> Array:
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
     """Where a live class equals the maximum of its row; a short comparison, as XLA:GPU stores longer ones."""
-    return live(x, scaling) == (top if scaling.temperature is None else times_sign(top, scaling.temperature))
+    return live(x, scaling).astype(top.dtype) == (
+        top if scaling.temperature is None else times_sign(top, scaling.temperature)
+    )
 
 
 def is_dead(x: Array, scaling: Scaling) -> Array:
@@ -122,25 +129,8 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0.0)))
         u = u - jnp.where(excess == 0, 0, excess)
     if scaling.temperature is not None:
-        u = 2 * divided(u, scaling.temperature)
+        u = 2 * rules.divided(u, scaling.temperature)
     return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
-
-
-@jax.custom_jvp
-def divided(u: Array, temperature: Array) -> Array:
-    """``u/|T|``; −inf at a dead class, with a derivative of 0 in the temperature, where JAX's is infinite.
-
-    XLA multiplies by 1/T. For a large T, which would make 1/T subnormal, u and T are both scaled down.
-    """
-    scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
-    return (u * scale) / (jnp.abs(temperature) * scale)
-
-
-@divided.defjvp
-def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (u, temperature), (du, dt) = primals, tangents
-    finite_u = jnp.where(u == -jnp.inf, 0, u)
-    return divided(u, temperature), (du - finite_u * dt / temperature) / jnp.abs(temperature)
 
 
 def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
@@ -158,7 +148,7 @@ def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:
 def _capped(x: Array, cap: Array) -> Array:
     """``cap·tanh(x/cap)``; x itself if |x| is far below the cap or infinite (a dead class or an overflow)."""
     stays = jnp.isinf(x) | (jnp.abs(x) < cap * (float(jnp.finfo(x.dtype).eps) ** 0.5 / 4))
-    return jnp.where(stays, x, cap * jnp.tanh(divided(jnp.where(stays, 0, x), cap)))
+    return jnp.where(stays, x, cap * jnp.tanh(rules.divided(jnp.where(stays, 0, x), cap)))
 
 
 def with_slip(terms: Array, z: Shifted) -> Array:
@@ -207,7 +197,7 @@ def pull_per_class(x: Array, u: Array, dz: Array, scaling: Scaling) -> tuple[Arr
 
 def summed(of_classes: Scaling, scaling: Scaling) -> Scaling:
     """The cotangent of a scaling, from the contributions of all classes."""
-    return jax.tree.map(sum_to_shape, of_classes, scaling._replace(where=None))
+    return jax.tree.map(sum_to_shape, of_classes, scaling._replace(where=None, sink=None))
 
 
 def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scaling) -> Array:

@@ -85,7 +85,7 @@ def _compared(
     dead = dead_p | dead_q
     of_p, of_q = (_scaling.ordered(jnp.where(dead, 0, x), scaling, top) for x, top in pair)
     gap = _rounding.half_gap(*of_p, *of_q)
-    gap = 2 * (gap if scaling.temperature is None else _scaling.divided(gap, scaling.temperature))
+    gap = 2 * (gap if scaling.temperature is None else rules.divided(gap, scaling.temperature))
     of_dead = jnp.where(dead_p == dead_q, 0, jnp.where(dead_p, jnp.inf, -jnp.inf))
     return z_p, z_q, jnp.where(dead, of_dead, gap)
 

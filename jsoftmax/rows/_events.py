@@ -142,7 +142,7 @@ def picked(x: Array, ids: Array) -> Array:
 
 def scattered(values: Array, ids: Array, x: Array) -> Array:
     """An array like x with the values of every row added at its ids, and 0 elsewhere."""
-    if not _by_index(x):
+    if ids.shape[-1] == 1 or not _by_index(x):
         return jnp.sum(jnp.where(_hits(x, ids), values[..., None, :], 0), -1)
 
     def of_row(values: Array, ids: Array) -> Array:
@@ -157,7 +157,7 @@ def _outside(x: Array, ids: Array, scaling: Scaling) -> Array:
     def of_row(ids: Array) -> Array:
         return jnp.ones(x.shape[-1], bool).at[ids].set(False, mode="drop")
 
-    if _by_index(x):
+    if ids.shape[-1] > 1 and _by_index(x):
         outside = _over_rows(of_row, _in_range(x, ids, x.shape[-1]))
     else:
         outside = ~jnp.any(_hits(x, ids), -1)

@@ -216,7 +216,8 @@ def _row_weights(
     weights = call.row_weights(logits, axes, rules.computing_dtype(logits.dtype))
     if weights is None:
         return None, None
-    weights = _sharding.sharded_like(weights, logits)
+    per_row = tuple(1 if i in axes else n for i, n in enumerate(logits.shape))
+    weights = _sharding.sharded_like(jnp.broadcast_to(weights, per_row), logits)
     if counted is not None:
         weights = jnp.where(counted, weights, 0)
     return jnp.squeeze(weights, axes), weights == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu
-from jsoftmax.backends._choice import Request, choose
+from jsoftmax.backends import _accelerators, _cpu, _sinks
+from jsoftmax.backends._choice import Request, UsedFor, choose
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, with_slip
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
@@ -26,12 +26,30 @@ def of_shifted(z: Shifted, rest: Array) -> Array:
     return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
 
 
-def all_probabilities(
-    x: Array, scaling: Scaling, axes: Axes, *, with_state: bool
-) -> tuple[Array, online.State | None]:
+class Probabilities(NamedTuple):
+    """The probabilities of a row and of its sink, and the state of the row with its sink."""
+
+    p: Array
+    p_sink: Array | None
+    state: online.State | None
+
+
+def state_with_sink(
+    x: Array, scaling: Scaling, axes: Axes, result_used_for: UsedFor = "exponentials"
+) -> online.State:
+    """The state of every row with its sink."""
+    of_classes = scaling._replace(sink=None)
+    state, _ = _reductions.reduce(x, of_classes, axes, result_used_for=result_used_for)
+    return _sinks.with_sink(state, scaling)
+
+
+def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: bool) -> Probabilities:
     """The probabilities ``exp(u)/Σ exp(u)``, 0 in an empty row, and the state of every row `with_state`."""
 
-    def in_one_chain(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
+    def found(p: Array, p_sink: Array | None, state: online.State | None) -> Probabilities:
+        return Probabilities(p, p_sink, state if with_state else None)
+
+    def in_one_chain(x: Array, scaling: Scaling) -> Probabilities:
         """A chain without comparisons, which XLA's library on CPU runs as one kernel."""
         top = peak(x, scaling, axes)
         terms = exponentials(shifted(x, scaling, top))
@@ -43,25 +61,31 @@ def all_probabilities(
             ones = jnp.floor(terms)
             others, ones = rules.row_sums(axes, terms - ones, ones)
             total, rest = others + ones, others + (ones - 1)
-        return terms / (total + 2.0**-60), online.State(top, rest) if with_state else None
+        if scaling.sink is None:
+            return found(terms / (total + 2.0**-60), None, online.State(top, rest))
+        state = _sinks.with_sink(online.State(top, rest), scaling)
+        total = total + _sinks.term(scaling.sink, top)
+        return found(terms / (total + 2.0**-60), _sinks.probability(state, scaling), state)
 
-    def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        state, _ = _reductions.reduce(x, scaling, axes)
-        z = shifted(x, scaling, state.max)
-        return of_shifted(z, state.rest), state if with_state else None
+    def from_state(x: Array, scaling: Scaling) -> Probabilities:
+        state = state_with_sink(x, scaling, axes)
+        p_sink = None if scaling.sink is None else _sinks.probability(state, scaling)
+        return found(of_shifted(shifted(x, scaling, state.max), state.rest), p_sink, state)
 
-    def in_one_kernel(x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        state = _reductions.reduce(x, scaling, axes)[0] if with_state else None
-        return _accelerators.fused_softmax(x, scaling, own), state
+    def in_one_kernel(x: Array, scaling: Scaling) -> Probabilities:
+        state = state_with_sink(x, scaling, axes) if with_state else None
+        row = _accelerators.fused_row(x, scaling, own)
+        return found(row.p, row.p_sink, state)
 
-    def in_blocks(size: int, x: Array, scaling: Scaling) -> tuple[Array, online.State | None]:
-        return _cpu.softmax_in_blocks(size, own[0], x), None
+    def in_blocks(size: int, x: Array, scaling: Scaling) -> Probabilities:
+        return found(*_cpu.softmax_in_blocks(size, own[0], x, scaling.sink), None)
 
     own, names = rules.split_axes(axes)
-    bare = scaling == Scaling(None) and not with_state
+    bare = scaling._replace(sink=None) == Scaling(None) and not with_state
+    plain = from_state if scaling.sink is not None and scaling.temperature is not None else in_one_chain
     forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
     own_forms = choose(Request("softmax", x, own, bool(names), bare)).functions(forms)
-    return by_platform("the map", x, scaling, plain=in_one_chain, **own_forms)
+    return by_platform("the map", x, scaling, plain=plain, **own_forms)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
@@ -71,14 +95,14 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
     def from_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        state, _ = _reductions.reduce(x, scaling, axes)
+        state = state_with_sink(x, scaling, axes)
         return of_state(x, scaling, state), state
 
     def with_separate_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        return _accelerators.fused_log_softmax(x, scaling, own), _reductions.reduce(x, scaling, axes)[0]
+        return _accelerators.fused_log_softmax(x, scaling, own), state_with_sink(x, scaling, axes)
 
     def from_state_on_cpu(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-        state, _ = _reductions.reduce(x, scaling, axes, result_used_for="differences")
+        state = state_with_sink(x, scaling, axes, "differences")
         return of_state(*hidden((x, scaling, state))), state
 
     own, names = rules.split_axes(axes)

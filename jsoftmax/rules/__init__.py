@@ -20,7 +20,8 @@ from jsoftmax.rules._divergences import (
     log_to_mean,
     log_to_mixture,
 )
-from jsoftmax.rules._elementary import expm1, log1p
+from jsoftmax.rules._elementary import expm1, log1mexp, log1p, sigmoid, softplus
+from jsoftmax.rules._focal import focal, focal_slope
 
 # `x as x` marks a name that the package uses but that is not public.
 from jsoftmax.rules._rows import SCALE as SCALE
@@ -33,15 +34,19 @@ from jsoftmax.rules._rows import rounded as rounded
 from jsoftmax.rules._rows import row_sums as row_sums
 from jsoftmax.rules._rows import scaled as scaled
 from jsoftmax.rules._rows import split_axes as split_axes
+from jsoftmax.rules._scaling import divided as divided
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,
+    Sink,
+    binary_residual,
     cross_entropy_hvp,
     cross_entropy_residual,
     entropy_residual,
     label_residual,
     log_softmax_jvp,
     log_softmax_vjp,
+    sink_vjp,
     softmax_jacobian,
     softmax_product,
     weighted_residual,
@@ -50,26 +55,34 @@ from jsoftmax.rules._softmax import leading as leading
 
 __all__ = [
     "RowSums",
+    "Sink",
     "binary_entropy",
+    "binary_residual",
     "cross_entropy_hvp",
     "cross_entropy_residual",
     "difference",
     "divergence_terms",
     "entropy_residual",
     "expm1",
+    "focal",
+    "focal_slope",
     "kl_gradient_in_p",
     "kl_gradient_in_q",
     "kl_terms_of_others",
     "label_residual",
+    "log1mexp",
     "log1p",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "log_to_mean",
     "log_to_mixture",
+    "sigmoid",
+    "sink_vjp",
     "soft_cap_jvp",
     "soft_cap_vjp",
     "softmax_jacobian",
     "softmax_product",
+    "softplus",
     "temperature_jvp",
     "temperature_vjp",
     "weighted_residual",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, custom_jvp
 from jax.typing import ArrayLike
 
 from jsoftmax.rules._softmax import finite
@@ -53,3 +53,20 @@ def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
     away = jnp.where(small | (decay == 0), 0, a)
     at_large = jnp.where(decay == 0, jnp.sign(a), jnp.tanh(away) - away * in_x)
     return in_x, jnp.where(small, at_small, at_large)
+
+
+@custom_jvp
+def divided(u: Array, temperature: Array) -> Array:
+    """``u/|T|``; −inf at a dead class, with a derivative of 0 in the temperature, where JAX's is infinite.
+
+    XLA multiplies by 1/T. For a large T, which would make 1/T subnormal, u and T are both scaled down.
+    """
+    scale = jnp.where(jnp.abs(temperature) > 2.0**64, 2.0**-64, 1).astype(u.dtype)
+    return (u * scale) / (jnp.abs(temperature) * scale)
+
+
+@divided.defjvp
+def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (u, temperature), (du, dt) = primals, tangents
+    finite_u = jnp.where(u == -jnp.inf, 0, u)
+    return divided(u, temperature), (du - finite_u * dt / temperature) / jnp.abs(temperature)

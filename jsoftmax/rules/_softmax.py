@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax.rules._elementary import expm1
+from jsoftmax.rules._elementary import expm1, sigmoid
 from jsoftmax.rules._rows import Axes, computing_dtype, row_sums
 
 
@@ -29,6 +29,13 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
     return softmax_product(p, jnp.broadcast_to(basis, (*p.shape[:-2], *basis.shape)))
 
 
+class Sink(NamedTuple):
+    """One more class per row, which the arrays leave out: its p, and its v; as a cotangent that is 0."""
+
+    p: Array
+    v: ArrayLike
+
+
 class RowSums(NamedTuple):
     """Sums over every row: of p without the leading class, of all g, and of g without the leading class."""
 
@@ -44,10 +51,11 @@ def softmax_product(
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
+    sink: Sink | None = None,
 ) -> Array:
     """The softmax Jacobian applied to `v`, ``p·(v − ⟨p, v⟩)``. J is symmetric, so this is J v and Jᵀ v.
 
-    `sums` and `leads` are as in `log_softmax_vjp`, for p and p·v.
+    `sums`, `leads` and `sink` are as in `log_softmax_vjp`, for p and p·v.
 
     >>> import jax.numpy as jnp
     >>> from jsoftmax import rules
@@ -56,7 +64,8 @@ def softmax_product(
     """
     p, v, dtype = _operands(p, v)
     # The softmax is exp of the log-softmax: pull p·v back through the log-softmax.
-    return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads).astype(dtype)
+    sink = None if sink is None else Sink(sink.p, sink.p * sink.v)
+    return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads, sink=sink).astype(dtype)
 
 
 def log_softmax_jvp(
@@ -66,18 +75,24 @@ def log_softmax_jvp(
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
+    sink: Sink | None = None,
 ) -> Array:
     """The derivative of the log-softmax along `v`, ``v − ⟨p, v⟩``.
 
-    `sums` and `leads` are as in `log_softmax_vjp`, for p and p·v.
+    `sums`, `leads` and `sink` are as in `log_softmax_vjp`, for p and p·v.
     """
     p, v, dtype = _operands(p, v)
     if sums is None and leads is None:
         for _ in range(2):
-            v = v - row_sums(axis, p * v)[0]
+            (mean,) = row_sums(axis, p * v)
+            if sink is not None:
+                mean = mean + sink.p * sink.v
+                sink = Sink(sink.p, sink.v - mean)
+            v = v - mean
         return v.astype(dtype)
     leads = leading(p) if leads is None else leads
-    sums = _row_sums(p, p * v, leads, axis) if sums is None else sums
+    of_sink = None if sink is None else Sink(sink.p, sink.p * sink.v)
+    sums = _row_sums(p, p * v, leads, axis, of_sink) if sums is None else sums
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
     return jnp.where(leads, v * sums.p_others - sums.g_others, v - sums.g_all).astype(dtype)
 
@@ -90,6 +105,7 @@ def log_softmax_vjp(
     sums: RowSums | None = None,
     leads: Array | None = None,
     scale: Array | None = None,
+    sink: Sink | None = None,
 ) -> Array:
     """The cotangent `g` pulled back through the log-softmax, ``g − p·Σg``.
 
@@ -101,23 +117,47 @@ def log_softmax_vjp(
     is True where p is above 1/2, the leading class is computed from the others, and one pass is enough.
 
     `scale`, one number per row, multiplies p, g and the result if p would be below the normal numbers.
+
+    `sink` is a class that p and g leave out; given `sums` contain it.
     """
     p, g, dtype = _operands(p, g)
     if sums is None and leads is None:
         for _ in range(2):
             (total,) = row_sums(axis, g)
+            if sink is not None:
+                total = total + sink.v
+                sink = Sink(sink.p, sink.v - sink.p * total)
             g = g - p * (total if scale is None else total / scale)
         return g.astype(dtype)
     leads = leading(p) if leads is None else leads
-    sums = _row_sums(p, g, leads, axis) if sums is None else sums
+    sums = _row_sums(p, g, leads, axis, sink) if sums is None else sums
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
     at_lead = g * sums.p_others - p * sums.g_others
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
 
 
-def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
+def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
+    """The cotangent of a sink of probability p_s, ``−p_s·Σg``, one per row, with length 1 on `axis`.
+
+    `g` is the cotangent of a log-softmax; of a softmax, put p·g in its place: ``−p_s·⟨p, g⟩``. `sums` are as
+    in `log_softmax_vjp`.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> p, g = jnp.array([0.5, 0.25]), jnp.array([1.0, 0.0])
+    >>> rules.sink_vjp(0.25, p * g)
+    Array([-0.125], dtype=float32)
+    """
+    (total,) = row_sums(axis, jnp.asarray(g)) if sums is None else (sums.g_all,)
+    return -jnp.asarray(p_sink) * total
+
+
+def _row_sums(p: Array, g: Array, leads: Array, axis: Axes, sink: Sink | None = None) -> RowSums:
     (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
-    return RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
+    sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
+    if sink is None:
+        return sums
+    return RowSums(sums.p_others + sink.p, sums.g_all + sink.v, sums.g_others + sink.v)
 
 
 def cross_entropy_residual(
@@ -152,6 +192,19 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
     At the label it is ``p − 1 = expm1(−nll)``, which is accurate even if p rounds to 1.
     """
     return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
+
+
+def binary_residual(z: Array, first: ArrayLike, second: ArrayLike) -> Array:
+    """`cross_entropy_residual` of two classes with the logits (z, 0), in z: ``b·sigmoid(z) − a·sigmoid(−z)``.
+
+    a and b are the weights of the first and the second class; with a + b = 1 it is ``p − a``.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> print(rules.binary_residual(jnp.array([0.0, 30.0]), 1.0, 0.0))
+    [-5.000000e-01 -9.357623e-14]
+    """
+    return jnp.asarray(second) * sigmoid(z) - jnp.asarray(first) * sigmoid(-z)
 
 
 def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:

@@ -86,6 +86,39 @@ def plain_kl(np, log_p, log_q, axis):
     return np.sum(np.exp(log_p) * (log_p - log_q), axis)
 
 
+# The first logit of a row is its sink too. One peer copies the logits, the other, "none", is ours without a
+# sink.
+def _first(np, x, axis):
+    return np.take(x, np.array([0]), axis)
+
+
+def _with_sink(x, axis):
+    return jsoftmax.softmax(x, axis, sink=jax.lax.stop_gradient(_first(jnp, x, axis)))
+
+
+def _copied(x, axis):
+    whole = jax.nn.softmax(jnp.concatenate([x, _first(jnp, x, axis)], axis), axis)
+    return jax.lax.slice_in_dim(whole, 0, x.shape[axis], axis=axis % x.ndim)
+
+
+def _exact_sink(x, y, axis):
+    whole = np.exp(_exact_log_softmax(np.concatenate([x, _first(np, x, axis)], axis), y, axis))
+    return np.take(whole, np.arange(x.shape[axis]), axis)
+
+
+def _plain_log_odds(log_p):
+    return log_p - jnp.log1p(-jnp.exp(log_p))
+
+
+def _exact_log_odds(x, y, axis):
+    log_p = -_exact_loss(x, y, axis)
+    return log_p - np.log(-np.expm1(log_p))
+
+
+def _exact_binary(x, t):
+    return np.maximum(x, 0) - x * t + np.log1p(np.exp(-abs(x)))
+
+
 def _exact_targets_gradient(x, y, axis):
     p, t = np.exp(_exact_log_softmax(x, y, axis)), x * x
     return (p * t.sum(axis, keepdims=True) - t) / y.size
@@ -134,6 +167,48 @@ PAIRS = {
         lambda x, y, axis: plain_log_backward(jnp, x, jax.nn.softmax(x, axis), axis),
         None,
         lambda x, y, axis: plain_log_backward(np, x, np.exp(_exact_log_softmax(x, y, axis)), axis),
+    ),
+    "softmax, sink": Pair(
+        lambda x, y, axis: _with_sink(x, axis),
+        lambda x, y, axis: _copied(x, axis),
+        None,
+        _exact_sink,
+    ),
+    "softmax, sink or none": Pair(
+        lambda x, y, axis: _with_sink(x, axis),
+        lambda x, y, axis: jsoftmax.softmax(x, axis),
+        None,
+        _exact_sink,
+    ),
+    "softmax, sink or none, backward": Pair(
+        backward(_with_sink),
+        backward(jsoftmax.softmax),
+        None,
+        lambda x, y, axis: plain_backward(np, x, _exact_sink(x, y, axis), axis),
+    ),
+    "log_sigmoid": Pair(
+        lambda x, y, axis: jsoftmax.log_sigmoid(x),
+        lambda x, y, axis: jax.nn.log_sigmoid(x),
+        None,
+        lambda x, y, axis: -_exact_binary(x, 1),
+    ),
+    "binary_cross_entropy": Pair(
+        lambda x, y, axis: jsoftmax.binary_cross_entropy(x, x > 0),
+        lambda x, y, axis: optax.sigmoid_binary_cross_entropy(x, x > 0),
+        None,
+        lambda x, y, axis: _exact_binary(x, x > 0),
+    ),
+    "binary, gradient": Pair(
+        gradient(lambda x, t, axis: jsoftmax.binary_cross_entropy(x, t)),
+        gradient(lambda x, t, axis: optax.sigmoid_binary_cross_entropy(x, t)),
+        None,
+        lambda x, y, axis: (1 / (1 + np.exp(-x)) - x * x) / x.size,
+    ),
+    "log_odds": Pair(
+        lambda x, y, axis: jsoftmax.log_odds(x, y, axis=axis),
+        lambda x, y, axis: _plain_log_odds(-_optax(x, y, axis)),
+        None,
+        lambda x, y, axis: _exact_log_odds(x, y, axis),
     ),
     "entropy": Pair(
         lambda x, y, axis: jsoftmax.entropy(x, axis=axis),
