@@ -21,6 +21,8 @@ from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
+from jsoftmax.functions._sparse_losses import entmax_loss, sparsemax_loss
+from jsoftmax.functions._sparse_maps import entmax, entmax15, sparsemax
 from jsoftmax.functions._top_log_probs import TopLogProbs, linear_top_log_probs, top_log_probs
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.rows._row_numbers import RowStatistics
@@ -38,6 +40,9 @@ __all__ = [
     "TopLogProbs",
     "config",
     "cross_entropy",
+    "entmax",
+    "entmax15",
+    "entmax_loss",
     "entropy",
     "evaluation",
     "explain",
@@ -64,6 +69,8 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
     "sparse_kl_divergence",
+    "sparsemax",
+    "sparsemax_loss",
     "top_log_probs",
 ]
 __version__: str

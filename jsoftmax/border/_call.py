@@ -73,8 +73,8 @@ class Call(Arrays):
     def coefficient(
         self, name: str, x: Logits, axes: Axes, dtype: jnp.dtype, counted: Array | None
     ) -> Array | None:
-        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if known to be 0."""
-        known = _given.known_number(self.arguments[name])
+        """As `per_row`, for an option that may be 0: 0 in rows that do not count; None if 0 or not given."""
+        known = _given.known_number(self.arguments.get(name, 0.0))
         if known is not None and 0 <= known < float(jnp.finfo(dtype).tiny):
             return None
         number = self.per_row(name, x, axes, dtype)
@@ -86,7 +86,7 @@ class Call(Arrays):
 
     def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
         """The class weights as one vector of all classes; None if not given."""
-        if self.arguments["class_weights"] is None:
+        if self.arguments.get("class_weights") is None:
             return None
         weights = self.floats("class_weights")
         classes = tuple(shape[i] for i in axes)

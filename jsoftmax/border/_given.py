@@ -15,6 +15,7 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
+    "alpha": "write a number above 1; at 1, the map is softmax and the loss cross_entropy",
     "beta": "write a number between 0 and 1, without these",
     "top_k": "write a number from 1 up, or leave it out to keep all",
     "top_p": "write a number from 0 to 1",
@@ -41,6 +42,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
     tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
+    if name == "alpha":
+        return (number >= 1 + float(jnp.finfo(dtype).eps)) & (number <= largest)
     if name == "beta":
         return (number > 0) & (number < 1)
     least = tiny if name == "soft_cap" else LEAST.get(name, 0.0)
