@@ -23,7 +23,7 @@ FLOORS = (
 )
 # A module imports those of its package that are listed before it.
 MODULES = {
-    "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
+    "rules": ("_elementary", "_rows", "_softmax", "_scaling", "_divergences", "_entmax", "__init__"),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
     "logits": ("_moments", "_scaling"),
@@ -36,6 +36,8 @@ MODULES = {
         "_divergences",
         "_row_numbers",
         "_loss_terms",
+        "_entmax",
+        "_fenchel_young",
         "_events",
         "_sparse",
         "_top",
@@ -54,8 +56,10 @@ MODULES = {
     ),
     "functions": (
         "_maps",
+        "_sparse_maps",
         "_logsumexp",
         "_losses",
+        "_sparse_losses",
         "_information",
         "_divergences",
         "_row_statistics",

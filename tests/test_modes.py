@@ -70,6 +70,8 @@ FUNCTIONS = {
     "kl_divergence": (jsoftmax.kl_divergence, "x x"),
     "js_divergence": (jsoftmax.js_divergence, "x x"),
     "row_statistics": (jsoftmax.row_statistics, "x ids"),
+    "sparsemax": (jsoftmax.sparsemax, "x"),
+    "entmax_loss": (jsoftmax.entmax_loss, "x ids"),
     "linear_cross_entropy": (jsoftmax.linear_cross_entropy, "hidden weight ids"),
     "linear_cross_entropy, mean": (
         functools.partial(jsoftmax.linear_cross_entropy, reduction="mean"),
@@ -102,7 +104,8 @@ def not_plain(name, rows, classes):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_small_program_is_plain(name):
-    assert not_plain(name, 16, 10) <= {"reported"}
+    loops = {"while"} if name in ("sparsemax", "entmax_loss") else set()
+    assert not_plain(name, 16, 10) <= {"reported"} | loops
 
 
 @pytest.mark.diagonal

@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling`` and ``distillation`` have their own options. With ``--against PATH``, the peer is the package of
-another checkout, in the same process.
+``sampling``, ``sparse_maps`` and ``distillation`` have their own options. With ``--against PATH``, the peer
+is the package of another checkout, in the same process.
 """
 
 import argparse
@@ -11,7 +11,18 @@ import sys
 from pathlib import Path
 
 from tests import shapes
-from tests.benchmarks import against, compiling, dense, device, distillation, linear, sampling, step, timing
+from tests.benchmarks import (
+    against,
+    compiling,
+    dense,
+    device,
+    distillation,
+    linear,
+    sampling,
+    sparse_maps,
+    step,
+    timing,
+)
 
 HEADER = (
     f"{'function':22}{'rows':>9} {'classes':>8} {'dtype':9}{'axis':>4} {'regime':7}"
@@ -97,6 +108,7 @@ def main(arguments=None):
         "compile": compiling,
         "step": step,
         "sampling": sampling,
+        "sparse_maps": sparse_maps,
         "distillation": distillation,
     }
     if arguments and arguments[0] in apart:
