@@ -23,6 +23,8 @@ from jsoftmax.functions._odds import log_odds
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
+from jsoftmax.functions._sparse_losses import entmax_loss, sparsemax_loss
+from jsoftmax.functions._sparse_maps import entmax, entmax15, sparsemax
 from jsoftmax.functions._top_log_probs import TopLogProbs, linear_top_log_probs, top_log_probs
 from jsoftmax.functions._two_classes import binary_cross_entropy, log_sigmoid
 from jsoftmax.linear._plan import BlockPlan
@@ -42,6 +44,9 @@ __all__ = [
     "binary_cross_entropy",
     "config",
     "cross_entropy",
+    "entmax",
+    "entmax15",
+    "entmax_loss",
     "entropy",
     "evaluation",
     "explain",
@@ -72,6 +77,8 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
     "sparse_kl_divergence",
+    "sparsemax",
+    "sparsemax_loss",
     "top_log_probs",
 ]
 __version__: str

@@ -28,6 +28,7 @@ class Function(NamedTuple):
     plain: Callable[..., Any]
     arrays: Callable[..., tuple[np.ndarray, ...]]  # the further arrays, from (generator, shape, axis)
     reduces: bool = True  # whether the output has no class axis
+    slope: float = 0  # the change of an output that is 0, relative to that of the logits: roundings of these
 
     def arguments(self, x, axis=-1, seed=1):
         """The logits and the further arrays; floats are in the dtype of the logits."""
@@ -91,6 +92,11 @@ def targets(rng, shape, axis):
     return (t,)
 
 
+def positive_targets(rng, shape, axis):
+    """Targets whose sums are not 1, none of them near 0, where t^α has no second derivative."""
+    return (0.1 + rng.gamma(0.5, size=shape),)
+
+
 def live_targets(rng, shape, axis):
     """Targets and a mask."""
     return *targets(rng, shape, axis), *mask(rng, shape, axis)
@@ -138,6 +144,11 @@ def share(rng, shape, axis):
     return (rng.uniform(0.1, 0.9, np.delete(shape, axis)),)
 
 
+def power(rng, shape, axis):
+    """The α of entmax, one a row."""
+    return (rng.uniform(1.2, 1.9, np.delete(shape, axis)),)
+
+
 def few_log_probs(rng, shape, axis):
     """Log-probabilities of 4 classes a row, the axis moved last; the ids are those of `_few_ids`."""
     rows = [n for i, n in enumerate(shape) if i != axis % len(shape)]
@@ -165,6 +176,11 @@ def _expanded(per_row, axis):
 
 def _expand_each(axis, **per_row):
     return {name: _expanded(values, axis) for name, values in per_row.items()}
+
+
+def _one(x):
+    """1, in the numbers of x."""
+    return definitions.mpf(1) if x.dtype == object else 1
 
 
 def _live(where, values):
@@ -272,6 +288,46 @@ FUNCTIONS = (
         ),
         together(sinks, temperature),
         reduces=False,
+    ),
+    Function(
+        "sparsemax",
+        jsoftmax.sparsemax,
+        lambda x, axis: definitions.entmax(x, 2, axis),
+        nothing,
+        reduces=False,
+        slope=1,
+    ),
+    Function(
+        "entmax15, masked, temperature",
+        lambda x, m, t, axis: jsoftmax.entmax15(x, axis, m, temperature=t),
+        lambda x, m, t, axis: definitions.entmax(x, 1.5 * _one(x), axis, m, _expanded(t, axis)),
+        together(mask, temperature),
+        reduces=False,
+        slope=1,
+    ),
+    Function(
+        "entmax, masked",
+        lambda x, a, m, axis: jsoftmax.entmax(x, a, axis, m),
+        lambda x, a, m, axis: definitions.entmax(x, a, axis, m),
+        together(power, mask),
+        reduces=False,
+        slope=1,
+    ),
+    Function(
+        "sparsemax_loss, ids",
+        jsoftmax.sparsemax_loss,
+        lambda x, y, axis: definitions.entmax_loss(x, y, 2, axis),
+        ids,
+        slope=1,
+    ),
+    Function(
+        "entmax_loss, targets, masked, temperature",
+        lambda x, t, a, m, s, axis: jsoftmax.entmax_loss(
+            x, _live(m, t), a, axis=axis, where=m, temperature=s
+        ),
+        lambda x, t, a, m, s, axis: definitions.entmax_loss(x, _live(m, t), a, axis, m, _expanded(s, axis)),
+        together(positive_targets, power, mask, temperature),
+        slope=1,
     ),
     Function("logsumexp", jsoftmax.logsumexp, definitions.logsumexp, nothing),
     Function(

@@ -111,11 +111,9 @@ def cross_entropy(
     label_smoothing=None,
     z_loss=None,
 ):
-    xp = _namespace(x)
     along = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
     if t.dtype != object and np.issubdtype(t.dtype, np.integer):
-        rows = [1 if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
-        t = xp.where(np.arange(x.shape[axis], dtype=t.dtype).reshape(along) == t.reshape(rows), 1.0, 0.0)
+        t = _one_hot(x, t, axis)
     w = 1 if weights is None else weights.reshape(along)
     log_p = _where_live(where, log_softmax(x, axis, where, temperature, soft_cap))
     live = x.shape[axis] if where is None else where.sum(axis).astype(x.dtype)
@@ -125,6 +123,14 @@ def cross_entropy(
     if z_loss is not None:
         loss = loss + z_loss * logsumexp(x, axis, None, False, where, temperature, soft_cap) ** 2
     return loss
+
+
+def _one_hot(x, ids, axis):
+    along, rows = (
+        [n if (i == axis % x.ndim) == kept else 1 for i, n in enumerate(x.shape)] for kept in (True, False)
+    )
+    hit = np.arange(x.shape[axis], dtype=ids.dtype).reshape(along) == ids.reshape(rows)
+    return _namespace(x).where(hit, 1.0, 0.0)
 
 
 def _where_live(where, values):
@@ -182,3 +188,65 @@ def binary_cross_entropy(z, t, pos_weight=1, weights=1, label_smoothing=None):
     if label_smoothing is not None:
         t, other = ((1 - label_smoothing) * share + label_smoothing / 2 for share in (t, other))
     return weights * (pos_weight * t * softplus(-z) + other * softplus(z))
+
+
+def entmax(x, alpha, axis=-1, where=None, temperature=None):
+    """By 60 bisections for the threshold, and Newton's steps, which autodiff differentiates up to order 7."""
+    xp = _namespace(x)
+    alpha, axis = alpha if np.ndim(alpha) == 0 else _of_rows(alpha, axis), axis % x.ndim
+    beta = alpha - 1
+    z = _scaled(x, where, temperature)
+    z = z - z.max(axis, keepdims=True) if x.dtype == object else z - xp.top(z, axis)
+    live = _true(z > -mp.inf if x.dtype == object else z > -jnp.inf)
+    u = beta * xp.where(live, z, 0)
+
+    def powers(h, u, beta):
+        inside = _true(live & _true(h + u > 0))
+        base = xp.where(inside, h + u, 1)
+        return tuple(xp.where(inside, base**e, 0) for e in (1 / beta, 1 / beta - 1))
+
+    def halved(_, state):
+        low, high, *fixed = state
+        at = (low + high) / 2
+        few = _true(powers(at, *fixed)[0].sum(axis, keepdims=True) < 1)
+        return xp.where(few, at, low), xp.where(few, high, at), *fixed
+
+    zero = 0 * u.sum(axis, keepdims=True)
+    state = (zero, zero + 1, u, beta)
+    if x.dtype == object:
+        for i in range(60):
+            state = halved(i, state)
+    else:
+        state = jax.lax.fori_loop(0, 60, halved, jax.lax.stop_gradient(state))
+    h = state[1]
+    for _ in range(4 if x.dtype == object else 3):
+        p, slopes = powers(h, u, beta)
+        h = h - beta * (p.sum(axis, keepdims=True) - 1) / slopes.sum(axis, keepdims=True)
+    return powers(h, u, beta)[0]
+
+
+def entmax_loss(x, t, alpha, axis=-1, where=None, temperature=None):
+    """The Fenchel-Young loss of t/n, times n, for targets that sum to n."""
+    xp, axis = _namespace(x), axis % x.ndim
+    if t.dtype != object and np.issubdtype(t.dtype, np.integer):
+        t = _one_hot(x, t, axis)
+    n = t.sum(axis, keepdims=True)
+    a, p = t / xp.where(_true(n == 0), 1, n), entmax(x, alpha, axis, where, temperature)
+    alpha = alpha if np.ndim(alpha) == 0 else _of_rows(alpha, axis)
+    z = _where_live(where, _scaled(x, where, temperature))
+    z = z - z.max(axis, keepdims=True) if x.dtype == object else z - xp.top(z, axis)
+
+    def powers(a):
+        inside = _true(a > 0)
+        return xp.where(inside, xp.where(inside, a, 1) ** alpha, 0)
+
+    terms = (p - a) * z + (powers(a) - powers(p)) / (alpha * (alpha - 1))
+    return (n * terms).sum(axis)
+
+
+def _true(condition):
+    return condition.astype(bool)
+
+
+def _of_rows(numbers, axis):
+    return (np if numbers.dtype == object else jnp).expand_dims(numbers, axis)

@@ -79,6 +79,30 @@ FUNCTIONS = {
         "x where",
         [1, 2, 3],
     ),
+    "sparsemax": (
+        lambda a, **on: jsoftmax.sparsemax(a["x"], where=a["where"], **on),
+        "x where",
+        [1, 1, 1, 1, 2, 2],
+    ),
+    "entmax": (
+        lambda a, **on: jsoftmax.entmax(
+            a["x"], 1 + a["label_smoothing"], where=a["where"], temperature=a["temperature"], **on
+        ),
+        "x where label_smoothing temperature",
+        [1, 1, 1, 1, 1, 1, 1, 2],
+    ),
+    "entmax_loss": (
+        lambda a, **on: jsoftmax.entmax_loss(a["x"], a["y"], where=a["where"], **on),
+        "x y where",
+        [1, 1, 2, 2, 5],
+    ),
+    "sparsemax_loss, targets": (
+        lambda a, **on: jsoftmax.sparsemax_loss(
+            a["x"], a["targets"], where=a["where"], temperature=a["temperature"], **on
+        ),
+        "x targets where temperature",
+        [1, 1, 1, 1, 1, 1, 2, 2],
+    ),
     "log_softmax, temperature": (
         lambda a, **on: jsoftmax.log_softmax(a["x"], where=a["where"], temperature=a["temperature"], **on),
         "x where temperature",

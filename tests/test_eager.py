@@ -14,6 +14,8 @@ import jsoftmax
 COMPILED = [
     jsoftmax.softmax,
     jsoftmax.log_softmax,
+    jsoftmax.sparsemax,
+    jsoftmax.sparsemax_loss,
     jsoftmax.logsumexp,
     jsoftmax.cross_entropy,
     jsoftmax.softmax_cross_entropy,
@@ -49,6 +51,7 @@ def test_a_call_is_one_program_and_new_values_are_none(function, caplog):
             "log_prob": labels,
             "softmax_cross_entropy_with_integer_labels": labels,
             "row_statistics": labels,
+            "sparsemax_loss": labels,
         }.get(function.__name__)
         return (jnp.asarray(x),) if second is None else (jnp.asarray(x), second)
 

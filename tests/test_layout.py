@@ -23,7 +23,16 @@ FLOORS = (
 )
 # A module imports those of its package that are listed before it.
 MODULES = {
-    "rules": ("_elementary", "_focal", "_rows", "_softmax", "_scaling", "_divergences", "__init__"),
+    "rules": (
+        "_elementary",
+        "_focal",
+        "_rows",
+        "_softmax",
+        "_scaling",
+        "_divergences",
+        "_entmax",
+        "__init__",
+    ),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
     "logits": ("_moments", "_rounding", "_scaling"),
@@ -37,6 +46,8 @@ MODULES = {
         "_divergences",
         "_row_numbers",
         "_loss_terms",
+        "_entmax",
+        "_fenchel_young",
         "_events",
         "_sparse",
         "_top",
@@ -56,10 +67,12 @@ MODULES = {
     ),
     "functions": (
         "_maps",
+        "_sparse_maps",
         "_logsumexp",
         "_losses",
         "_focal",
         "_two_classes",
+        "_sparse_losses",
         "_information",
         "_odds",
         "_divergences",

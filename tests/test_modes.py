@@ -74,6 +74,8 @@ FUNCTIONS = {
     "kl_divergence": (jsoftmax.kl_divergence, "x x"),
     "js_divergence": (jsoftmax.js_divergence, "x x"),
     "row_statistics": (jsoftmax.row_statistics, "x ids"),
+    "sparsemax": (jsoftmax.sparsemax, "x"),
+    "entmax_loss": (jsoftmax.entmax_loss, "x ids"),
     "linear_cross_entropy": (jsoftmax.linear_cross_entropy, "hidden weight ids"),
     "linear_cross_entropy, mean": (
         functools.partial(jsoftmax.linear_cross_entropy, reduction="mean"),
@@ -107,7 +109,8 @@ def not_plain(name, rows, classes):
 @pytest.mark.share(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_small_program_is_plain(name):
-    assert not_plain(name, 16, 10) <= {"reported"}
+    loops = {"while"} if name in ("sparsemax", "entmax_loss") else set()
+    assert not_plain(name, 16, 10) <= {"reported"} | loops
 
 
 @pytest.mark.share(2)

@@ -380,6 +380,9 @@ def test_the_closed_forms_are_each_other_transposed(axis, x64):
 # If the table says which outputs or targets count, there are additional residuals.
 BARE = {
     "log_softmax, masked, temperature": lambda x, m, t: jsoftmax.log_softmax(x, where=m, temperature=t),
+    "entmax_loss, targets, masked, temperature": lambda x, t, a, m, s: jsoftmax.entmax_loss(
+        x, t, a, where=m, temperature=s
+    ),
     "cross_entropy, targets, masked, options": lambda x, t, m, alpha, z, cap, s, w: jsoftmax.cross_entropy(
         x, t, where=m, label_smoothing=alpha, z_loss=z, soft_cap=cap, temperature=s, weights=w
     ),

@@ -49,7 +49,7 @@ def test_value_in_any_regime(function, dtype):
             ours = call(*arguments)
             assert ours.dtype == dtype
             off, exact = error(ours, function.exact(arguments))
-            scale = np.abs(exact)
+            scale = np.abs(exact) + function.slope
             if "logsumexp" in function.name:
                 scale = scale + np.abs(x).max(-1)  # the maximum and the logarithm may cancel
             reach = 8 + 4 * np.ptp(x, axis=-1, keepdims=not function.reduces)
@@ -130,11 +130,12 @@ def test_low_precision_is_computed_in_float32(function, dtype):
     x = jnp.asarray(logits("unit", (4, 200), dtype=np.float32)).astype(dtype)
     arguments = function.arguments(x)
     ours = jax.jit(lambda *arguments: function.ours(*arguments, axis=-1))(*arguments)
-    returns_its_own = function.name.split(",")[0] in ("softmax", "log_softmax", "logsumexp", "log_sigmoid")
+    returns_its_own = not function.reduces or "logsumexp" in function.name or function.name == "log_sigmoid"
     assert ours.dtype == (dtype if returns_its_own else jnp.float32)
     off, exact = error(ours, function.exact(arguments))
     eps = max(float(jnp.finfo(ours.dtype).eps), 16 * EPS)
-    assert np.all(off <= 0.51 * eps * np.abs(exact) + float(jnp.finfo(ours.dtype).smallest_subnormal))
+    least = float(jnp.finfo(ours.dtype).smallest_subnormal)
+    assert np.all(off <= 0.51 * eps * np.abs(exact) + 4 * EPS * function.slope + least)
 
 
 def test_classes_first_is_the_transposed_answer():

@@ -87,7 +87,7 @@ class Call(Arrays):
 
     def class_weights(self, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
         """The class weights as one vector of all classes; None if not given."""
-        if self.arguments["class_weights"] is None:
+        if self.arguments.get("class_weights") is None:
             return None
         weights = self.floats("class_weights")
         classes = tuple(shape[i] for i in axes)

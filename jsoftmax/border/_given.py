@@ -15,6 +15,7 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
+    "alpha": "write a number above 1; at 1, the map is softmax and the loss cross_entropy",
     "gamma": "write a number from 0 up",
     "epsilon": "write a finite number",
     "pos_weight": "write a number from 0 up",
@@ -44,6 +45,8 @@ def within(name: str, number: Any, dtype: Any) -> Any:
     tiny, largest = _normal(dtype)
     if name == "temperature":
         return (abs(number) >= tiny) & (abs(number) <= largest)
+    if name == "alpha":
+        return (number >= 1 + float(jnp.finfo(dtype).eps)) & (number <= largest)
     if name == "beta":
         return (number > 0) & (number < 1)
     if name == "epsilon":

@@ -26,12 +26,14 @@ def half_gap(z_p: Array, top_p: Array, z_q: Array, top_q: Array) -> Array:
     return (of_z - of_tops) + lax.stop_gradient(error - error_of_tops)
 
 
-def slip(u: Array, z: Array, top: Array, temperature: Array) -> Array:
+def slip(u: Array, z: Array, top: Array, temperature: Array | None) -> Array:
     """``(z − top)/|T| − u``, computed exactly and rounded once; 0 where a number in it is infinite."""
     z = rules.rounded(z, top)
     finite = jnp.isfinite(z - top) & jnp.isfinite(u)
     z, top, u = (jnp.where(finite, a, 0.0) for a in (z, top, u))
     difference, error = _difference(z, top)
+    if temperature is None:
+        return error
     scale = jnp.abs(temperature)
     u_high, scale_high = _high_half(u), _high_half(scale)
     u_low, scale_low = u - u_high, scale - scale_high

@@ -21,9 +21,18 @@ from jsoftmax.rules._divergences import (
     log_to_mixture,
 )
 from jsoftmax.rules._elementary import expm1, log1mexp, log1p, sigmoid, softplus
-from jsoftmax.rules._focal import focal, focal_slope
 
 # `x as x` marks a name that the package uses but that is not public.
+from jsoftmax.rules._entmax import Alpha as Alpha
+from jsoftmax.rules._entmax import entmax_alpha_terms, entmax_loss_terms, entmax_product, entmax_slopes
+from jsoftmax.rules._entmax import entmax_centered as entmax_centered
+from jsoftmax.rules._entmax import entmax_label_term as entmax_label_term
+from jsoftmax.rules._entmax import entmax_loss_outside as entmax_loss_outside
+from jsoftmax.rules._entmax import entmax_target_slopes as entmax_target_slopes
+from jsoftmax.rules._entmax import entropy_alpha_terms as entropy_alpha_terms
+from jsoftmax.rules._entmax import log_of_label as log_of_label
+from jsoftmax.rules._entmax import log_power as log_power
+from jsoftmax.rules._focal import focal, focal_slope
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import across as across
 from jsoftmax.rules._rows import below_infinity as below_infinity
@@ -62,6 +71,10 @@ __all__ = [
     "cross_entropy_residual",
     "difference",
     "divergence_terms",
+    "entmax_alpha_terms",
+    "entmax_loss_terms",
+    "entmax_product",
+    "entmax_slopes",
     "entropy_residual",
     "expm1",
     "focal",
