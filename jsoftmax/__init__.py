@@ -20,6 +20,9 @@ from jsoftmax.functions._losses import (
 from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
+from jsoftmax.functions._segment_logsumexp import segment_logsumexp
+from jsoftmax.functions._segment_losses import segment_cross_entropy
+from jsoftmax.functions._segment_maps import segment_log_softmax, segment_softmax
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
 from jsoftmax.functions._top_log_probs import TopLogProbs, linear_top_log_probs, top_log_probs
 from jsoftmax.linear._plan import BlockPlan
@@ -60,6 +63,10 @@ __all__ = [
     "row_statistics",
     "rules",
     "sampling",
+    "segment_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax.rules._elementary import expm1
-from jsoftmax.rules._rows import Axes, computing_dtype, row_sums
+from jsoftmax.rules._rows import Rows, computing_dtype, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
@@ -40,7 +40,7 @@ class RowSums(NamedTuple):
 def softmax_product(
     p: ArrayLike,
     v: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -62,7 +62,7 @@ def softmax_product(
 def log_softmax_jvp(
     p: ArrayLike,
     v: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -85,7 +85,7 @@ def log_softmax_jvp(
 def log_softmax_vjp(
     p: ArrayLike,
     g: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -115,7 +115,7 @@ def log_softmax_vjp(
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
 
 
-def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
+def _row_sums(p: Array, g: Array, leads: Array, axis: Rows) -> RowSums:
     (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
     return RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
 
@@ -123,7 +123,7 @@ def _row_sums(p: Array, g: Array, leads: Array, axis: Axes) -> RowSums:
 def cross_entropy_residual(
     p: ArrayLike,
     t: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     scale: Array | None = None,
@@ -164,7 +164,7 @@ def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
     return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, u) - mean))
 
 
-def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Rows = -1) -> Array:
     """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`: `softmax_product`.
 
     The gradient is p − t, so its derivative is that of the softmax.

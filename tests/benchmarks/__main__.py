@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling``, ``distillation`` and ``training`` have their own options. With ``--against PATH``, the peer is
-the package of another checkout, in the same process.
+``sampling``, ``segments``, ``distillation`` and ``training`` have their own options. With ``--against PATH``,
+the peer is the package of another checkout, in the same process.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from tests.benchmarks import (
     distillation,
     linear,
     sampling,
+    segments,
     step,
     timing,
     training,
@@ -108,6 +109,7 @@ def main(arguments=None):
         "compile": compiling,
         "step": step,
         "sampling": sampling,
+        "segments": segments,
         "distillation": distillation,
         "training": training,
     }
