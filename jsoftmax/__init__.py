@@ -22,6 +22,9 @@ from jsoftmax.functions._maps import log_softmax, softmax
 from jsoftmax.functions._odds import log_odds
 from jsoftmax.functions._placement import Placement, linear_placement
 from jsoftmax.functions._row_statistics import linear_row_statistics, row_statistics
+from jsoftmax.functions._segment_logsumexp import segment_logsumexp
+from jsoftmax.functions._segment_losses import segment_cross_entropy
+from jsoftmax.functions._segment_maps import segment_log_softmax, segment_softmax
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
 from jsoftmax.functions._sparse_losses import entmax_loss, sparsemax_loss
 from jsoftmax.functions._sparse_maps import entmax, entmax15, sparsemax
@@ -73,6 +76,10 @@ __all__ = [
     "row_statistics",
     "rules",
     "sampling",
+    "segment_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -1,5 +1,6 @@
 """The table of all public functions with their definitions, and the inputs on which tests compare them."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -256,6 +257,31 @@ def _ours_log_odds(x, y, m, temperature, axis):
     return jnp.where(m.sum(axis) == 1, 0, odds)
 
 
+def _in_segments(function, x, axis, *others, reduces=False, **of_rows):
+    """A function of segments on the rows of x, as segments whose entries take turns.
+
+    `others` have one number per class, and `of_rows` are options with one per row.
+    """
+    x, *others = (None if a is None else jnp.moveaxis(a, axis, 0) for a in (x, *others))
+    classes, *rows = x.shape
+    count = math.prod(rows)
+    ids = jnp.tile(jnp.arange(count, dtype=jnp.int32), classes)
+    flat = (None if a is None else a.reshape(-1) for a in (x, *others))
+    out = function(*flat, ids, count, **{name: a.reshape(-1) for name, a in of_rows.items()})
+    return out.reshape(rows) if reduces else jnp.moveaxis(out.reshape(x.shape), 0, axis)
+
+
+def _segment_map(function):
+    return lambda x, where, ids, count, **options: function(x, ids, count, where=where, **options)
+
+
+def _segment_loss(x, where, *targets_ids_count, labels=None, **options):
+    *targets, ids, count = targets_ids_count
+    if labels is not None:  # class y of row i is at y·rows + i
+        targets = (labels * count + jnp.arange(count, dtype=labels.dtype),)
+    return jsoftmax.segment_cross_entropy(x, *targets, ids, count, where=where, **options)
+
+
 FUNCTIONS = (
     Function("softmax", jsoftmax.softmax, definitions.softmax, nothing, reduces=False),
     Function(
@@ -446,12 +472,49 @@ FUNCTIONS = (
         lambda x, q, m, b, axis: definitions.js_divergence(x, q, axis, m, beta=b),
         together(other, mask, share),
     ),
+    Function(
+        "segment_softmax, masked, temperature",
+        lambda x, m, t, axis: _in_segments(_segment_map(jsoftmax.segment_softmax), x, axis, m, temperature=t),
+        lambda x, m, t, axis: definitions.softmax(x, axis, m, _expanded(t, axis)),
+        together(mask, temperature),
+        reduces=False,
+    ),
+    Function(
+        "segment_log_softmax",
+        lambda x, axis: _in_segments(_segment_map(jsoftmax.segment_log_softmax), x, axis, None),
+        definitions.log_softmax,
+        nothing,
+        reduces=False,
+    ),
+    Function(
+        "segment_logsumexp, masked, temperature",
+        lambda x, m, t, axis: _in_segments(
+            _segment_map(jsoftmax.segment_logsumexp), x, axis, m, reduces=True, temperature=t
+        ),
+        lambda x, m, t, axis: definitions.logsumexp(x, axis, where=m, temperature=_expanded(t, axis)),
+        together(mask, temperature),
+    ),
+    Function(
+        "segment_cross_entropy, ids, masked, temperature",
+        lambda x, y, m, t, axis: _in_segments(
+            _segment_loss, x, axis, m, reduces=True, labels=y, temperature=t
+        ),
+        lambda x, y, m, t, axis: definitions.cross_entropy(x, y, axis, m, _expanded(t, axis)),
+        together(live_ids, temperature),
+    ),
+    Function(
+        "segment_cross_entropy, targets",
+        lambda x, t, axis: _in_segments(_segment_loss, x, axis, None, t, reduces=True),
+        definitions.cross_entropy,
+        targets,
+    ),
 )
 
 
 # The functions whose arguments have the axes of the logits, or those of the rows. Sparse targets have K
-# classes on a further axis, the last; test_few_classes.py maps them.
-WITH_AXES_OF_LOGITS = tuple(f for f in FUNCTIONS if "sparse" not in f.name)
+# classes on a further axis, the last; test_few_classes.py maps them. Segments have ids, and a number that is
+# known; test_segments.py has their sizes.
+WITH_AXES_OF_LOGITS = tuple(f for f in FUNCTIONS if "sparse" not in f.name and "segment" not in f.name)
 
 
 def ahead(by):

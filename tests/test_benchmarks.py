@@ -146,3 +146,8 @@ def test_two_heads():
     for record in benchmarks.main(["distillation", "--head", "16", "4", "30", "--seconds", "0"]):
         assert record["apart"] < 1e-4
         np.testing.assert_allclose(*record["value"], rtol=1e-4)
+
+
+def test_segments():
+    for record in benchmarks.main(["segments", "--cell", "100", "7", "--seconds", "0"]):
+        assert record["errors"][0] < 4

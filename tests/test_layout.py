@@ -34,7 +34,7 @@ MODULES = {
         "__init__",
     ),
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
-    "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks"),
+    "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks", "_segment_ids"),
     "logits": ("_moments", "_rounding", "_scaling"),
     "backends": ("_choice", "_reading", "_sinks", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
     "rows": (
@@ -52,6 +52,8 @@ MODULES = {
         "_sparse",
         "_top",
         "_binary",
+        "_segments",
+        "_segment_numbers",
     ),
     "linear": (
         "_plan",
@@ -82,6 +84,9 @@ MODULES = {
         "_linear_divergences",
         "_sparse_divergences",
         "_top_log_probs",
+        "_segment_maps",
+        "_segment_logsumexp",
+        "_segment_losses",
         "_placement",
         "_explain",
     ),
@@ -156,7 +161,9 @@ def test_arrows_go_down_only(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "rules").glob("*.py")), ids=lambda p: p.stem)
 def test_rules_know_only_each_other(path):
     for name in imports(path):
-        assert name.startswith(("jsoftmax.rules.", "jax.", "__future__", "math", "typing")), name
+        assert name.startswith(
+            ("jsoftmax.rules.", "jax.", "__future__", "collections.abc", "math", "typing")
+        ), name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -124,14 +124,14 @@ class Call(Arrays):
             raise self.error(TypeError, f"ignore_index is {describe(given)}", "write one integer")
         return index
 
-    def _labels(self) -> Array:
+    def labels_given(self) -> Array:
         """The labels as an array; class ids that need more than 32 bits are narrowed to 32."""
         wide = _given.too_wide(self.arguments["labels"])
         return self.array("labels") if wide is None else jnp.asarray(_given.narrowed(wide, self._index()))
 
     def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
         """The labels as integer class ids, one per row, with length 1 on the class axes."""
-        return self._ids(self._labels(), shape, axes, or_targets=False)
+        return self._ids(self.labels_given(), shape, axes, or_targets=False)
 
     def _ids(self, labels: Array, shape: tuple[int, ...], axes: Axes, *, or_targets: bool) -> Array:
         rows, is_integer = rows_of(shape, axes), jnp.issubdtype(labels.dtype, jnp.integer)
@@ -174,7 +174,7 @@ class Call(Arrays):
 
     def labels(self, shape: tuple[int, ...], axes: Axes) -> Array:
         """Integer labels as class ids, float labels as target probabilities."""
-        labels = self._labels()
+        labels = self.labels_given()
         if jnp.issubdtype(labels.dtype, jnp.integer):
             return self._ids(labels, shape, axes, or_targets=True)
         if not jnp.issubdtype(labels.dtype, jnp.floating):

@@ -3,7 +3,9 @@
 These are plain functions of values, for people, notebooks, kernels, and the rules that `jsoftmax` attaches to
 its own functions. `p` is a probability distribution along `axis` (an int or a tuple of ints): it sums to 1.
 If the classes are sharded within `jax.shard_map`, `axis` also names the mesh axes of the shards, as in
-``(-1, "classes")``. Sums are computed in at least float32; results have the promoted dtype of the arguments.
+``(-1, "classes")``. For rows that are no axes, such as segments, the forms of the softmax take a function as
+`axis`: of some arrays, it returns the sums over the rows, in a shape that broadcasts against the arrays. Sums
+are computed in at least float32; results have the promoted dtype of the arguments.
 
 `1 − p` loses all digits if p is near 1. A formula with such a difference is a projection: its result sums to
 0 over a row (or has the mean 0). Applied a second time, it replaces the lost digits by the sum over the other
@@ -34,6 +36,7 @@ from jsoftmax.rules._entmax import log_of_label as log_of_label
 from jsoftmax.rules._entmax import log_power as log_power
 from jsoftmax.rules._focal import focal, focal_slope
 from jsoftmax.rules._rows import SCALE as SCALE
+from jsoftmax.rules._rows import Rows as Rows
 from jsoftmax.rules._rows import across as across
 from jsoftmax.rules._rows import below_infinity as below_infinity
 from jsoftmax.rules._rows import compensated as compensated

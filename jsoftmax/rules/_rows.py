@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 Axes = int | tuple[int | str, ...]
+# The axes of a row; or, if rows are no axes, as segments are not, the function that `row_sums` calls.
+Rows = Axes | Callable[..., tuple[Array, ...]]
 
 SCALE = 2.0**64  # factor for a sum of exponentials: no term that matters to the sum underflows
 
@@ -16,12 +20,14 @@ def split_axes(axes: Axes) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(a for a in axes if isinstance(a, int)), tuple(a for a in axes if not isinstance(a, int))
 
 
-def row_sums(axes: Axes, *terms: Array) -> tuple[Array, ...]:
-    """The sum over a row of each term, with length 1 on the class axes.
+def row_sums(axes: Rows, *terms: Array) -> tuple[Array, ...]:
+    """The sum over a row of each term, in a shape that broadcasts against it: length 1 on the class axes.
 
     Pass terms that are linear in a tangent in a call of their own: shards add all sums of a call in one
     all-reduce, which JAX cannot split into a linear and a nonlinear part.
     """
+    if callable(axes):
+        return axes(*terms)
     own, _ = split_axes(axes)
     return across(axes, *(jnp.sum(t, own, keepdims=True) for t in terms))
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax.rules._elementary import expm1, sigmoid
-from jsoftmax.rules._rows import Axes, computing_dtype, row_sums
+from jsoftmax.rules._rows import Rows, computing_dtype, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
@@ -47,7 +47,7 @@ class RowSums(NamedTuple):
 def softmax_product(
     p: ArrayLike,
     v: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -71,7 +71,7 @@ def softmax_product(
 def log_softmax_jvp(
     p: ArrayLike,
     v: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -100,7 +100,7 @@ def log_softmax_jvp(
 def log_softmax_vjp(
     p: ArrayLike,
     g: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     leads: Array | None = None,
@@ -136,7 +136,7 @@ def log_softmax_vjp(
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
 
 
-def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSums | None = None) -> Array:
+def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Rows = -1, *, sums: RowSums | None = None) -> Array:
     """The cotangent of a sink of probability p_s, ``−p_s·Σg``, one per row, with length 1 on `axis`.
 
     `g` is the cotangent of a log-softmax; of a softmax, put p·g in its place: ``−p_s·⟨p, g⟩``. `sums` are as
@@ -152,7 +152,7 @@ def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Axes = -1, *, sums: RowSums 
     return -jnp.asarray(p_sink) * total
 
 
-def _row_sums(p: Array, g: Array, leads: Array, axis: Axes, sink: Sink | None = None) -> RowSums:
+def _row_sums(p: Array, g: Array, leads: Array, axis: Rows, sink: Sink | None = None) -> RowSums:
     (p_others,) = row_sums(axis, jnp.where(leads, 0, p))
     sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
     if sink is None:
@@ -163,7 +163,7 @@ def _row_sums(p: Array, g: Array, leads: Array, axis: Axes, sink: Sink | None = 
 def cross_entropy_residual(
     p: ArrayLike,
     t: ArrayLike,
-    axis: Axes = -1,
+    axis: Rows = -1,
     *,
     sums: RowSums | None = None,
     scale: Array | None = None,
@@ -217,7 +217,7 @@ def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
     return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, u) - mean))
 
 
-def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Axes = -1) -> Array:
+def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Rows = -1) -> Array:
     """The Hessian of the cross-entropy in the logits, for Σt = 1, applied to `v`: `softmax_product`.
 
     The gradient is p − t, so its derivative is that of the softmax.

@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling``, ``sparse_maps``, ``distillation`` and ``training`` have their own options. With
+``sampling``, ``segments``, ``sparse_maps``, ``distillation`` and ``training`` have their own options. With
 ``--against PATH``, the peer is the package of another checkout, in the same process.
 """
 
@@ -19,6 +19,7 @@ from tests.benchmarks import (
     distillation,
     linear,
     sampling,
+    segments,
     sparse_maps,
     step,
     timing,
@@ -109,6 +110,7 @@ def main(arguments=None):
         "compile": compiling,
         "step": step,
         "sampling": sampling,
+        "segments": segments,
         "sparse_maps": sparse_maps,
         "distillation": distillation,
         "training": training,
