@@ -5,6 +5,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from jsoftmax import online, rules
+from jsoftmax.functions._contrastive import contrastive_loss
 from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._information import entropy, log_prob
@@ -37,6 +38,7 @@ __all__ = [
     "SparseTargets",
     "TopLogProbs",
     "config",
+    "contrastive_loss",
     "cross_entropy",
     "entropy",
     "evaluation",

@@ -51,6 +51,9 @@ MODULES = {
         "_arguments",
         "_pairs",
         "_few",
+        "_contrast_sides",
+        "_contrast",
+        "_contrast_arguments",
     ),
     "functions": (
         "_maps",
@@ -61,6 +64,7 @@ MODULES = {
         "_row_statistics",
         "_linear_plan",
         "_linear",
+        "_contrastive",
         "_linear_divergences",
         "_sparse_divergences",
         "_top_log_probs",

@@ -154,6 +154,22 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
     return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
 
 
+def positives_residual(p: ArrayLike, loss: ArrayLike, hit: ArrayLike, count: ArrayLike) -> Array:
+    """The gradient in the logits of ``−Σ log p`` over the `count` classes of a row that are `hit`.
+
+    It is ``count·p − hit``. With one such class it is `label_residual`, and `loss` is that of the class.
+
+    >>> import jax.numpy as jnp
+    >>> from jsoftmax import rules
+    >>> p, hit = jnp.array([0.5, 0.25, 0.25]), jnp.array([True, True, False])
+    >>> rules.positives_residual(p, -jnp.log(0.125), hit, 2.0)
+    Array([ 0. , -0.5,  0.5], dtype=float32)
+    """
+    p, count = jnp.asarray(p), jnp.asarray(count)
+    at_hit = jnp.where(count == 1, expm1(-jnp.where(count == 1, loss, 0)), count * p - 1)
+    return jnp.where(hit, at_hit, count * p)
+
+
 def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
     """The gradient in the logits of the entropy, ``−p·(u − ⟨p, u⟩)``; 0 where p is 0, for any u.
 
