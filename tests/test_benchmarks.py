@@ -146,3 +146,9 @@ def test_two_heads():
     for record in benchmarks.main(["distillation", "--head", "16", "4", "30", "--seconds", "0"]):
         assert record["apart"] < 1e-4
         np.testing.assert_allclose(*record["value"], rtol=1e-4)
+
+
+def test_pairs():
+    for record in benchmarks.main(["contrastive", "--pairs", "24", "--features", "8", "--seconds", "0"]):
+        assert record["apart"] < 1e-4
+        np.testing.assert_allclose(record["value"][0], record["value"][1:], rtol=1e-3)
