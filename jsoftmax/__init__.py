@@ -5,6 +5,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from jsoftmax import online, rules
+from jsoftmax.functions._contrastive import contrastive_loss
 from jsoftmax.functions._divergences import js_divergence, kl_divergence
 from jsoftmax.functions._explain import explain
 from jsoftmax.functions._focal import focal_loss, poly_loss
@@ -46,6 +47,7 @@ __all__ = [
     "TopLogProbs",
     "binary_cross_entropy",
     "config",
+    "contrastive_loss",
     "cross_entropy",
     "entmax",
     "entmax15",

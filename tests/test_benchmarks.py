@@ -151,3 +151,9 @@ def test_two_heads():
 def test_segments():
     for record in benchmarks.main(["segments", "--cell", "100", "7", "--seconds", "0"]):
         assert record["errors"][0] < 4
+
+
+def test_pairs():
+    for record in benchmarks.main(["contrastive", "--pairs", "24", "--features", "8", "--seconds", "0"]):
+        assert record["apart"] < 1e-4
+        np.testing.assert_allclose(record["value"][0], record["value"][1:], rtol=1e-3)

@@ -26,6 +26,7 @@ MODULES = {
     "rules": (
         "_elementary",
         "_focal",
+        "_labels",
         "_rows",
         "_softmax",
         "_scaling",
@@ -66,6 +67,9 @@ MODULES = {
         "_arguments",
         "_pairs",
         "_few",
+        "_contrast_sides",
+        "_contrast",
+        "_contrast_arguments",
     ),
     "functions": (
         "_maps",
@@ -81,6 +85,7 @@ MODULES = {
         "_row_statistics",
         "_linear_plan",
         "_linear",
+        "_contrastive",
         "_linear_divergences",
         "_sparse_divergences",
         "_top_log_probs",

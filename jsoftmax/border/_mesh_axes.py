@@ -47,6 +47,11 @@ def of_rows(call: Call, sharded: str) -> tuple[str, ...]:
     return names
 
 
+def of_batch(call: Call, sharded: Sequence[str]) -> tuple[str, ...]:
+    """The names in `axis_name` of a batch. The arguments in `sharded` must vary over them."""
+    return _names(call, "axis_name", sharded)
+
+
 def _names(call: Call, argument: str, sharded: Sequence[str]) -> tuple[str, ...]:
     given = call.arguments[argument]
     if given is None:

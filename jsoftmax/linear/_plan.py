@@ -95,6 +95,11 @@ def halved(plan: BlockPlan) -> BlockPlan:
     return plan._replace(block_rows=_even(plan.rows, max(plan.block_rows // 2, FEWEST_ROWS)))
 
 
+def shortened(plan: BlockPlan, block_rows: int) -> BlockPlan:
+    """Blocks of at most this many rows."""
+    return plan._replace(block_rows=_even(plan.rows, min(plan.block_rows, block_rows)))
+
+
 def _even(total: int, size: int) -> int:
     """The size of equal blocks of at most `size`, so that they divide the total if possible.
 

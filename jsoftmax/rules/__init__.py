@@ -35,6 +35,7 @@ from jsoftmax.rules._entmax import entropy_alpha_terms as entropy_alpha_terms
 from jsoftmax.rules._entmax import log_of_label as log_of_label
 from jsoftmax.rules._entmax import log_power as log_power
 from jsoftmax.rules._focal import focal, focal_slope
+from jsoftmax.rules._labels import binary_residual, label_residual, positives_residual
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import Rows as Rows
 from jsoftmax.rules._rows import across as across
@@ -51,11 +52,9 @@ from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp,
 from jsoftmax.rules._softmax import (
     RowSums,
     Sink,
-    binary_residual,
     cross_entropy_hvp,
     cross_entropy_residual,
     entropy_residual,
-    label_residual,
     log_softmax_jvp,
     log_softmax_vjp,
     sink_vjp,
@@ -92,6 +91,7 @@ __all__ = [
     "log_softmax_vjp",
     "log_to_mean",
     "log_to_mixture",
+    "positives_residual",
     "sigmoid",
     "sink_vjp",
     "soft_cap_jvp",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax.rules._elementary import expm1, sigmoid
 from jsoftmax.rules._rows import Rows, computing_dtype, row_sums
 
 
@@ -184,27 +183,6 @@ def cross_entropy_residual(
 def weighted_residual(p: ArrayLike, w: ArrayLike, total: ArrayLike) -> Array:
     """`cross_entropy_residual` with weights `w` of all classes as targets; `total` is their sum."""
     return jnp.asarray(total) * p - jnp.asarray(w)
-
-
-def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
-    """`cross_entropy_residual` for the one-hot target that is 1 where `hit`; `nll` is its loss.
-
-    At the label it is ``p − 1 = expm1(−nll)``, which is accurate even if p rounds to 1.
-    """
-    return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
-
-
-def binary_residual(z: Array, first: ArrayLike, second: ArrayLike) -> Array:
-    """`cross_entropy_residual` of two classes with the logits (z, 0), in z: ``b·sigmoid(z) − a·sigmoid(−z)``.
-
-    a and b are the weights of the first and the second class; with a + b = 1 it is ``p − a``.
-
-    >>> import jax.numpy as jnp
-    >>> from jsoftmax import rules
-    >>> print(rules.binary_residual(jnp.array([0.0, 30.0]), 1.0, 0.0))
-    [-5.000000e-01 -9.357623e-14]
-    """
-    return jnp.asarray(second) * sigmoid(z) - jnp.asarray(first) * sigmoid(-z)
 
 
 def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:

@@ -63,6 +63,12 @@ def sharded_like(a: Array, x: Any, *axes: int) -> Array:
     return a if same else jax.sharding.reshard(a, wanted)
 
 
+def replicated(a: Array) -> Array:
+    """The array, the same on all devices of a mesh with explicit axes."""
+    layout = partition_spec(a, *(None,) * a.ndim)
+    return a if layout is None or not any(spec(a)) else jax.sharding.reshard(a, layout)
+
+
 def partition_spec(a: Array, *names: Any) -> PartitionSpec | None:
     """The `PartitionSpec` with these names, if the mesh of the array has explicit axes; else None."""
     kinds = jax.typeof(a).sharding.mesh.axis_types

@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling``, ``segments``, ``sparse_maps``, ``distillation`` and ``training`` have their own options. With
-``--against PATH``, the peer is the package of another checkout, in the same process.
+``sampling``, ``segments``, ``sparse_maps``, ``distillation``, ``contrastive`` and ``training`` have their own
+options. With ``--against PATH``, the peer is the package of another checkout, in the same process.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from tests import shapes
 from tests.benchmarks import (
     against,
     compiling,
+    contrastive,
     dense,
     device,
     distillation,
@@ -113,6 +114,7 @@ def main(arguments=None):
         "segments": segments,
         "sparse_maps": sparse_maps,
         "distillation": distillation,
+        "contrastive": contrastive,
         "training": training,
     }
     if arguments and arguments[0] in apart:

@@ -1,0 +1,186 @@
+"""The contrastive loss of two batches of features: InfoNCE, CLIP, and several positives per row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax import rules
+from jsoftmax.border._call import Call
+from jsoftmax.border._mesh_axes import MeshAxes
+from jsoftmax.functions._linear import linear_cross_entropy
+from jsoftmax.linear import _contrast, _contrast_arguments, _products
+from jsoftmax.linear._contrast import Static
+from jsoftmax.linear._contrast_arguments import Batch, Relation
+from jsoftmax.linear._contrast_sides import Columns, Rows
+from jsoftmax.transforms import _platforms
+from jsoftmax.transforms._sharding import sharded_like
+
+
+def contrastive_loss(
+    a: ArrayLike,
+    b: ArrayLike | None,
+    *,
+    temperature: ArrayLike,
+    labels: ArrayLike | None = None,
+    positives: Any = None,
+    symmetric: bool = True,
+    weights: ArrayLike | None = None,
+    block_size: int | None = None,
+    axis_name: MeshAxes = None,
+) -> Array:
+    """The contrastive loss of two batches of features, in both directions, without an array of all logits.
+
+        z = a·bᵀ / T        lossᵢ = −1/n Σ log softmax(zᵢ)ⱼ over the n positives j of row i
+
+    Each row of `a` is classified among all rows of `b`, and with `symmetric` each row of `b` among all rows
+    of `a`. The result is the mean of lossᵢ, or the mean of those of both directions. A row without positives
+    does not count. Which pairs are positive:
+
+    - without `labels` and `positives`, the i-th row of `a` and the i-th of `b`: CLIP, and InfoNCE with
+      ``symmetric=False``;
+    - with `labels`, row i of `a` and row labelsᵢ of `b`, which may have other rows too;
+    - with `positives`, all pairs with equal ids, as in the supervised contrastive loss, or of a mask.
+
+    With ``b=None``, `a` is compared with itself, and no row with itself (SimCLR, SupCon): it takes part
+    neither as a positive nor as a negative. Features are used as given; normalise them before the call.
+
+    Products accumulate in at least float32, and the loss is in at least float32. A sure pair keeps its
+    digits: its loss is log1p of the other terms, and its gradient expm1(−loss). A common offset of all logits
+    costs none. NaN or infinity in a row of `a` or `b` that counts makes the result NaN.
+
+    Memory holds a few blocks of logits of 16 MiB, at least 512 rows by all columns, and for the gradient one
+    array like `b` in at least float32. Under `jax.vmap` it holds them for each element.
+
+    Derivative: dz = (p − t)·w over the sum of the weights, the sum of both directions, with p along the rows
+    and along the columns; ``dz @ b/T`` in `a`, ``dzᵀ @ a/T`` in `b`, ``−Σ dz·z/T`` in T. The loss is one
+    product, and the loss with its gradients four: the second sweep computes the logits again, since a
+    gradient needs the normalizers of both directions. With ``symmetric=False`` and one positive per row,
+    `linear_cross_entropy` computes it by three. The residuals are the arguments and four numbers per row.
+
+    Args:
+      a: features, shape [N, D].
+      b: features, shape [M, D]; None for `a` itself.
+      temperature: T, a number. A learned one has a gradient; CLIP's ``logit_scale`` is 1/T.
+      labels: for each row of `a` the index of its row of `b`, integers, shape [N].
+      positives: ids of the rows, integers: one array [N] for both `a` and `b`, or a tuple of two arrays, [N]
+        and [M]. Or a boolean mask [N, M], True for positives.
+      symmetric: whether the rows of `b` have a loss too.
+      weights: w, one per row of `a`, shape [N]. The mean is Σ w·loss / Σ w. The i-th row of `b` has the same
+        weight, unless there are `labels` or M differs from N; then all rows of `b` have the weight 1. A row
+        of weight 0 is hidden, whatever it contains: it is no negative either, as if it were not there.
+      block_size: the number of rows in a block; None for the size above.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the rows of `a` and `b` are sharded.
+        Every shard compares its rows of `a` with the rows of `b` of all shards, which it gathers; `labels`
+        and the columns of a mask count these. Every shard gets the loss of the whole batch, and the gradient
+        of its own rows, which the transpose of the gather sums over all shards. T has the whole gradient.
+
+    Returns:
+      The loss, a scalar; 0 if no row counts.
+
+    Raises:
+      TypeError, ValueError: for features, labels, positives or weights that do not fit, a temperature of 0,
+        both labels and positives, or neither with ``b=None``.
+
+    >>> import jax, jax.numpy as jnp, jsoftmax
+    >>> a = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(f"{jsoftmax.contrastive_loss(a, a, temperature=0.05):.5e}")
+    2.06115e-09
+    >>> def of_scale(logit_scale):
+    ...     return jsoftmax.contrastive_loss(a, a, temperature=1 / logit_scale)
+    >>> print(f"{jax.grad(of_scale)(20.0):.5e}")
+    -2.06115e-09
+    >>> views = jnp.concatenate([a, a])
+    >>> other_view = jnp.array([2, 3, 0, 1])
+    >>> print(f"{jsoftmax.contrastive_loss(views, None, temperature=0.5, labels=other_view):.5f}")
+    0.23954
+
+    Source: van den Oord et al., arXiv 1807.03748; Radford et al., arXiv 2103.00020; several positives: Khosla
+    et al., arXiv 2004.11362, "out".
+    """
+    call = Call(
+        "contrastive_loss",
+        a=a,
+        b=b,
+        temperature=temperature,
+        labels=labels,
+        positives=positives,
+        symmetric=symmetric,
+        weights=weights,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+    batch = _contrast_arguments.batch(call)
+    n, m, dtype = batch.a.shape[0], batch.b.shape[0], rules.computing_dtype(batch.a.dtype)
+    if temperature is not None and jnp.ndim(temperature):
+        raise call.error(ValueError, f"temperature of shape {jnp.shape(temperature)}", "give one number")
+    t = call.per_row("temperature", jax.ShapeDtypeStruct((1, 1), dtype), (1,), dtype)
+    if t is None:
+        raise call.error(TypeError, "there is no temperature", "write a number, such as temperature=0.07")
+    size = None if block_size is None else call.size("block_size", 1)
+    relation = _contrast_arguments.relation(call, batch)
+    row_weights = call.row_weights(jax.ShapeDtypeStruct((n, m), dtype), (1,), dtype)
+    if 0 in (n, m):
+        return jnp.zeros((), dtype)
+    head = _products.Static(0, size, (), frozenset())
+    static = Static(head, bool(symmetric), batch.names)
+    with _platforms.for_logits(n * batch.columns):
+        return _loss(static, batch, relation, t, row_weights)
+
+
+def _loss(static: Static, batch: Batch, relation: Relation, t: Array, weights: Array | None) -> Array:
+    a, b = batch.a, batch.b
+    counted = column_weights = columns_counted = None
+    if weights is not None:
+        weights = sharded_like(weights, a)
+        counted = weights != 0
+        a, weights = (jnp.where(counted, values, 0) for values in (a, weights))
+        if relation.is_paired:  # else the rows of b have no weights
+            b, column_weights = jnp.where(counted, b, 0), weights
+            columns_counted = batch.gathered(counted[:, 0])
+    b = batch.gathered(b)
+    ids, hits = relation.ids, relation.hits
+    if not static.both and not batch.is_itself and ids is not None and relation.column_ids is None:
+        return linear_cross_entropy(
+            a,
+            b,
+            ids[:, 0],
+            vocab_axis=0,
+            where=columns_counted,
+            weights=weights,
+            temperature=t,
+            reduction="mean",
+            block_size=static.head.block_size,
+            row_axis_name=batch.names or None,
+        )
+    rows = Rows(a, ids, hits, batch.places() if batch.is_itself else None, counted)
+    of_columns = (None if c is None else c[None, :] for c in (relation.column_ids, columns_counted))
+    found = _contrast.losses(static, rows, Columns(b, *of_columns), t)
+    losses, positives = found.of_rows, found.positives_of_rows
+    if relation.known is not None:
+        bad = ~relation.known if counted is None else ~relation.known & counted
+        losses, positives = losses * rules.nan_where(bad, jnp.ones_like(losses)), jnp.where(bad, 1, positives)
+    sums = [*_weighted_sums(losses, positives, weights)]
+    if static.both:
+        columns = [found.of_columns[0, :, None], found.positives_of_columns[0, :, None]]
+        if batch.names:
+            # A shard adds the losses of its own rows of b.
+            first = lax.axis_index(batch.names) * batch.b.shape[0]
+            columns = [lax.dynamic_slice_in_dim(c, first, batch.b.shape[0], 0) for c in columns]
+        sums += _weighted_sums(columns[0], columns[1], column_weights)
+    sums = [*rules.across(batch.names, *sums)]
+    means = [
+        total / jnp.where(count == 0, 1, count) for total, count in zip(sums[::2], sums[1::2], strict=True)
+    ]
+    return sum(means[1:], means[0]) / len(means)
+
+
+def _weighted_sums(losses: Array, positives: Array, weights: Array | None) -> tuple[Array, Array]:
+    """Σ w·loss and Σ w over the rows that have positives."""
+    weights = jnp.ones_like(losses) if weights is None else weights
+    weights = jnp.where(positives > 0, weights, 0)
+    return jnp.sum(weights * (losses / jnp.maximum(positives, 1))), jnp.sum(weights)

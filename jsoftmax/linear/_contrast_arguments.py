@@ -1,0 +1,127 @@
+"""Checks the arguments of a contrastive loss: the features, and which pairs are positive."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax.border import _given, _mesh_axes
+from jsoftmax.border._arrays import in_dtype
+from jsoftmax.border._call import Call
+from jsoftmax.border._label_checks import are_classes, reported_ids
+from jsoftmax.transforms._sharding import partition_spec, replicated, shard_count, sharded_like, spec
+
+
+class Batch(NamedTuple):
+    """The features of a call, in one dtype, those of this shard."""
+
+    a: Array  # [N, D]
+    b: Array  # [M, D]
+    is_itself: bool  # whether b is a
+    names: tuple[str, ...]  # the mesh axes of the shards
+
+    @property
+    def columns(self) -> int:
+        """The number of rows of b on all shards."""
+        return self.b.shape[0] * shard_count(self.names)
+
+    def gathered(self, of_b: Array) -> Array:
+        """An array with one entry per row of b, with those of all shards."""
+        if self.names:
+            return lax.all_gather(of_b, self.names, axis=0, tiled=True)
+        return replicated(of_b)
+
+    def places(self) -> Array:
+        """The index of every row of a among those of all shards, [N, 1]."""
+        places = lax.broadcasted_iota(jnp.int32, (self.a.shape[0], 1), 0)
+        if self.names:
+            places = places + lax.axis_index(self.names) * self.a.shape[0]
+        return sharded_like(places, self.a)
+
+
+class Relation(NamedTuple):
+    """Which pairs are positive, as in `Rows` and `Columns`."""
+
+    ids: Array | None = None  # [N, 1]
+    column_ids: Array | None = None  # [M], of all shards
+    hits: Array | None = None  # [N, M]
+    known: Array | None = None  # [N, 1]: False where a label is no column
+    is_paired: bool = True  # whether the i-th rows of a and of b belong together, and share a weight
+
+
+def batch(call: Call) -> Batch:
+    """The features of a call."""
+    a = call.floats("a")
+    is_itself = call.arguments["b"] is None
+    b = a if is_itself else call.floats("b")
+    for name, features in (("a", a), ("b", b)):
+        if features.ndim != 2:
+            problem = f"{name} has the shape {features.shape}"
+            raise call.error(ValueError, problem, "give it two axes, [rows, features]; jax.vmap maps others")
+    if a.shape[1] != b.shape[1]:
+        problem = f"a has {a.shape[1]} features, and b {b.shape[1]}"
+        raise call.error(ValueError, problem, "give both the same number of features")
+    if b.shape[0] == 0 and a.shape[0] != 0:
+        raise call.error(ValueError, "b has no rows", "give at least one")
+    names = _mesh_axes.of_batch(call, ("a",) if is_itself else ("a", "b"))
+    dtype = jnp.result_type(a.dtype, b.dtype)
+    return Batch(in_dtype(a, dtype), in_dtype(b, dtype), is_itself, names)
+
+
+def relation(call: Call, batch: Batch) -> Relation:
+    """The positives of a call."""
+    n, m = batch.a.shape[0], batch.b.shape[0]
+    if call.arguments["positives"] is not None:
+        if call.arguments["labels"] is not None:
+            raise call.error(TypeError, "there are labels and positives", "give one of them")
+        return _several(call, batch)
+    if call.arguments["labels"] is not None:
+        ids = sharded_like(call.class_ids((n, batch.columns), (1,)), batch.a)
+        known = are_classes(ids, batch.columns, ())
+        ids = reported_ids(ids, batch.columns, ())
+        known = known & (ids != batch.places()) if batch.is_itself else known
+        return Relation(ids, known=known, is_paired=batch.is_itself)
+    if batch.is_itself:
+        problem = "b is None, and no row is its own positive"
+        raise call.error(
+            TypeError, problem, "give labels, the index of the positive of each row, or positives"
+        )
+    if n != m:
+        problem = f"a has {n} rows, and b {m}"
+        raise call.error(
+            ValueError, problem, "give both the same number, or labels: an index into b for each"
+        )
+    return Relation(batch.places())
+
+
+def _several(call: Call, batch: Batch) -> Relation:
+    """Any number of positives per row, by ids or by a mask."""
+    given: Any = call.arguments["positives"]
+    n, m = batch.a.shape[0], batch.b.shape[0]
+    is_pair = isinstance(given, tuple) and len(given) == 2
+    names = ("positives[0]", "positives[1]") if is_pair else ("positives", "positives")
+    parts = Call(call.function, **call.arguments | dict(zip(names, given, strict=True) if is_pair else ()))
+    of_a, of_b = map(parts.array, names)
+    if of_a.dtype == bool and not is_pair:
+        if of_a.shape != (n, batch.columns):
+            problem = f"positives of shape {of_a.shape} for {n} rows of a and {batch.columns} of b"
+            raise call.error(ValueError, problem, f"give a mask of shape {(n, batch.columns)}, or ids")
+        layout = partition_spec(batch.a, spec(batch.a)[0], None)
+        hits = of_a if layout is None else jax.sharding.reshard(of_a, layout)
+        return Relation(hits=hits, is_paired=n == m)
+    for name, ids, rows in zip(names, (of_a, of_b), (n, m), strict=True):
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            problem = f"{name} has dtype {ids.dtype}"
+            raise call.error(TypeError, problem, "give ids as integers, equal for positives, or a mask")
+        if ids.shape != (rows,):
+            problem = f"{name} has the shape {ids.shape}, for {rows} rows"
+            raise call.error(ValueError, problem, f"give two arrays of ids, of shapes {(n,)} and {(m,)}")
+        if _given.too_wide(parts.arguments[name]) is not None:
+            problem = f"{name} has ids that need more than 32 bits"
+            raise call.error(ValueError, problem, "number them by np.unique(ids, return_inverse=True)[1]")
+    dtype = jnp.promote_types(of_a.dtype, of_b.dtype)
+    ids = sharded_like(of_a.astype(dtype)[:, None], batch.a)
+    return Relation(ids, batch.gathered(of_b.astype(dtype)), is_paired=n == m)

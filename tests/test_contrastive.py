@@ -1,0 +1,504 @@
+"""The contrastive loss: values, derivatives, sharding, memory and errors, beside its definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jsoftmax
+from jsoftmax.linear import _contrast
+from jsoftmax.transforms import _platforms
+
+NAN = np.nan
+ROWS, OTHERS, FEATURES = 13, 8, 3
+
+
+def definition(a, b, temperature, hits, live=True, weights=1.0, column_weights=1.0, symmetric=True):
+    """From all logits, the positives, the pairs that count, and the weights of both."""
+    z = jnp.where(live, a @ b.T / temperature, -jnp.inf)
+
+    def direction(axis, weights):
+        log_p = jnp.where(hits & live, jax.nn.log_softmax(z, axis), 0)
+        count = jnp.sum(hits & live, axis).astype(z.dtype)
+        w = jnp.where(count > 0, jnp.asarray(weights, z.dtype), 0)
+        return jnp.sum(-w * jnp.sum(log_p, axis) / jnp.maximum(count, 1)) / jnp.sum(w)
+
+    of_rows = direction(1, weights)
+    return (of_rows + direction(0, column_weights)) / 2 if symmetric else of_rows
+
+
+def arrays(seed=0, others=ROWS):
+    rng = np.random.default_rng(seed)
+    a, b = (jnp.asarray(rng.normal(size=(n, FEATURES))) for n in (ROWS, others))
+    return a, b, jnp.asarray(0.7)
+
+
+LABELS = np.array([0, 3, 3, 7, 1, 0, 6, 6, 6, 2, 0, 1, 3])  # none has the positive 4 or 5
+CLASSES = np.array([0, 1, 2, 0, 1, 2, 0, 5, 5, 0, 4, 2, 2])  # the last but two is alone
+WEIGHTS = np.array([1.0, 0, 2, 0.5, 1, 1, 0, 3, 1, -0.5, 1, 0, 1])
+EYE = np.eye(ROWS, dtype=bool)
+OF_LABELS = LABELS[:, None] == np.arange(OTHERS)
+VIEWS = (np.arange(ROWS) + 5) % ROWS
+BOTH = (WEIGHTS[:, None] != 0) & (WEIGHTS != 0)
+
+# What `b` is, the options, and the arguments of the definition.
+CASES = {
+    "pairs": ("paired", {}, {"hits": EYE}),
+    "pairs, weights": (
+        "paired",
+        {"weights": WEIGHTS},
+        {"hits": EYE, "live": BOTH, "weights": WEIGHTS, "column_weights": WEIGHTS},
+    ),
+    "InfoNCE, weights": (
+        "paired",
+        {"symmetric": False, "weights": WEIGHTS},
+        {"hits": EYE, "live": BOTH, "weights": WEIGHTS, "symmetric": False},
+    ),
+    "labels": ("others", {"labels": LABELS}, {"hits": OF_LABELS}),
+    "labels, weights": (
+        "others",
+        {"labels": LABELS, "weights": WEIGHTS},
+        {"hits": OF_LABELS, "live": (WEIGHTS != 0)[:, None], "weights": WEIGHTS},
+    ),
+    "labels, one direction": (
+        "others",
+        {"labels": LABELS, "symmetric": False},
+        {"hits": OF_LABELS, "symmetric": False},
+    ),
+    "ids, weights": (
+        "paired",
+        {"positives": CLASSES, "weights": WEIGHTS},
+        {
+            "hits": CLASSES[:, None] == CLASSES,
+            "live": BOTH,
+            "weights": WEIGHTS,
+            "column_weights": WEIGHTS,
+        },
+    ),
+    "two ids": (
+        "others",
+        {"positives": (CLASSES, np.array([2, 0, 0, 1, 9, 5, 5, 2]))},
+        {"hits": CLASSES[:, None] == np.array([2, 0, 0, 1, 9, 5, 5, 2])},
+    ),
+    "a mask, one direction": (
+        "others",
+        {"positives": OF_LABELS ^ (np.arange(OTHERS) == 2), "symmetric": False},
+        {"hits": OF_LABELS ^ (np.arange(OTHERS) == 2), "symmetric": False},
+    ),
+    "itself, labels": (
+        "itself",
+        {"labels": VIEWS},
+        {"hits": VIEWS[:, None] == np.arange(ROWS), "live": ~EYE},
+    ),
+    "itself, ids, weights": (
+        "itself",
+        {"positives": CLASSES, "weights": WEIGHTS},
+        {
+            "hits": CLASSES[:, None] == CLASSES,
+            "live": BOTH & ~EYE,
+            "weights": WEIGHTS,
+            "column_weights": WEIGHTS,
+        },
+    ),
+}
+named = functools.partial(pytest.mark.parametrize, ids=lambda v: v if isinstance(v, str) else None)
+
+
+def functions(name, **more):
+    """Ours, the definition, both of (a, b, T), and these arguments in float64."""
+    kind, options, of_definition = CASES[name]
+    a, b, t = arrays(others=OTHERS if kind == "others" else ROWS)
+
+    def ours(a, b, t):
+        b = None if kind == "itself" else b
+        return jsoftmax.contrastive_loss(a, b, temperature=t, **options, **more)
+
+    def plain(a, b, t):
+        return definition(a, a if kind == "itself" else b, t, **of_definition)
+
+    return ours, plain, (a, b, t)
+
+
+def agree(got, want, rtol=1e-10, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
+
+
+@pytest.fixture
+def not_plain(monkeypatch):
+    """The programs of larger batches, with their forms for CPU and their barriers."""
+    monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
+
+
+@pytest.mark.usefixtures("not_plain")
+@named("name", CASES)
+def test_values_and_gradients(name, x64):
+    """In blocks that do not divide the rows."""
+    ours, plain, given = functions(name, block_size=5)
+    both = jax.jit(lambda *given: [jax.value_and_grad(f, (0, 1, 2))(*given) for f in (ours, plain)])
+    agree(*both(*given))
+
+
+@pytest.mark.usefixtures("not_plain")
+@named("name", ["ids, weights", "itself, labels"])
+def test_second_derivatives_and_tangents(name, x64):
+    ours, plain, given = functions(name, block_size=5)
+    along = *arrays(seed=1)[:2], jnp.asarray(0.3)
+    along = tuple(d[: len(x)] if x.ndim else d for d, x in zip(along, given, strict=True))
+
+    def curved(f, *given):
+        gradient = jax.grad(lambda *given: jnp.sin(f(*given)), (0, 1, 2))
+        return jax.vjp(gradient, *given)[1](along)
+
+    @jax.jit
+    def everything(*given):
+        with jsoftmax.forward_mode():
+            tangents = [jax.jvp(f, given, along) for f in (ours, plain)]
+        return [curved(f, *given) for f in (ours, plain)], tangents
+
+    for got, want in everything(*given):
+        agree(got, want)
+
+
+def open_clip_in_numpy(image, text, logit_scale):
+    """open_clip's ClipLoss: the mean of two cross-entropies of the same logits, by rows and by columns."""
+    logits = logit_scale * image @ text.T
+
+    def cross_entropy(z):
+        top = z.max(1, keepdims=True)
+        log_p = z - top - np.log(np.exp(z - top).sum(1, keepdims=True))
+        return -np.mean(np.diagonal(log_p))
+
+    return (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+
+
+def test_the_value_is_open_clips():
+    rng = np.random.default_rng(0)
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 700, 6)))
+    want = open_clip_in_numpy(image, text, 1 / 0.07)
+    got = jsoftmax.contrastive_loss(*map(jnp.float32, (image, text)), temperature=0.07)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def whole(rng, rows, high=3):
+    """Features whose products float32 holds exactly."""
+    return rng.integers(-high, high + 1, (rows, 4)).astype(np.float32)
+
+
+REGIMES = {
+    "flat": lambda a, b: (0 * a, 0 * b),
+    "unit": lambda a, b: (a / 4, b / 4),
+    "spread": lambda a, b: (2 * a, 2 * b),
+    "tied": lambda a, b: (a, np.roll(np.repeat(b[::2], 2, 0), 1, 0)[: len(b)]),
+    "an offset of 1e4": lambda a, b: (np.pad(a / 4, ((0, 0), (0, 1)), constant_values=100),) * 2,
+    "sure": lambda a, b: (5 * np.eye(len(a), dtype=np.float32), 4 * np.eye(len(a), dtype=np.float32)),
+    "surer": lambda a, b: (7 * np.eye(len(a), dtype=np.float32), 7 * np.eye(len(a), dtype=np.float32)),
+}
+
+
+@jax.jit
+def in_float32(a, b):
+    return jax.value_and_grad(
+        lambda a, b: jsoftmax.contrastive_loss(a, b, temperature=jnp.float32(0.75), block_size=5), (0, 1)
+    )(a, b)
+
+
+def exactly(a, b):
+    """The loss and dz in extended precision, without a difference of nearly equal numbers."""
+    a, b = (x.astype(np.longdouble) for x in (a, b))
+    z, n = a @ b.T / np.longdouble(0.75), len(a)
+    loss, dz = 0, 0
+    for axis in (0, 1):
+        gaps = z - np.expand_dims(np.diagonal(z), axis)  # to the positive
+        e = np.where(np.eye(n, dtype=bool), 0, np.exp(gaps))
+        others = e.sum(axis, keepdims=True)
+        p = e / (1 + others)
+        loss = loss + np.log1p(others).mean() / 2
+        dz = dz + (p - np.eye(n) * p.sum(axis, keepdims=True)) / (2 * n)
+    dx = dz / np.longdouble(0.75)
+    return loss, (dx @ b, dx.T @ a), (abs(dx) @ abs(b), abs(dx).T @ abs(a)), np.ptp(z)
+
+
+@pytest.mark.usefixtures("not_plain")
+@pytest.mark.parametrize("regime", REGIMES)
+def test_float32_keeps_its_digits(regime):
+    """Errors in ulp of the loss, and in ulp of the sum of all terms of each gradient."""
+    rng = np.random.default_rng(2)
+    a, b = REGIMES[regime](whole(rng, ROWS), whole(rng, ROWS))
+    loss, gradients = in_float32(
+        jnp.pad(a, ((0, 0), (0, 13 - a.shape[1]))), jnp.pad(b, ((0, 0), (0, 13 - b.shape[1])))
+    )
+    exact, of_features, terms, width = exactly(a, b)
+    eps = float(jnp.finfo(jnp.float32).eps)
+    assert abs(float(loss) - exact) <= (4 + width) * eps * exact
+    for got, want, size in zip(gradients, of_features, terms, strict=True):
+        error = abs(np.asarray(got, np.float64)[:, : want.shape[1]] - want)
+        assert np.all(error <= (8 + width) * eps * size), np.max(error / np.maximum(eps * size, 1e-30))
+
+
+def test_sixteen_bits():
+    """The loss is in float32, as of the widened features; gradients are rounded once, after dz is."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(40, 16)), jnp.bfloat16) for _ in "ab")
+    step = jax.jit(jax.value_and_grad(lambda a, b: jsoftmax.contrastive_loss(a, b, temperature=0.5), (0, 1)))
+    (loss, gradients), (want, wide) = step(a, b), step(*(x.astype(jnp.float32) for x in (a, b)))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    for got, exact in zip(gradients, wide, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            got.astype(jnp.float32), exact, rtol=2**-7, atol=2**-8 * jnp.max(abs(exact))
+        )
+
+
+def test_eager_mapped_and_negative(x64):
+    """Without jit; in a portable program; under vmap, also of T, of which the negative is that of −a."""
+    a, b, t = arrays()
+    loss = functools.partial(jsoftmax.contrastive_loss, block_size=5)
+    agree(loss(a, b, temperature=t), definition(a, b, t, EYE))
+    step = jax.value_and_grad(lambda a, b, t: loss(a, b, temperature=t), (0, 1, 2))
+    with jsoftmax.portable():
+        agree(jax.jit(loss)(a, b, temperature=t), definition(a, b, t, EYE))
+    sets = jnp.stack([a, b, -a]), jnp.stack([b, b, b]), jnp.asarray([0.7, 3.0, -0.7])
+    found = jax.jit(jax.vmap(step))(*sets)
+    agree(found, jax.tree.map(lambda *x: jnp.stack(x), *map(jax.jit(step), *sets)))
+    value, (da, db, dt) = jax.tree.map(lambda x: x[0] - x[2], found)
+    agree((value, db), (0 * value, 0 * db))
+    agree((da, dt), (2 * found[1][0][0], 2 * found[1][2][0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"positives": jnp.zeros(1, int)}], ids=["pairs", "ids"])
+def test_one_row_is_sure(options):
+    one = jnp.ones((1, 3))
+    step = jax.value_and_grad(
+        lambda a, b: jsoftmax.contrastive_loss(a, b, temperature=0.1, **options), (0, 1)
+    )
+    found = jax.jit(step)(one, 2 * one)
+    agree(found, jax.tree.map(jnp.zeros_like, found), atol=0)
+
+
+def test_nothing_counts():
+    """Without rows, with all rows hidden, and without a single positive: 0, with gradients 0."""
+    none, some, bad = jnp.zeros((0, 3)), jnp.ones((4, 3)), jnp.full((4, 3), NAN)
+    apart = jnp.arange(4), jnp.arange(4, 8)
+    calls = (
+        (none, none, {}),
+        (bad, bad, {"weights": jnp.zeros(4)}),
+        (bad, bad, {"weights": jnp.zeros(4), "symmetric": False}),
+        (some, some, {"positives": apart}),
+    )
+    for a, b, options in calls:
+        step = jax.value_and_grad(
+            lambda a, b, options=options: jsoftmax.contrastive_loss(a, b, temperature=0.1, **options), (0, 1)
+        )
+        loss, gradients = jax.jit(step)(a, b)
+        assert loss == 0
+        assert not any(np.any(g) for g in gradients)
+
+
+def test_hidden_rows_hold_anything():
+    """A hidden pair is no negative: the result is that of the others; also with `jax_debug_nans`."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in "ab")
+    weights = jnp.asarray([1.0, 0, 2, 1, 0, 1])
+    kept = np.flatnonzero(weights)
+    bad = [x.at[jnp.asarray([1, 4])].set(value) for x, value in ((a, NAN), (b, jnp.inf))]
+    ids = jnp.asarray([0, 1, 0, 1, 1, 1])
+
+    @jax.jit
+    def steps(a, b, w, ids):
+        def loss(a, b, w, **options):
+            return jsoftmax.contrastive_loss(a, b, temperature=0.5, weights=w, **options)
+
+        each = loss, functools.partial(loss, symmetric=False), functools.partial(loss, positives=ids)
+        return [jax.value_and_grad(f, (0, 1, 2))(a, b, w) for f in each]
+
+    with jax.debug_nans(True):
+        found = steps(*bad, weights, ids)
+    for (got, gradients), (want, of_kept) in zip(
+        found, steps(*(x[kept] for x in (a, b, weights, ids))), strict=True
+    ):
+        agree(got, want, rtol=1e-5)
+        for g, of_few in zip(gradients, of_kept, strict=True):
+            agree(g[kept], of_few, rtol=1e-4, atol=1e-6)
+            assert not np.any(np.delete(g, kept, 0))
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_label_that_is_no_row_gives_nan(label, symmetric):
+    a = jnp.eye(3, 4)
+    labels = jnp.asarray([0, 4, label])
+    options = {"temperature": 1.0, "symmetric": symmetric}
+    assert np.isnan(jsoftmax.contrastive_loss(a, jnp.ones((5, 4)), labels=labels, **options))
+    found = jsoftmax.contrastive_loss(
+        a, jnp.ones((5, 4)), labels=labels, weights=jnp.asarray([1, 1, 0]), **options
+    )
+    assert np.isfinite(found)
+
+
+def test_a_row_is_not_its_own_positive():
+    a = jnp.eye(3, 4)
+    assert np.isnan(jsoftmax.contrastive_loss(a, None, temperature=1.0, labels=jnp.asarray([1, 1, 0])))
+
+
+@pytest.mark.usefixtures("not_plain")
+@named(
+    "name",
+    [
+        "pairs, weights",
+        "InfoNCE, weights",
+        "labels",
+        "ids, weights",
+        "itself, ids, weights",
+        "a mask, one direction",
+    ],
+)
+def test_sharded_rows_give_the_answers_of_one_device(name, x64):
+    """Of the loss and of every gradient, whole on every shard: none is off by the number of devices."""
+    kind, options, _ = CASES[name]
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    axes = ("x", "y")
+    a, b, t = arrays(others=OTHERS if kind == "others" else ROWS)
+    # 16 rows: the further ones have their own positives.
+    a, b = (jnp.concatenate([x, arrays(seed=5)[0][: 16 - len(x)]]) for x in (a, b))
+    options = dict(options)
+    for key, more in (("weights", [1.0, 0, 2]), ("labels", [15, 2, 9]), ("positives", [0, 7, 7])):
+        if key in options and np.ndim(options[key]) == 1:
+            options[key] = jnp.concatenate([options[key], jnp.asarray(more, options[key].dtype)])
+    if name.startswith("a mask"):
+        options["positives"] = np.arange(16)[:, None] % 3 == np.arange(16) % 4
+        b = arrays(seed=6)[1][:8].repeat(2, 0)
+    flags = {key: options.pop(key) for key in ("symmetric",) if key in options}
+
+    def loss(a, b, t, options, **on):
+        b = None if kind == "itself" else b
+        return jsoftmax.contrastive_loss(a, b, temperature=t, block_size=3, **options, **flags, **on)
+
+    rows = P(axes)
+    specs = rows, rows, P(), dict.fromkeys(options, rows)
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=specs, out_specs=(P(), (rows, rows, P())))
+    def sharded(a, b, t, options):
+        return jax.value_and_grad(functools.partial(loss, axis_name=axes), (0, 1, 2))(a, b, t, options)
+
+    agree(sharded(a, b, t, options), jax.value_and_grad(loss, (0, 1, 2))(a, b, t, options))
+
+
+def test_tangents_of_sharded_rows(x64):
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    given, along = ((a[:12], b[:12], t) for a, b, t in (arrays(), arrays(seed=1)))
+    rows = P("rows"), P("rows"), P()
+
+    def tangent(given, along, **on):
+        with jsoftmax.forward_mode():
+            return jax.jvp(lambda a, b, t: jsoftmax.contrastive_loss(a, b, temperature=t, **on), given, along)
+
+    sharded = jax.shard_map(
+        functools.partial(tangent, axis_name="rows"), mesh=mesh, in_specs=(rows, rows), out_specs=(P(), P())
+    )
+    agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_rows_sharded_under_jit(kind, several_devices):
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for _ in "ab")
+    ids = jnp.arange(16) // 3
+
+    def losses(a, b, ids):
+        loss = functools.partial(jsoftmax.contrastive_loss, temperature=0.5, block_size=8)
+        return loss(a, b) + loss(a, b, positives=ids)
+
+    step = jax.jit(jax.value_and_grad(losses, (0, 1)))
+    want = step(a, b, ids)
+    with jax.set_mesh(mesh):
+        got = step(*(jax.device_put(x, NamedSharding(mesh, P("rows"))) for x in (a, b, ids)))
+    agree(jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-6)
+
+
+def lowered(function, rows=8192, features=512):
+    given = [jax.ShapeDtypeStruct((rows, features), jnp.float32)] * 2
+    return jax.jit(jax.value_and_grad(function, (0, 1, 2))).lower(
+        *given, jax.ShapeDtypeStruct((), jnp.float32)
+    )
+
+
+def dense(a, b, t):
+    z, ids = a @ b.T / t, jnp.arange(len(a))
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return (loss(z, ids).mean() + loss(z.T, ids).mean()) / 2
+
+
+def test_memory_of_a_step_is_a_few_blocks():
+    """At most an eighth of the dense form's temporaries: 4 blocks of 512 rows, of which 8192 rows have 16."""
+
+    def ours(a, b, t):
+        return jsoftmax.contrastive_loss(a, b, temperature=t)
+
+    held, peers = (lowered(f).compile().memory_analysis().temp_size_in_bytes for f in (ours, dense))
+    assert held <= 4 * _contrast.SMALL_BLOCK
+    assert held <= peers / 8
+
+
+@pytest.mark.parametrize(("symmetric", "products"), [(True, 4), (False, 3)])
+def test_products_of_a_step(symmetric, products):
+    """Those of all rows, in one block; the center of the logits is one of a single pair."""
+
+    def loss(a, b, t):
+        return jsoftmax.contrastive_loss(a, b, temperature=t, symmetric=symmetric, block_size=200)
+
+    found = lowered(loss, 200, 16).as_text()
+    of_rows = [line for line in found.splitlines() if "dot_general" in line and "1x1xf32" not in line]
+    assert len(of_rows) == products
+
+
+def test_a_program_for_any_number_of_pairs(x64):
+    """`jax.export` with a symbol for the number of rows, and for every platform."""
+    (rows,) = jax.export.symbolic_shape("n")
+    features, t = jax.ShapeDtypeStruct((rows, FEATURES), float), jax.ShapeDtypeStruct((), float)
+    step = jax.jit(
+        jax.value_and_grad(lambda a, b, t: jsoftmax.contrastive_loss(a, b, temperature=t), (0, 1, 2))
+    )
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(features, features, t)
+    agree(exported.call(*arrays()), step(*arrays()))
+
+
+A, B = jnp.ones((4, 3)), jnp.ones((5, 3))
+WRONG = {
+    "one axis": ((A[0], B), {}, "a has the shape .*; give it two axes"),
+    "features": ((A, B[:, :2]), {}, "a has 3 features, and b 2"),
+    "rows": ((A, B), {}, "a has 4 rows, and b 5; give both the same number, or labels"),
+    "no rows": ((A, B[:0]), {"labels": jnp.zeros(4, int)}, "b has no rows"),
+    "both": ((A, B), {"labels": jnp.zeros(4, int), "positives": jnp.zeros(4, int)}, "give one of them"),
+    "itself": ((A, None), {}, "no row is its own positive; give labels"),
+    "labels": ((A, B), {"labels": jnp.zeros(5, int)}, r"class ids of shape \(5,\) for rows of shape \(4,\)"),
+    "float labels": ((A, B), {"labels": jnp.zeros(4)}, "labels have dtype float32"),
+    "ids": ((A, B), {"positives": jnp.zeros(4, int)}, r"two arrays of ids, of shapes \(4,\) and \(5,\)"),
+    "float ids": ((A, A), {"positives": jnp.zeros(4)}, "positives has dtype float32"),
+    "wide ids": ((A, A), {"positives": np.full(4, 2**40)}, "more than 32 bits"),
+    "a pair": (
+        (A, B),
+        {"positives": (jnp.zeros(4, int), jnp.zeros(4, int))},
+        r"positives\[1\] has the shape",
+    ),
+    "a mask": ((A, B), {"positives": jnp.ones((5, 4), bool)}, r"give a mask of shape \(4, 5\)"),
+    "weights": ((A, A), {"weights": jnp.ones(3)}, r"weights of shape \(3,\)"),
+    "no temperature": ((A, A), {"temperature": None}, "there is no temperature"),
+    "temperature": ((A, A), {"temperature": 0.0}, "temperature is 0.0; write a finite number, not 0"),
+    "temperatures": ((A, A), {"temperature": jnp.ones(4)}, r"temperature of shape \(4,\); give one number"),
+    "block": ((A, A), {"block_size": 0}, "block_size is 0"),
+    "axis": ((A, A), {"axis_name": "rows"}, "axis_name 'rows' is not a mesh axis here"),
+}
+
+
+@pytest.mark.parametrize(("given", "options", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_call_is_refused_in_words(given, options, message):
+    with pytest.raises((TypeError, ValueError), match=r"jsoftmax\.contrastive_loss\(a=.*" + message):
+        jsoftmax.contrastive_loss(*given, **{"temperature": 0.1} | options)
