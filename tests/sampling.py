@@ -47,7 +47,8 @@ def mark(items):
     for (_, name), grid in tests.items():
         kept = on_diagonal(grid) if grid[0].get_closest_marker("diagonal") else grid
         if given := grid[0].get_closest_marker("share"):
-            kept = [kept[i] for i in share(name, len(kept), *given.args)]
+            kept = [item for item in kept if not item.get_closest_marker("full")]
+            kept = [kept[i] for i in share(name, len(kept), *given.args)] if kept else []
         for item in grid:
             if item not in kept:
                 item.add_marker("full")

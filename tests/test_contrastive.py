@@ -134,6 +134,7 @@ def not_plain(monkeypatch):
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
 
 
+@pytest.mark.share(3)
 @pytest.mark.usefixtures("not_plain")
 @named("name", CASES)
 def test_values_and_gradients(name, x64):
@@ -143,6 +144,7 @@ def test_values_and_gradients(name, x64):
     agree(*both(*given))
 
 
+@pytest.mark.share(2)
 @pytest.mark.usefixtures("not_plain")
 @named("name", ["ids, weights", "itself, labels"])
 def test_second_derivatives_and_tangents(name, x64):
@@ -346,6 +348,7 @@ def test_a_row_is_not_its_own_positive():
     assert np.isnan(jsoftmax.contrastive_loss(a, None, temperature=1.0, labels=jnp.asarray([1, 1, 0])))
 
 
+@pytest.mark.share(3)
 @pytest.mark.usefixtures("not_plain")
 @named(
     "name",
@@ -405,6 +408,7 @@ def test_tangents_of_sharded_rows(x64):
     agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_rows_sharded_under_jit(kind, several_devices):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))

@@ -321,6 +321,7 @@ def test_second_derivatives_of_many_rows(name, classes):
         np.testing.assert_allclose(got, want, atol=3e-6 * np.abs(want).max())
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", [*FORMS, "one sum"])
 def test_a_nan_stays_in_its_row(name):
     """Next to it, a leading class keeps its digits, and an empty row is empty."""
@@ -339,6 +340,7 @@ def test_a_nan_stays_in_its_row(name):
         np.testing.assert_array_equal(beside[3], np.full_like(beside[3], of_infinity))
 
 
+@pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("classes", [2, 9, 40, 100, 9000])
 @pytest.mark.parametrize("name", OF_ROWS)
@@ -382,6 +384,7 @@ def sure_losses(logits, labels):
     }
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("classes", [8, 100, 1000, 40000])
 def test_logits_that_are_a_product(classes):
     """XLA computes the product again in the shift, without rounding: the term of the maximum is not 1."""

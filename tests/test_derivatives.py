@@ -72,7 +72,7 @@ def test_gradient_is_that_of_the_definition(function, x64):
         np.testing.assert_allclose((above - below) / 2, slope, rtol=1e-6, atol=1e-10 + 1e-15 * abs(value))
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("function", **named())
 def test_gradients_have_the_dtypes_and_shapes_of_their_arguments(function):
     for dtype in (jnp.float32, jnp.bfloat16):

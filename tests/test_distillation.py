@@ -284,8 +284,8 @@ def of_logits(kind, f, where, **options):
     return jsoftmax.js_divergence(*pair, beta=f["beta"], **options)
 
 
+@pytest.mark.share(4)
 @pytest.mark.long
-@pytest.mark.share(2)
 @modes
 @pytest.mark.parametrize("kind", ["kl", "js"])
 def test_divergences_of_heads(kind, mode, x64, monkeypatch):

@@ -70,7 +70,7 @@ def test_whatever_logsumexp_returns_is_one_program(caplog):
         assert programs(caplog, lambda o=options: jsoftmax.logsumexp(x, **o)) == ["jit(logsumexp)"]
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("function", **named(FUNCTIONS))
 def test_the_answers_are_those_of_jit(function):
     arguments = function.arguments(logits("unit", dtype=np.float32))

@@ -498,6 +498,7 @@ def test_class_ids_may_be_any_integers(loss, dtype, x64):
     np.testing.assert_array_equal(loss(jnp.asarray(labels, dtype)), loss(jnp.asarray(labels, jnp.int32)))
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
 @pytest.mark.parametrize(
     "index", [1, 156, -100, -1, 2**32 - 1, 2**40, np.int64(-100), jnp.int32(-1), jnp.int8(1)]

@@ -99,8 +99,8 @@ def curved(f):
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
+@pytest.mark.share(6)
 @pytest.mark.long
-@pytest.mark.share(3)
 @modes
 @pytest.mark.parametrize("what", ["loss", "KL", "KL, tail"])
 def test_values_and_gradients_are_those_of_all_classes(what, mode, x64, monkeypatch):

@@ -69,8 +69,8 @@ def curved(f):
     return lambda *arguments: jnp.sum(jnp.sin(f(*arguments)))
 
 
+@pytest.mark.share(4)
 @pytest.mark.long
-@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("targets", "vocab_axis", "reduction"),
     [(False, -1, "none"), (False, 0, "mean"), (True, 0, "none"), (True, -1, "sum")],
@@ -319,6 +319,7 @@ def reference(h, w, y):
     return loss[:, 0], dx @ w.T / len(y), h.T @ dx / len(y)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize(
     "classes", sampling.sample([1, 2, 3, 2047, 2048, 2049, 4097, 50257, 128256], 1, 3, 2049, 50257)
 )
@@ -362,6 +363,7 @@ def test_products_of_normal_numbers(sizes):
             np.testing.assert_allclose(got, exact * count, atol=1e-5 * np.abs(exact).max() * count)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -394,6 +396,7 @@ def temporaries(f, *shapes, labels=jnp.int32, jit=jit_in_full):
     return jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)
 def test_memory(rows, classes, megabytes):
     """A quarter of optax's with all logits, a tenth for more classes; a loss only takes a block."""
@@ -483,6 +486,7 @@ MAPPED = {
 EVERY_MAPPED = [*((mapped, "reverse") for mapped in MAPPED), ("rows", "forward")]
 
 
+@pytest.mark.share(2)
 @pytest.mark.long
 @pytest.mark.parametrize(
     "how",

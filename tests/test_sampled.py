@@ -147,6 +147,7 @@ def test_truncated_leaves_out_less_than_its_bound(x64):
     assert np.all(off <= dropped * longest + 1e-12)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("mask", [None, "one for all rows", "one per row"])
 def test_a_small_head_and_a_large_one_take_the_same_classes(mask, x64, monkeypatch):
     """A small head runs as a plain program, which multiplies the gradient of each class by its factor 1/π."""

@@ -55,6 +55,7 @@ def finite(a):
     return jnp.where(jnp.isfinite(a), a, 0)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["any order", "sorted"])
 def test_values_and_derivatives_of_segments_of_different_lengths(is_sorted, x64):
     """Reverse, forward, and second derivatives; in the temperature of each segment too."""
@@ -151,6 +152,7 @@ def test_equal_entries_in_16_bits_sum_to_one():
     assert np.float64(jsoftmax.segment_logsumexp(x, ids, 1))[0] == np.float64(jnp.bfloat16(np.log(1e5)))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("stride", [1, 16, 987, 1597])
 def test_buckets_are_small_whatever_the_order(stride):
     """Entries of a segment at every distance, Fibonacci's numbers too, which the golden ratio knows."""
@@ -251,6 +253,7 @@ def test_losses_of_lists():
     assert "id 7 of row 1" in error.get()
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("function", [*MAPS, jsoftmax.segment_logsumexp], ids=lambda f: f.__name__)
 def test_transformations(function):
     """jit, vmap over each argument, the largest id, export, and zero sizes."""

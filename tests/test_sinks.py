@@ -97,6 +97,7 @@ def test_one_per_head_beside_masks_and_temperatures(name):
         MAPS[name](scores, sink=jnp.zeros(5))
 
 
+@pytest.mark.share(2)
 @each
 @pytest.mark.parametrize("shape", [(1024, 256), (64, 8192)], ids=str)
 def test_it_takes_no_memory(name, shape):

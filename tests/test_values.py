@@ -35,7 +35,7 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
     assert np.all(off <= EPS * (16 * np.abs(exact) + 4))
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("function", **named())
@@ -121,7 +121,7 @@ def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
     assert jsoftmax.logsumexp(jnp.arange(3), b=b).dtype == jnp.float32
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
