@@ -93,7 +93,7 @@ def test_one_per_head_beside_masks_and_temperatures(name):
     arguments = scores, sink, jnp.float32(0.7)
     for got, want in zip(*(jax.tree.leaves(all_of(f)(*arguments)) for f in (ours, plain)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6)
-    with pytest.raises(ValueError, match=r"sink of shape \(5,\) is neither one number nor one a row"):
+    with pytest.raises(ValueError, match=r"sink of shape \(5,\) is neither one number nor one per row"):
         MAPS[name](scores, sink=jnp.zeros(5))
 
 

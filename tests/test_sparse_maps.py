@@ -284,7 +284,7 @@ def test_errors():
     for alpha in (1, 1.0, 0.5, jnp.float32(1), float("nan"), float("inf"), 1 + 1e-9):
         with pytest.raises(ValueError, match=r"alpha is .* write a number above 1; at 1, the map is softmax"):
             jsoftmax.entmax(x, alpha)
-    with pytest.raises(ValueError, match="neither one number nor one a row"):
+    with pytest.raises(ValueError, match="neither one number nor one per row"):
         jsoftmax.entmax_loss(x, jnp.array([0, 1]), jnp.full((3,), 1.5))
     p = jsoftmax.entmax(x, jnp.array([1.0, 1.5]))
     np.testing.assert_array_equal(np.isnan(p).all(1), [True, False])
