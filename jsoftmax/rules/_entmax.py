@@ -8,6 +8,8 @@ with p > 0 are the support; there r = p^β. All forms take `log_p`, the logarith
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax.numpy as jnp
 from jax import Array, custom_jvp
 from jax.typing import ArrayLike
@@ -15,7 +17,8 @@ from jax.typing import ArrayLike
 from jsoftmax.rules._elementary import expm1, expm1_series, log1p
 from jsoftmax.rules._rows import Axes, row_sums
 
-Alpha = float | Array  # 2.0 and 1.5 as floats have their own forms, without logarithms
+# 2.0 and 1.5 as floats have their own forms, without logarithms.
+Alpha: TypeAlias = float | Array
 
 
 @custom_jvp
