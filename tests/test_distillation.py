@@ -158,7 +158,7 @@ def test_the_denominators_of_dapo_and_dr_grpo():
     np.testing.assert_allclose(mean, np.mean(np.asarray(losses)[np.asarray(live)]), rtol=1e-6)
 
 
-BETAS = (1e-4, 0.1, 0.5, 0.9, 1 - 1e-3)
+BETAS = (1e-14, 1e-8, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-3)
 
 
 def test_the_generalised_divergence_is_exact():
@@ -202,6 +202,9 @@ def test_the_limits_of_the_generalised_divergence(x64):
     for beta, want in ((1e-9, jsoftmax.kl_divergence(p, q)), (1 - 1e-9, jsoftmax.kl_divergence(q, p))):
         got = jsoftmax.js_divergence(p, q, beta=beta) / min(beta, 1 - beta)
         np.testing.assert_allclose(got, want, rtol=1e-6)
+    for beta, held in ((1 - 1e-9, "1.0"), (1e-46, "0.0")):
+        with pytest.raises(ValueError, match=f"and {held} in float32; write a number between 0 and 1"):
+            jsoftmax.js_divergence(np.float32(p), np.float32(q), beta=beta)
     halves = jnp.full(4, 0.5)
     agree(jsoftmax.js_divergence(p, q, beta=halves), jsoftmax.js_divergence(p, q))
     dead = jnp.where(jnp.arange(6) == 1, -INF, q)

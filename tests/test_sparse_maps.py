@@ -67,6 +67,28 @@ def test_the_search_ends_at_the_root(name):
     assert np.all(off <= EPS * (4 * exact + 8 * slopes + 1e-30))
 
 
+def by_bisection(x, alpha):
+    """The definition in NumPy, by 100 bisections for the threshold."""
+    z = (alpha - 1) * x
+    high = z.max(1, keepdims=True)
+    low = high - 1
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = np.sum(np.maximum(z - middle, 0) ** (1 / (alpha - 1)), 1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.maximum(z - low, 0) ** (1 / (alpha - 1))
+
+
+def test_the_search_ends_at_the_root_for_any_row_and_alpha(x64):
+    """For α > 2, Newton's steps alone may alternate between two points."""
+    rng = np.random.default_rng(0)
+    alphas = np.repeat([1.1, 1.7, 2.0, 2.3, 2.5, 3, 4], 300)
+    for classes in (2, 6, 50):
+        x = rng.normal(size=(len(alphas), classes))
+        off = np.abs(jsoftmax.entmax(x, alphas) - by_bisection(x, alphas[:, None]))
+        assert off.max() < 1e-6
+
+
 def test_a_portable_program_ends_there_too():
     """The loop is unrolled there."""
     x = rows_of_every_kind(10)
@@ -282,7 +304,9 @@ def test_sharded_logits_under_jit(kind):
 def test_errors():
     x = jnp.zeros((2, 3))
     for alpha in (1, 1.0, 0.5, jnp.float32(1), float("nan"), float("inf"), 1 + 1e-9):
-        with pytest.raises(ValueError, match=r"alpha is .* write a number above 1; at 1, the map is softmax"):
+        with pytest.raises(
+            ValueError, match=r"alpha is .* write a finite number above 1; at 1, the map is softmax"
+        ):
             jsoftmax.entmax(x, alpha)
     with pytest.raises(ValueError, match="neither one number nor one per row"):
         jsoftmax.entmax_loss(x, jnp.array([0, 1]), jnp.full((3,), 1.5))

@@ -79,7 +79,7 @@ def test_reductions_weights_and_bad_targets():
     assert "class id -1 of row 2 is outside [0, 2)" in error.get()
     with pytest.raises(ValueError, match=r"targets of shape \(3,\) for logits of shape \(4,\)"):
         jsoftmax.binary_cross_entropy(z, t[:3])
-    with pytest.raises(ValueError, match=r"pos_weight is -1\.0; write a number from 0 up"):
+    with pytest.raises(ValueError, match=r"pos_weight is -1\.0; write a finite number from 0 up"):
         jsoftmax.binary_cross_entropy(z, t, pos_weight=-1.0)
 
 
@@ -156,7 +156,7 @@ def test_focal_and_poly_keep_what_optax_loses():
     np.testing.assert_allclose(jsoftmax.focal_loss(both, jnp.zeros(3, int)), theirs, rtol=1e-4)
     per_row = jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=jnp.array([0.0, 2.0, NAN]))
     np.testing.assert_array_equal(np.isnan(per_row), [False, False, True])
-    with pytest.raises(ValueError, match=r"gamma is -1\.0; write a number from 0 up"):
+    with pytest.raises(ValueError, match=r"gamma is -1\.0; write a finite number from 0 up"):
         jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=-1.0)
     with pytest.raises(TypeError, match="give class ids as integers"):
         jsoftmax.focal_loss(both, jnp.zeros(3))

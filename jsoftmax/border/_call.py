@@ -31,7 +31,7 @@ class Call(Arrays):
         if given is None:
             return None
         known = _given.known_number(given)
-        if known is not None and not _given.within(name, known, dtype):
+        if known is not None and not _given.within(name, _given.as_held(known, dtype), dtype):
             raise self._out_of_range(name, known, dtype)
         number = self._one_per_row(name, x, axes, dtype)
         return number if known is not None else _nan_outside(name, number)
@@ -44,7 +44,8 @@ class Call(Arrays):
         per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
         if not broadcasts(number.shape, per_row):
             problem = f"{name} of shape {number.shape} is neither one number nor one per row"
-            raise self.error(ValueError, problem, f"give it the shape {rows} or {per_row}")
+            shapes = f"{rows} or {per_row}" if rows != per_row else f"{rows}, or one that broadcasts to it"
+            raise self.error(ValueError, problem, f"give it the shape {shapes}")
         return with_rank(number, x.ndim).astype(dtype)
 
     def sink(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
@@ -69,6 +70,8 @@ class Call(Arrays):
         elif 0 < abs(number) < tiny and name in ("temperature", "soft_cap"):
             problem += f", nearer to 0 than the normal numbers of {dtype}"
             remedy = f"write one of at least {tiny:.3g} in absolute value"
+        elif _given.within(name, number, dtype):
+            problem += f", and {_given.as_held(number, dtype)} in {dtype}"
         return self.error(ValueError, problem, remedy)
 
     def coefficient(

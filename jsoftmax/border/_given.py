@@ -15,10 +15,10 @@ RANGES = {
     "soft_cap": "write a number above 0",
     "label_smoothing": "write a number from 0 to 1",
     "z_loss": "write a number from 0 up",
-    "alpha": "write a number above 1; at 1, the map is softmax and the loss cross_entropy",
-    "gamma": "write a number from 0 up",
+    "alpha": "write a finite number above 1; at 1, the map is softmax and the loss cross_entropy",
+    "gamma": "write a finite number from 0 up",
     "epsilon": "write a finite number",
-    "pos_weight": "write a number from 0 up",
+    "pos_weight": "write a finite number from 0 up",
     "beta": "write a number between 0 and 1, excluding both",
     "top_k": "write a number from 1 up, or leave it out to keep all",
     "top_p": "write a number from 0 to 1",
@@ -53,6 +53,12 @@ def within(name: str, number: Any, dtype: Any) -> Any:
         return abs(number) <= largest
     least = tiny if name == "soft_cap" else LEAST.get(name, 0.0)
     return (number >= least) & (number <= MOST.get(name, largest))
+
+
+def as_held(number: float, dtype: Any) -> float:
+    """A number, rounded to a float type."""
+    with np.errstate(over="ignore"):
+        return float(np.asarray(number, np.float64).astype(dtype))
 
 
 def known_number(value: Any) -> float | None:

@@ -38,8 +38,8 @@ def contrastive_loss(
         z = a·bᵀ / T        lossᵢ = −1/n Σ log softmax(zᵢ)ⱼ over the n positives j of row i
 
     Each row of `a` is classified among all rows of `b`, and with `symmetric` each row of `b` among all rows
-    of `a`. The result is the mean of lossᵢ, or the mean of those of both directions. A row without positives
-    does not count. Which pairs are positive:
+    of `a`. The result is the mean of lossᵢ, or half the sum of the means of both directions. A row without
+    positives does not count. Which pairs are positive:
 
     - without `labels` and `positives`, the i-th row of `a` and the i-th of `b`: CLIP, and InfoNCE with
       ``symmetric=False``;
@@ -51,7 +51,8 @@ def contrastive_loss(
 
     Products accumulate in at least float32, and the loss is in at least float32. A sure pair keeps its
     digits: its loss is log1p of the other terms, and its gradient expm1(−loss). A common offset of all logits
-    costs none. NaN or infinity in a row of `a` or `b` that counts makes the result NaN.
+    costs only the rounding of the products. NaN or infinity in a row of `a` or `b` that counts makes the
+    result NaN.
 
     Memory holds a few blocks of logits of 16 MiB, at least 512 rows by all columns, and for the gradient one
     array like `b` in at least float32. Under `jax.vmap` it holds them for each element.
@@ -72,7 +73,8 @@ def contrastive_loss(
       symmetric: whether the rows of `b` have a loss too.
       weights: w, one per row of `a`, shape [N]. The mean is Σ w·loss / Σ w. The i-th row of `b` has the same
         weight, unless there are `labels` or M differs from N; then all rows of `b` have the weight 1. A row
-        of weight 0 is hidden, whatever it contains: it is no negative either, as if it were not there.
+        of weight 0 is hidden, whatever it contains: it is no negative either, as if it were not there, and
+        the gradient of its weight is 0.
       block_size: the number of rows in a block; None for the size above.
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the rows of `a` and `b` are sharded.
         Every shard compares its rows of `a` with the rows of `b` of all shards, which it gathers; `labels`
@@ -127,6 +129,8 @@ def contrastive_loss(
     if 0 in (n, m):
         return jnp.zeros((), dtype)
     head = _products.Static(0, size, (), frozenset())
+    if symmetric not in (True, False):
+        raise call.error(TypeError, f"symmetric is {symmetric!r}", "write True or False")
     static = Static(head, bool(symmetric), batch.names)
     with _platforms.for_logits(n * batch.columns):
         return _loss(static, batch, relation, t, row_weights)

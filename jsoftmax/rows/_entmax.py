@@ -136,7 +136,9 @@ def _value(static: Static, given: Given, top: Array) -> tuple[Array, Array]:
         at, change = h - by, by
         if alpha is not None:
             low, high = jnp.where(by < 0, h, low), jnp.where(by > 0, h, high)
-            at = jnp.where((at < low) | (at > high), jnp.sqrt(low) * jnp.sqrt(high), at)
+            # For α > 2, Newton's steps may alternate between the ends; a short step has converged.
+            is_long = jnp.abs(by) > 2 * eps * h
+            at = jnp.where(is_long & ((at <= low) | (at >= high)), jnp.sqrt(low) * jnp.sqrt(high), at)
             change = jnp.minimum(jnp.abs(by), high - low)
         return _Search(jnp.where(goes_on, at, h), low, high, goes_on & (change > 2 * eps * h))
 

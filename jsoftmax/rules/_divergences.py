@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -95,12 +97,18 @@ def log_to_mixture(d: Array, beta: Array) -> tuple[Array, Array]:
     above = d > 0
     gap = jnp.where(above, d, -d)
     of_smaller, of_larger = jnp.where(above, beta, 1 - beta), jnp.where(above, 1 - beta, beta)
-    # The smaller of the two is exp(−gap) times the larger.
+    # The smaller of the two is exp(−gap) times the larger. If β or 1 − β is tiny, so may be one logarithm.
     fall = expm1(-gap)
-    from_larger = log1p(of_smaller * fall)
-    near = gap < 1
-    at_near = jnp.where(near, fall, 0.0)
-    from_smaller = jnp.where(near, log1p(-of_larger * at_near / (1 + at_near)), gap + from_larger)
+    off = of_smaller * fall
+    close = off > -0.5
+    from_larger = jnp.where(
+        close, log1p(jnp.where(close, off, 0)), jnp.log(of_larger + of_smaller * jnp.exp(-gap))
+    )
+    largest = 0.9 * math.log(float(jnp.finfo(gap.dtype).max))
+    below = gap < largest
+    limited = jnp.where(below, gap, 0)
+    rise = -expm1(-limited) * jnp.exp(limited)
+    from_smaller = jnp.where(below, log1p(of_larger * rise), gap + from_larger)
     return jnp.where(above, from_smaller, from_larger), jnp.where(above, from_larger, from_smaller)
 
 
