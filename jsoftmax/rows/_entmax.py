@@ -97,7 +97,8 @@ def _powers(static: Static, r: Array) -> tuple[Array, Array]:
 
 def _log_terms(u: Array, slip: Array | float, height: Array, beta: Array) -> Array:
     """The logarithms of p, relative to that of a class with u = 0."""
-    return rules.log_power((u + slip) / height, beta)
+    # A dead class is far outside of the support, but finite: else its derivative in the height is NaN.
+    return rules.log_power(jnp.where(u == -jnp.inf, -1e30, u + slip) / height, beta)
 
 
 class _Search(NamedTuple):
