@@ -203,8 +203,9 @@ def test_the_limits_of_the_generalised_divergence(x64):
         got = jsoftmax.js_divergence(p, q, beta=beta) / min(beta, 1 - beta)
         np.testing.assert_allclose(got, want, rtol=1e-6)
     for beta, held in ((1 - 1e-9, "1.0"), (1e-46, "0.0")):
-        with pytest.raises(ValueError, match=f"and {held} in float32; write a number between 0 and 1"):
-            jsoftmax.js_divergence(np.float32(p), np.float32(q), beta=beta)
+        for given in (beta, np.float64(beta)):
+            with pytest.raises(ValueError, match=f"and {held} in float32; write a number between 0 and 1"):
+                jsoftmax.js_divergence(np.float32(p), np.float32(q), beta=given)
     halves = jnp.full(4, 0.5)
     agree(jsoftmax.js_divergence(p, q, beta=halves), jsoftmax.js_divergence(p, q))
     dead = jnp.where(jnp.arange(6) == 1, -INF, q)

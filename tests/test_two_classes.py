@@ -156,6 +156,8 @@ def test_focal_and_poly_keep_what_optax_loses():
     np.testing.assert_allclose(jsoftmax.focal_loss(both, jnp.zeros(3, int)), theirs, rtol=1e-4)
     per_row = jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=jnp.array([0.0, 2.0, NAN]))
     np.testing.assert_array_equal(np.isnan(per_row), [False, False, True])
+    with pytest.raises(ValueError, match=r"gamma is 1000.*; write a number up to 3\.4e\+38"):
+        jsoftmax.focal_loss(jnp.zeros(3), 0, gamma=10**400)
     with pytest.raises(ValueError, match=r"gamma is -1\.0; write a finite number from 0 up"):
         jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=-1.0)
     with pytest.raises(TypeError, match="give class ids as integers"):

@@ -65,9 +65,8 @@ class Form(NamedTuple):
 
     name: str
     size: int = 0  # the block size in classes; for "one pass", the number of pieces of a row
-    terms_used_again: bool = (
-        False  # whether a later operation uses the exponentials or differences of all classes
-    )
+    # Whether a later operation uses the exponentials or differences of all classes.
+    terms_used_again: bool = False
 
     @property
     def reason(self) -> str:

@@ -31,7 +31,7 @@ class Call(Arrays):
         if given is None:
             return None
         known = _given.known_number(given)
-        if known is not None and not _given.within(name, _given.as_held(known, dtype), dtype):
+        if known is not None and not _given.within(name, known, dtype):
             raise self._out_of_range(name, known, dtype)
         number = self._one_per_row(name, x, axes, dtype)
         return number if known is not None else _nan_outside(name, number)
@@ -70,7 +70,7 @@ class Call(Arrays):
         elif 0 < abs(number) < tiny and name in ("temperature", "soft_cap"):
             problem += f", nearer to 0 than the normal numbers of {dtype}"
             remedy = f"write one of at least {tiny:.3g} in absolute value"
-        elif _given.within(name, number, dtype):
+        elif _given.in_range(name, number, dtype):
             problem += f", and {_given.as_held(number, dtype)} in {dtype}"
         return self.error(ValueError, problem, remedy)
 

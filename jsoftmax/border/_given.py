@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -41,6 +42,11 @@ def _normal(dtype: Any) -> tuple[float, float]:
 
 
 def within(name: str, number: Any, dtype: Any) -> Any:
+    """As `in_range`, for a Python number as the float type holds it."""
+    return in_range(name, as_held(number, dtype) if isinstance(number, (int, float)) else number, dtype)
+
+
+def in_range(name: str, number: Any, dtype: Any) -> Any:
     """Whether a number, or each entry of an array, is in the range of the option `name`, in a float type."""
     tiny, largest = _normal(dtype)
     if name == "temperature":
@@ -56,9 +62,13 @@ def within(name: str, number: Any, dtype: Any) -> Any:
 
 
 def as_held(number: float, dtype: Any) -> float:
-    """A number, rounded to a float type."""
+    """A number, rounded to a float type; infinite beyond its range."""
+    try:
+        wide = float(number)
+    except OverflowError:  # an integer of more than 1024 bits
+        return math.inf if number > 0 else -math.inf
     with np.errstate(over="ignore"):
-        return float(np.asarray(number, np.float64).astype(dtype))
+        return float(np.float64(wide).astype(dtype))
 
 
 def known_number(value: Any) -> float | None:

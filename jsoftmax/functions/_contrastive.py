@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import rules
@@ -116,6 +116,8 @@ def contrastive_loss(
         block_size=block_size,
         axis_name=axis_name,
     )
+    if symmetric not in (True, False):
+        raise call.error(TypeError, f"symmetric is {symmetric!r}", "write True or False")
     batch = _contrast_arguments.batch(call)
     n, m, dtype = batch.a.shape[0], batch.b.shape[0], rules.computing_dtype(batch.a.dtype)
     if temperature is not None and jnp.ndim(temperature):
@@ -129,8 +131,6 @@ def contrastive_loss(
     if 0 in (n, m):
         return jnp.zeros((), dtype)
     head = _products.Static(0, size, (), frozenset())
-    if symmetric not in (True, False):
-        raise call.error(TypeError, f"symmetric is {symmetric!r}", "write True or False")
     static = Static(head, bool(symmetric), batch.names)
     with _platforms.for_logits(n * batch.columns):
         return _loss(static, batch, relation, t, row_weights)
@@ -170,12 +170,9 @@ def _loss(static: Static, batch: Batch, relation: Relation, t: Array, weights: A
         losses, positives = losses * rules.nan_where(bad, jnp.ones_like(losses)), jnp.where(bad, 1, positives)
     sums = [*_weighted_sums(losses, positives, weights)]
     if static.both:
-        columns = [found.of_columns[0, :, None], found.positives_of_columns[0, :, None]]
-        if batch.names:
-            # A shard adds the losses of its own rows of b.
-            first = lax.axis_index(batch.names) * batch.b.shape[0]
-            columns = [lax.dynamic_slice_in_dim(c, first, batch.b.shape[0], 0) for c in columns]
-        sums += _weighted_sums(columns[0], columns[1], column_weights)
+        # A shard adds the losses of its own rows of b.
+        own = batch.own(found.of_columns[0, :, None]), batch.own(found.positives_of_columns[0, :, None])
+        sums += _weighted_sums(*own, column_weights)
     sums = [*rules.across(batch.names, *sums)]
     means = [
         total / jnp.where(count == 0, 1, count) for total, count in zip(sums[::2], sums[1::2], strict=True)

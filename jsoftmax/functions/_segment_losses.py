@@ -15,7 +15,7 @@ from jsoftmax.border._eager import compiled
 from jsoftmax.border._label_checks import is_other, reported_ids
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _loss_terms, _segment_numbers, _segments
+from jsoftmax.rows import _loss_terms, _probabilities, _segments
 from jsoftmax.rows._loss_terms import Reduction
 from jsoftmax.rows._segment_numbers import Asked, Saved, Tangents, reduced
 from jsoftmax.rows._segments import Kind, Segments
@@ -158,7 +158,7 @@ class _OfTargets(NamedTuple):
     def residuals(self, kind: Kind) -> tuple[Array, Array, Array]:
         """The gradients in z and in t, ``(Σt)·p − t`` and ``−log p``, and u."""
         (p, u), segments, t = self.row.restored(), self.row.segments, self.t.astype(self.row.state.rest.dtype)
-        live = segments.looked_up(_segment_numbers.is_live(self.row.state.rest))
+        live = segments.looked_up(_probabilities.is_live(self.row.state.rest))
         in_t = _scaling.masked(_surprise(segments, u, self.row.state.rest, t), self.row.scaling.where)
         return rules.cross_entropy_residual(p, t, segments.rows(kind)) * live, in_t, u
 

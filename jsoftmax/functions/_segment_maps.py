@@ -15,7 +15,7 @@ from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _segment_numbers, _segments
+from jsoftmax.rows import _probabilities, _segment_numbers, _segments
 from jsoftmax.rows._segments import Kind, Segments
 from jsoftmax.transforms._autodiff import with_rules
 
@@ -79,10 +79,7 @@ def segment_softmax(
         where=where,
         indices_are_sorted=indices_are_sorted,
     )
-    x, segments, scaling, kind = _segments.of_call(call, "x")
-    narrow = call.narrow_type("x")
-    out = _softmax(kind, x, segments, scaling) if x.size and kind.size else jnp.zeros_like(x)
-    return out if narrow is None else out.astype(narrow)
+    return _mapped(call, _softmax, 0.0)
 
 
 @_segment_ids.counted
@@ -124,9 +121,14 @@ def segment_log_softmax(
         where=where,
         indices_are_sorted=indices_are_sorted,
     )
+    return _mapped(call, _log_softmax, -jnp.inf)
+
+
+def _mapped(call: Call, function: Callable[..., Array], of_none: float) -> Array:
+    """A map of the entries of a call; `of_none` for all of them if there are no segments."""
     x, segments, scaling, kind = _segments.of_call(call, "x")
     narrow = call.narrow_type("x")
-    out = _log_softmax(kind, x, segments, scaling) if x.size and kind.size else jnp.full_like(x, -jnp.inf)
+    out = function(kind, x, segments, scaling) if x.size and kind.size else jnp.full_like(x, of_none)
     return out if narrow is None else out.astype(narrow)
 
 
@@ -153,11 +155,9 @@ class _Saved(NamedTuple):
     def applied(self, rule: Callable[..., Array], kind: Kind, v: Array, p: Array) -> Array:
         """The rule of a map; 0 in a segment without a live entry."""
         out = rule(p, v, self.segments.rows(kind))
-        return (
-            out
-            if self.state is None
-            else out * self.segments.looked_up(_segment_numbers.is_live(self.state.rest))
-        )
+        if self.state is None:
+            return out
+        return out * self.segments.looked_up(_probabilities.is_live(self.state.rest))
 
     def pull(
         self, rule: Callable[..., Array], kind: Kind, asked: Asked, g: Array

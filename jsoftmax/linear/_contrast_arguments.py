@@ -34,6 +34,13 @@ class Batch(NamedTuple):
             return lax.all_gather(of_b, self.names, axis=0, tiled=True)
         return replicated(of_b)
 
+    def own(self, of_b: Array) -> Array:
+        """The entries for this shard's rows of b, of an array with those of all shards."""
+        if not self.names:
+            return of_b
+        size = self.b.shape[0]
+        return lax.dynamic_slice_in_dim(of_b, lax.axis_index(self.names) * size, size, 0)
+
     def places(self) -> Array:
         """The index of every row of a among those of all shards, [N, 1]."""
         places = lax.broadcasted_iota(jnp.int32, (self.a.shape[0], 1), 0)

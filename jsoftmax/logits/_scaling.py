@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
+from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._call import Call, Logits
 from jsoftmax.logits import _rounding
 from jsoftmax.transforms._sharding import sharded_like
@@ -58,6 +59,19 @@ def one_if_unused(option: Array | None, counted: Array | None, hidden: Array | N
         return None
     option = option if hidden is None else jnp.where(hidden & jnp.isnan(option), 1, option)
     return option if counted is None else jnp.where(counted, option, 1)
+
+
+def of_used_rows(
+    options: tuple[Array | None, ...], counted: Array | None, hidden: Array | None
+) -> list[Array | None]:
+    """The options, each that has one entry per row as by `one_if_unused`: there it may be out of range."""
+    seen = counted if hidden is None else hidden
+    return [
+        option
+        if seen is None or option is None or not broadcasts(seen.shape, option.shape)
+        else one_if_unused(option, counted, hidden)
+        for option in options
+    ]
 
 
 def mask_rows(scaling: Scaling, counted: Array | None, *arrays: Array) -> tuple[Scaling, tuple[Array, ...]]:

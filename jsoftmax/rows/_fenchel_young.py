@@ -16,10 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import Scaling, one_if_unused
+from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _entmax, _reductions
 from jsoftmax.rows._entmax import Axes, Row
 from jsoftmax.rows._loss_terms import Loss
@@ -66,21 +65,13 @@ def losses(
     labels = sharded_like(labels, x)
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
-    *options, alpha = (
-        one_if_unused(option, counted, hidden) if _fits(counted, hidden, option) else option
-        for option in (*scaling[1:], alpha)
-    )
+    *options, alpha = _scaling.of_used_rows((*scaling[1:], alpha), counted, hidden)
     scaling, _ = _scaling.mask_rows(Scaling(scaling.where, *options), counted)
     out = _loss((axes[0], names, kind), _Arguments(x, labels, scaling, alpha, hidden))
     if not are_ids(labels):
         seen = zero_unless_counted(labels, counted)
         out = reported_targets(out, seen if hidden is None else jnp.where(hidden, 0, seen), axes[0], names)
     return jnp.squeeze(out, axes)
-
-
-def _fits(counted: Array | None, hidden: Array | None, option: Array | None) -> bool:
-    seen = counted if hidden is None else hidden
-    return seen is not None and option is not None and broadcasts(seen.shape, option.shape)
 
 
 class _Targets(NamedTuple):

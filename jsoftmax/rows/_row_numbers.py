@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax.border._arrays import broadcasts
 from jsoftmax.border._label_checks import reported_ids, reported_targets
-from jsoftmax.logits._scaling import Scaling, one_if_unused
+from jsoftmax.logits._scaling import Scaling, of_used_rows
 from jsoftmax.rows._statistics import (
     Numbers,
     RowArguments,
@@ -71,15 +70,7 @@ def numbers(
         labels = sharded_like(labels, x)
     if are_ids(labels):
         labels = reported_ids(labels, x.shape[axes[0]], names)
-    if (seen := counted if hidden is None else hidden) is not None:
-        # In a row that does not count, an option may be out of range: 1 replaces it.
-        options = (
-            option
-            if option is None or not broadcasts(seen.shape, option.shape)
-            else one_if_unused(option, counted, hidden)
-            for option in scaling[1:]
-        )
-        scaling = Scaling(scaling.where, *options)
+    scaling = Scaling(scaling.where, *of_used_rows(scaling[1:], counted, hidden))
     row_args = RowArguments(x, labels, weights, scaling, counted, hidden)
     found = _of_rows((axes[0], names, wanted), row_args, beside=beside)
     if labels is not None and not are_ids(labels):

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
+from jsoftmax.rows import _probabilities
 from jsoftmax.rows._segments import Kind, Segments
 
 Tangents = tuple[Any, ...]  # of x, of the segments, of the scaling, and of what follows
@@ -54,12 +55,7 @@ def total(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.Stat
 
 def probabilities(segments: Segments, z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in a segment without a live entry."""
-    return _scaling.exponentials(z) / segments.spread(1 + jnp.where(rest < 0, 0, rest))
-
-
-def is_live(rest: Array) -> Array:
-    """Whether a segment has a live entry, as 1 or 0."""
-    return lax.stop_gradient(jnp.minimum(1 + rest, 1))
+    return _probabilities.of_shifted(z, segments.spread(rest))
 
 
 def pull(

@@ -192,8 +192,5 @@ def sparse_divergences(
 def _log1mexp(total: Array) -> Array:
     """``log(1 − exp(total))``; −inf if rounding made the total 0 or larger."""
     below = total < 0
-    safe = jnp.where(below, total, -1.0)
-    near = safe > -0.6931472
-    log = jnp.log(-rules.expm1(jnp.where(near, safe, -1.0)))
-    log = jnp.where(near, log, rules.log1p(-jnp.exp(jnp.where(near, -1.0, safe))))
+    log = rules.log1mexp(-jnp.where(below, total, -1.0))
     return jnp.where(below, log, jnp.where(jnp.isnan(total), total, -jnp.inf))
