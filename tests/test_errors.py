@@ -184,7 +184,7 @@ ERRORS = {
     "one-hot integers in an evaluation": (
         lambda: evaluation.update(evaluation.empty(), X, T.astype(int)),
         ValueError,
-        r"labels\.argmax\(1\), or call jsoftmax\.cross_entropy",
+        r"of one-hot labels labels\.argmax\(1\), or target probabilities as floats: labels\.astype\(float\)",
     ),
     "targets for a temperature": (
         lambda: evaluation.fit_temperature(X.T, T.T, axis=0),

@@ -108,12 +108,22 @@ MODULES = {
     ),
     "evaluation": (
         "_sums",
-        "_labels",
         "_state",
+        "_labels",
+        "_batch",
+        "_draws",
+        "_rows",
+        "_scores",
+        "_update",
+        "_statistics",
+        "_temperature_search",
         "_temperature",
-        "_batches",
+        "_temperature_in_batches",
         "_merging",
         "_metrics",
+        "_compute",
+        "_intervals",
+        "_files",
         "__init__",
     ),
 }
@@ -122,10 +132,13 @@ STANDARD = {
     "collections",
     "contextlib",
     "functools",
+    "html",
     "importlib",
     "inspect",
     "itertools",
+    "json",
     "math",
+    "os",
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

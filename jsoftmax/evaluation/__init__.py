@@ -18,21 +18,32 @@ can be sent between processes and saved in files.
 1.73 0.24 2000
 """
 
-from jsoftmax.evaluation._batches import update, update_from_statistics
+from jsoftmax.evaluation._compute import compute
+from jsoftmax.evaluation._files import load, save
+from jsoftmax.evaluation._intervals import confidence_intervals
 from jsoftmax.evaluation._merging import merge, merge_across
-from jsoftmax.evaluation._metrics import Metrics, Reliability, compute
+from jsoftmax.evaluation._metrics import GroupMetrics, Metrics, Reliability, RiskCoverage
 from jsoftmax.evaluation._state import State, empty
+from jsoftmax.evaluation._statistics import update_from_statistics
 from jsoftmax.evaluation._temperature import fit_temperature
+from jsoftmax.evaluation._temperature_in_batches import fit_temperature_in_batches
+from jsoftmax.evaluation._update import update
 
 __all__ = [
+    "GroupMetrics",
     "Metrics",
     "Reliability",
+    "RiskCoverage",
     "State",
     "compute",
+    "confidence_intervals",
     "empty",
     "fit_temperature",
+    "fit_temperature_in_batches",
+    "load",
     "merge",
     "merge_across",
+    "save",
     "update",
     "update_from_statistics",
 ]

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
+from jsoftmax.border import _given
 from jsoftmax.border._call import Call
+from jsoftmax.evaluation._state import State
 from jsoftmax.rows._loss_terms import counted_rows
 
 
@@ -33,20 +35,52 @@ def class_axis(call: Call, x: Array) -> int:
     return axes[0]
 
 
-def of_each_row(call: Call, name: str) -> Array | None:
-    """An argument as floats in the shape of the labels; None if not given."""
+def of_each_row(call: Call, name: str, rows: tuple[int, ...]) -> Array | None:
+    """An argument as floats, one per row; None if not given."""
     if call.arguments[name] is None:
         return None
-    array, rows = call.floats(name), jnp.shape(call.arguments["labels"])
+    array = call.floats(name)
     if array.shape != rows:
         problem = f"{name} of shape {array.shape} for rows of shape {rows}"
         raise call.error(ValueError, problem, f"give {name} the shape {rows}")
     return array
 
 
-def row_weights(call: Call) -> Array | None:
-    """The weights of the rows; None if not given."""
-    return of_each_row(call, "weights")
+def group_ids(call: Call, rows: tuple[int, ...], state: State) -> Array | None:
+    """The group of each row as int32, or −1; None if the state has no groups."""
+    if (call.arguments["groups"] is None) != (state.groups is None):
+        problem = "the state has no groups" if state.groups is None else "the state has groups"
+        remedy = "begin with evaluation.empty(num_groups=...)" if state.groups is None else "give groups="
+        raise call.error(ValueError, problem, remedy)
+    if state.groups is None:
+        return None
+    wide = _given.too_wide(call.arguments["groups"])
+    groups = call.array("groups") if wide is None else jnp.asarray(_given.narrowed(wide, None))
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
+        problem = f"groups have dtype {groups.dtype}"
+        raise call.error(TypeError, problem, "give each row the number of its group, from 0, as an integer")
+    if groups.shape != rows:
+        problem = f"groups of shape {groups.shape} for rows of shape {rows}"
+        raise call.error(ValueError, problem, f"give groups the shape {rows}")
+    size = state.groups.weight.high.shape[-1]
+    wider = groups.astype(jnp.int32) if groups.dtype.itemsize < 4 else groups
+    return jnp.where((wider >= 0) & (wider < size), wider, -1).astype(jnp.int32)
+
+
+def nan_in_bad_groups(nll: Array, groups: Array | None, counted: Array | None) -> Array:
+    """The losses; NaN in a row that counts and whose group does not exist."""
+    if groups is None:
+        return nll
+    return rules.nan_where(groups < 0 if counted is None else (groups < 0) & counted, nll)
+
+
+def draw_key(call: Call, state: State) -> Array | None:
+    """The random key of a call; None if the state has no replicates."""
+    if (call.arguments["key"] is None) != (state.replicates is None):
+        problem = "the state has no replicates" if state.replicates is None else "the state has replicates"
+        remedy = "begin with evaluation.empty(replicates=...)" if state.replicates is None else "give key="
+        raise call.error(ValueError, problem, remedy)
+    return None if state.replicates is None else call.key("key")
 
 
 def of_rows(
@@ -56,12 +90,16 @@ def of_rows(
     classes: int | None,
     axis: int | None = None,
     where: Array | None = None,
+    present: Array | None = None,
 ) -> Labels:
-    """The `Labels` of rows, without those that `ignored`, `where` or a weight of 0 excludes.
+    """The `Labels` of rows, without those that `ignored`, `where`, `present` or a weight of 0 excludes.
 
     `ids` have length 1 along `axis`, if there is one.
     """
     counted = counted_rows(ids, ignored, where, () if axis is None else (axis,))
+    if present is not None:
+        present = present.reshape(ids.shape)
+        counted = present if counted is None else counted & present
     if counted is not None:
         counted = counted & jnp.ones_like(ids, bool)
     if ids.dtype.itemsize < 4:

@@ -1,19 +1,14 @@
-"""Computes the metrics from the sums of a state."""
+"""The metrics as values: what they are, and how they read in a terminal, in a notebook and in JSON."""
 
 from __future__ import annotations
 
+import html
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
-from jax.typing import ArrayLike
-
-from jsoftmax import rules
-from jsoftmax.border._call import Call
-from jsoftmax.evaluation._state import State, check_states
-from jsoftmax.evaluation._sums import Sum, add, fold
+import numpy as np
+from jax import Array
 
 
 class Reliability(NamedTuple):
@@ -24,8 +19,30 @@ class Reliability(NamedTuple):
     accuracy: Array
 
 
+class RiskCoverage(NamedTuple):
+    """The error of the most confident rows: `risk[i]` of those that make up the share `coverage[i]`.
+
+    Coverage rises to 1; before the first row, the risk is 0. `aurc` is the area under the curve.
+    """
+
+    coverage: Array
+    risk: Array
+    aurc: Array
+
+
+class GroupMetrics(NamedTuple):
+    """The weight, mean loss and accuracy of each group of rows."""
+
+    weight: Array
+    nll: Array
+    accuracy: Array
+
+
 class Metrics(NamedTuple):
-    """The metrics that `compute` returns; None for each metric that the state does not measure."""
+    """The metrics that `compute` returns; None for each metric that the state does not measure.
+
+    ``print(metrics)`` shows the single numbers as a table, as a notebook does; `as_dict` has all of them.
+    """
 
     weight: Array
     nll: Array
@@ -39,99 +56,92 @@ class Metrics(NamedTuple):
     reliability: Reliability | None
     per_class_accuracy: Array | None
     per_class_weight: Array | None
+    max_calibration_error: Array | None = None
+    rms_calibration_error: Array | None = None
+    equal_mass_calibration_error: Array | None = None
+    equal_mass_reliability: Reliability | None = None
+    class_calibration_error: Array | None = None
+    macro_accuracy: Array | None = None
+    macro_f1: Array | None = None
+    per_class_precision: Array | None = None
+    per_class_f1: Array | None = None
+    confusion: Array | None = None
+    risk_coverage: RiskCoverage | None = None
+    groups: GroupMetrics | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, lists and dictionaries, as JSON holds them, without what is not measured.
+
+        JSON has no NaN and no infinity: they become None and the strings "inf" and "-inf".
+
+        >>> import json, jax.numpy as jnp
+        >>> from jsoftmax import evaluation
+        >>> state = evaluation.update(evaluation.empty(top_k=1, bins=None), jnp.eye(2), jnp.array([0, 0]))
+        >>> print(json.dumps(evaluation.compute(state).as_dict(), allow_nan=False)[:52])
+        {"weight": 2.0, "nll": 0.8132616281509399, "perplexi
+        """
+        return {name: _plain(value) for name, value in self._asdict().items() if value is not None}
+
+    def __str__(self) -> str:
+        """The single numbers, one per line."""
+        rows = self._rows()
+        if rows is None:
+            return repr(self)
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value:>10}" for name, value in rows)
+
+    def _repr_html_(self) -> str | None:
+        """The single numbers, as a table in a notebook."""
+        rows = self._rows()
+        if rows is None:
+            return None
+        cells = "".join(
+            f'<tr><td style="text-align:left">{html.escape(name)}</td><td>{value}</td></tr>'
+            for name, value in rows
+        )
+        return f"<table><tbody>{cells}</tbody></table>"
+
+    def _rows(self) -> list[tuple[str, str]] | None:
+        """Names and values of the single numbers; None if they are traced or stacked."""
+        if isinstance(self.nll, jax.core.Tracer) or np.ndim(self.nll):
+            return None
+        found = {"rows, by weight": self.weight}
+        for name, value in self._asdict().items():
+            if value is None or name == "weight":
+                continue
+            if name == "top_k_accuracy":
+                if len(value) > 1:
+                    found[f"top-{len(value)} accuracy"] = value[-1]
+            elif name == "risk_coverage":
+                found["area under risk–coverage"] = value.aurc
+            elif not isinstance(value, tuple) and np.ndim(value) == 0:
+                found[_LABELS.get(name, name.replace("_", " "))] = value
+        return [(name, _shown(float(value), name)) for name, value in found.items()]
 
 
-def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
-    """The metrics of all rows in a state, each row with its weight w.
-
-        nll = Σ w·(−log p_y)/Σ w            perplexity = exp(nll)
-        bits_per_token = nll/log 2          bits_per_byte = Σ w·(−log p_y)/(log 2·num_bytes)
-        brier = Σ w·Σⱼ (pⱼ − tⱼ)²/Σ w       calibration_error = Σ_bins abs(Σ w·max p − Σ w·correct)/Σ w
-
-    where t is the one-hot vector of the label. Entry k − 1 of the top-k accuracy is the share of rows whose
-    label is among the k most probable classes; `accuracy` is the first entry. With n bins, bin i holds the
-    confidences in (i/n, (i + 1)/n].
-
-    Every mean over no rows is 0, as in `jsoftmax.cross_entropy`. So the perplexity of no rows is 1, and a
-    class or a bin without rows has accuracy 0 and weight 0. If a row had a bad label or NaN, or the sum of
-    the weights overflowed, every metric except `weight` is NaN; if a row had a dead label, nll and perplexity
-    are +inf.
-
-    Args:
-      state: the result of `update`, `merge` or `merge_across`.
-      num_bytes: the size of the text whose tokens are the rows; if it is below 0, `bits_per_byte` is NaN.
-
-    Returns:
-      `Metrics` in the dtype of the state. Each is one number, except `top_k_accuracy` of shape [top_k],
-      `reliability` of [bins], `per_class_accuracy` and `per_class_weight` of [V]. A metric that the state
-      does not measure is None; `bits_per_byte` is None without `num_bytes`.
-
-    Raises:
-      TypeError, ValueError: if `state` is not a state, or `num_bytes` is not one number.
-
-    >>> import jax.numpy as jnp
-    >>> from jsoftmax import evaluation
-    >>> state = evaluation.update(evaluation.empty(), jnp.zeros((4, 8)), jnp.arange(4))
-    >>> metrics = evaluation.compute(state, num_bytes=6)
-    >>> print(f"{metrics.perplexity:.4f} {metrics.bits_per_token:.4f} {metrics.bits_per_byte:.4f}")
-    8.0000 3.0000 2.0000
-    >>> print(f"{metrics.accuracy:.3f} {metrics.brier:.3f} {metrics.calibration_error:.3f}")
-    0.250 0.875 0.125
-
-    Source: Guo et al. (2017) for the calibration error, Brier (1950).
-    """
-    check_states("compute", state=state)
-    if isinstance(num_bytes, int):
-        num_bytes = float(num_bytes)
-    call = Call("evaluation.compute", num_bytes=num_bytes)
-    if num_bytes is None:
-        return _compute(state, None)
-    number = call.floats("num_bytes")
-    if number.ndim:
-        raise call.error(ValueError, f"num_bytes has shape {number.shape}", "give one number")
-    return _compute(state, number)
+_LABELS = {"nll": "loss (nll), nats", "brier": "Brier score", "macro_f1": "macro F1"}
 
 
-@jax.jit
-def _compute(state: State, num_bytes: Array | None) -> Metrics:
-    nll = _mean(state.nll, state.weight)
-    top_k_accuracy = _mean(lax.associative_scan(add, state.ranks), state.weight)
-    calibration, classes = state.calibration, state.classes
-    brier = calibration_error = reliability = None
-    if calibration is not None:
-        brier = _mean(calibration.brier, state.weight)
-        weight, correct = calibration.bins
-        gap = jnp.abs(_difference(calibration.confidence, correct))
-        calibration_error = _mean(fold(Sum(gap, jnp.zeros_like(gap)), (0,)), state.weight)
-        reliability = Reliability(weight.high, _mean(calibration.confidence, weight), _mean(correct, weight))
-    bits_per_byte = None
-    if num_bytes is not None:
-        size = rules.nan_where(num_bytes < 0, num_bytes.astype(nll.dtype))
-        bits_per_byte = state.nll.high / math.log(2) / size
-    found = Metrics(
-        weight=state.weight.high,
-        nll=nll,
-        perplexity=jnp.exp(nll),
-        bits_per_token=nll / math.log(2),
-        bits_per_byte=bits_per_byte,
-        accuracy=top_k_accuracy[0],
-        top_k_accuracy=top_k_accuracy,
-        brier=brier,
-        calibration_error=calibration_error,
-        reliability=reliability,
-        per_class_accuracy=None if classes is None else _mean(classes.correct, classes.weight),
-        per_class_weight=None if classes is None else classes.weight.high,
+def _shown(value: float, name: str) -> str:
+    if name.startswith("rows"):
+        return f"{value:,.0f}" if value == round(value) else f"{value:,.3f}"
+    return (
+        f"{value:.4f}"
+        if 1e-3 <= abs(value) < 1e4 or value == 0 or not math.isfinite(value)
+        else f"{value:.3e}"
     )
-    # A row with a NaN loss makes every sum wrong, and an infinite weight makes every mean wrong.
-    bad = jnp.isnan(nll) | (state.weight.high == jnp.inf)
-    valid = jax.tree.map(lambda metric: rules.nan_where(bad, metric), found)
-    return valid._replace(weight=found.weight)
 
 
-def _mean(of: Sum, weight: Sum) -> Array:
-    """``of/weight``, or 0 if the weight is 0."""
-    return of.high / jnp.where(weight.high == 0, 1, weight.high)
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items() if part is not None}
+    numbers = np.asarray(value, np.float64) if np.asarray(value).dtype.itemsize < 8 else np.asarray(value)
+    return _finite(numbers.tolist())
 
 
-def _difference(a: Sum, b: Sum) -> Array:
-    return (a.high - b.high) + (a.low - b.low)
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else "inf" if value > 0 else "-inf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,24 +12,42 @@ from jax.typing import DTypeLike
 from jsoftmax import rules
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _sums
-from jsoftmax.evaluation._labels import Labels
 from jsoftmax.evaluation._sums import Sum
-from jsoftmax.rows import _reductions
+
+# The cells of confidences: `CELLS_PER_OCTAVE` for each octave of the odds p/(1 − p), from 2⁻²⁴ to 2⁴⁰.
+CELLS_PER_OCTAVE, FIRST_OCTAVE, LAST_OCTAVE = 32, -24, 40
+CELLS = CELLS_PER_OCTAVE * (LAST_OCTAVE - FIRST_OCTAVE)
 
 
-class Groups(NamedTuple):
-    """For each group of rows: the weight of all its rows, and of the rows that are predicted right."""
+class Bins(NamedTuple):
+    """For each bin of confidences: the weight of its rows, of those that are right, and Σ w·confidence."""
 
     weight: Sum
     correct: Sum
+    confidence: Sum
 
 
 class Calibration(NamedTuple):
-    """The sum of the Brier scores; for each confidence bin its rows and the sum of their confidences."""
+    """The sum of the Brier scores, and the bins of equal width."""
 
     brier: Sum
-    bins: Groups
-    confidence: Sum
+    bins: Bins
+
+
+class Classes(NamedTuple):
+    """For each class: the weight of the rows with this label, of those that are right, of all predicted."""
+
+    weight: Sum
+    correct: Sum
+    predicted: Sum
+
+
+class RowGroups(NamedTuple):
+    """For each group of rows: its weight, that of the rows predicted right, and the sum of the losses."""
+
+    weight: Sum
+    correct: Sum
+    nll: Sum
 
 
 class State(NamedTuple):
@@ -44,16 +61,53 @@ class State(NamedTuple):
     nll: Sum
     ranks: Sum
     calibration: Calibration | None
-    classes: Groups | None
+    classes: Classes | None
+    confusion: Sum | None = None
+    class_bins: Bins | None = None
+    cells: Bins | None = None
+    groups: RowGroups | None = None
+    replicates: Any = None  # a `State` of weight, nll, ranks and calibration, each with a leading axis
 
 
-class Rows(NamedTuple):
-    """The numbers of each row that enter the sums."""
+class Measures(NamedTuple):
+    """What a state measures: the arguments of `empty`."""
 
-    nll: Array
-    rank: Array
-    brier: Any  # None, like `confidence`, if the state does not measure calibration
-    confidence: Any
+    num_classes: int | None
+    top_k: int
+    bins: int | None
+    confusion: bool
+    class_bins: int | None
+    selective: bool
+    num_groups: int | None
+    replicates: int | None
+    dtype: str
+
+    def __repr__(self) -> str:
+        """The arguments that differ from the defaults, as a call of `empty` would give them."""
+        given = zip(self._fields, self, _DEFAULTS, strict=True)
+        return f"empty({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})"
+
+
+_DEFAULTS = Measures(None, 5, 15, False, None, False, None, None, "float32")
+
+
+def measures(state: State) -> Measures:
+    """What a state measures."""
+
+    def size(of: Any) -> int | None:
+        return None if of is None else jax.tree.leaves(of)[0].shape[-1]
+
+    return Measures(
+        num_classes=size(state.classes),
+        top_k=state.ranks.high.shape[-1],
+        bins=size(None if state.calibration is None else state.calibration.bins),
+        confusion=state.confusion is not None,
+        class_bins=size(state.class_bins),
+        selective=state.cells is not None,
+        num_groups=size(state.groups),
+        replicates=size(None if state.replicates is None else state.replicates.weight),
+        dtype=str(state.nll.high.dtype),
+    )
 
 
 def empty(
@@ -61,43 +115,89 @@ def empty(
     *,
     top_k: int = 5,
     bins: int | None = 15,
+    confusion: bool = False,
+    class_bins: int | None = None,
+    selective: bool = False,
+    num_groups: int | None = None,
+    replicates: int | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> State:
     """The state of no rows, the neutral element of `merge`. Its arguments say what to measure.
 
     Args:
-      num_classes: V, to measure the accuracy for each class; None to leave it out.
+      num_classes: V, to measure accuracy, precision and F1 for each class; None to leave them out.
       top_k: the largest k of the top-k accuracy.
-      bins: the number of confidence bins, of equal width; None leaves out the calibration, its error and
-        the Brier score.
+      bins: the number of confidence bins of equal width; None leaves out the calibration errors and the
+        Brier score.
+      confusion: whether to count each pair of label and prediction, V² numbers. It needs `num_classes`.
+      class_bins: the number of bins of the probability of every class, for the class-wise calibration error;
+        it needs `num_classes`. Each bin costs a pass over the probabilities.
+      selective: whether to measure the risk–coverage curve and, with `bins`, the calibration in bins of
+        equal mass. It takes 2048 cells of confidences.
+      num_groups: the number of groups of rows, such as documents or data sets, to measure each on its own.
+      replicates: the number of resampled copies of the sums, for `confidence_intervals`.
       dtype: the dtype of the sums; they are in at least float32. A sum is two numbers, 48 bits in float32.
 
     Returns:
       `State`.
 
     Raises:
-      TypeError, ValueError: if a number is not an integer or is below 1, or the dtype is not a float type.
+      TypeError, ValueError: if a number is not an integer or is below 1, if an argument needs `num_classes`,
+        or the dtype is not a float type.
 
     >>> from jsoftmax import evaluation
-    >>> metrics = evaluation.compute(evaluation.empty())
-    >>> print(metrics.nll, metrics.perplexity, metrics.accuracy, metrics.weight)
-    0.0 1.0 0.0 0.0
+    >>> metrics = evaluation.compute(evaluation.empty())  # no rows: no metric has a value
+    >>> print(metrics.nll, metrics.accuracy, metrics.weight)
+    nan nan 0.0
     """
-    call = Call("evaluation.empty", num_classes=num_classes, top_k=top_k, bins=bins, dtype=dtype)
-    for name in ("num_classes", "top_k", "bins"):
+    call = Call(
+        "evaluation.empty",
+        num_classes=num_classes,
+        top_k=top_k,
+        bins=bins,
+        confusion=confusion,
+        class_bins=class_bins,
+        selective=selective,
+        num_groups=num_groups,
+        replicates=replicates,
+        dtype=dtype,
+    )
+    for name in ("num_classes", "top_k", "bins", "class_bins", "num_groups", "replicates"):
         if name == "top_k" or call.arguments[name] is not None:
             call.size(name, least=1)
+    for name in ("confusion", "selective"):
+        if not isinstance(call.arguments[name], bool):
+            raise call.error(TypeError, f"{name} is {call.arguments[name]!r}", "write True or False")
+    if num_classes is None and (confusion or class_bins is not None):
+        name = "confusion" if confusion else "class_bins"
+        raise call.error(ValueError, f"{name} needs the number of classes", "give num_classes= too")
     wide = rules.computing_dtype(call.float_dtype("dtype"))
 
     def zero(*shape: int) -> Sum:
         return _sums.zero(shape, wide)
 
+    def zero_bins(*shape: int) -> Bins:
+        return Bins(zero(*shape), zero(*shape), zero(*shape))
+
+    def zero_calibration(*leading: int) -> Calibration | None:
+        return None if bins is None else Calibration(zero(*leading), zero_bins(*leading, bins))
+
+    of_classes = None if num_classes is None else (zero(num_classes) for _ in Classes._fields)
     return State(
         zero(),
         zero(),
         zero(top_k),
-        None if bins is None else Calibration(zero(), Groups(zero(bins), zero(bins)), zero(bins)),
-        None if num_classes is None else Groups(zero(num_classes), zero(num_classes)),
+        zero_calibration(),
+        None if of_classes is None else Classes(*of_classes),
+        zero(num_classes or 0, num_classes or 0) if confusion else None,
+        None if class_bins is None else zero_bins(num_classes or 0, class_bins),
+        zero_bins(CELLS) if selective else None,
+        None if num_groups is None else RowGroups(*(zero(num_groups) for _ in RowGroups._fields)),
+        None
+        if replicates is None
+        else State(
+            zero(replicates), zero(replicates), zero(replicates, top_k), zero_calibration(replicates), None
+        ),
     )
 
 
@@ -123,57 +223,6 @@ def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None
 
 def _name_of(value: Any) -> str:
     return "array" if isinstance(value, Array) else type(value).__name__
-
-
-def absorb(state: State, rows: Rows, labels: Labels) -> State:
-    """The state after rows are added. Without weights, rows are counted in integers."""
-    axes, dtype = range(rows.nll.ndim), state.nll.high.dtype
-    ids, weights, counted = labels
-
-    def along(per_row: Array, like: Array) -> Array:
-        return per_row if like.ndim == per_row.ndim else jnp.expand_dims(per_row, -1)
-
-    def tally(flags: Array) -> Sum:
-        if weights is not None:
-            return _sums.total(jnp.where(flags, along(weights, flags), 0), axes, dtype)
-        return _sums.count(flags if counted is None else flags & along(counted, flags), axes, dtype)
-
-    def total(values: Array, members: Array | None = None) -> Sum:
-        if counted is not None:
-            values = jnp.where(counted, values, 0)
-        if weights is not None:
-            wide = jnp.promote_types(values.dtype, weights.dtype)
-            values = values.astype(wide) * weights.astype(wide)
-        if members is not None:
-            values = jnp.where(members, along(values, members), 0)
-        return _sums.total(values, axes, dtype)
-
-    def members(index: Array, of: Sum) -> Array:
-        return _reductions.is_label(jnp.expand_dims(index, -1), index.ndim, of.high.shape[-1])
-
-    def groups(member: Array) -> Groups:
-        return Groups(tally(member), tally(member & along(rows.rank == 0, member)))
-
-    calibration = classes = None
-    if state.calibration is not None:
-        in_bin = _in_bins(rows.confidence, state.calibration.confidence.high.shape[-1])
-        calibration = Calibration(total(rows.brier), groups(in_bin), total(rows.confidence, in_bin))
-    if state.classes is not None:
-        classes = groups(members(ids, state.classes.weight))
-    everywhere = jnp.ones(rows.nll.shape, bool)
-    ranks = tally(members(rows.rank, state.ranks))
-    return added(state, State(tally(everywhere), total(rows.nll), ranks, calibration, classes))
-
-
-def _in_bins(confidence: Array, bins: int) -> Array:
-    """For each row and bin i of n: i/n < confidence <= (i + 1)/n, with edges in the confidence's dtype."""
-    edges = [i / bins for i in range(1, bins)]
-    lower, upper = (
-        jnp.asarray(bounds, confidence.dtype).reshape((1,) * confidence.ndim + (bins,))
-        for bounds in ([-math.inf, *edges], [*edges, math.inf])
-    )
-    confidence = jnp.expand_dims(confidence, -1)
-    return (lower < confidence) & (confidence <= upper)
 
 
 @jax.jit

@@ -6,6 +6,8 @@ relative error of about 1e-14, in any order.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax.transforms._autodiff import with_tangent
+from jsoftmax.transforms._sharding import is_known, replicated
 
+CHUNK = 2**16  # the most rows that one scatter adds
 Static = tuple[int, ...]  # the axes to sum over
 
 
@@ -58,11 +62,15 @@ def _renormalised(a: Array, b: Array) -> tuple[Array, Array]:
 
 def total(values: Array, axes: Sequence[int], dtype: Any) -> Sum:
     """The sum of values over `axes`. Values with more digits than `dtype` are added as two words."""
+    return fold(_in_two_words(values, dtype), axes)
+
+
+def _in_two_words(values: Array, dtype: Any) -> Sum:
     high = values.astype(dtype)
     if jnp.finfo(values.dtype).bits <= jnp.finfo(dtype).bits:
-        return fold(Sum(high, jnp.zeros_like(high)), axes)
+        return Sum(high, jnp.zeros_like(high))
     low = (values - high.astype(values.dtype)).astype(dtype)
-    return fold(Sum(high, jnp.where(jnp.isfinite(high), low, 0)), axes)
+    return Sum(high, jnp.where(jnp.isfinite(high), low, 0))
 
 
 def count(flags: Array, axes: Sequence[int], dtype: Any) -> Sum:
@@ -70,6 +78,55 @@ def count(flags: Array, axes: Sequence[int], dtype: Any) -> Sum:
     number = jnp.sum(flags, tuple(axes), dtype=jnp.int32)
     low = number & 0xFFFF
     return Sum(*_renormalised((number - low).astype(dtype), low.astype(dtype)))
+
+
+def totals_of_groups(columns: Sequence[Array], index: Array, groups: int, dtype: Any) -> list[Sum]:
+    """The sum of each column over the rows of each group; a row with index outside [0, groups) is in none.
+
+    One scatter adds all columns. Flags are counted exactly. A scatter that adds n equal numbers may lose
+    log₂ n bits, so numbers are cut into pieces of so few bits that the sums of all but the last are exact.
+    The error of a sum is about a rounding of the largest number of its column, times the rows of the group.
+    """
+    wide = jnp.dtype(jnp.float32)
+    for column in columns:
+        wide = wide if column.dtype == jnp.bool_ else jnp.promote_types(wide, column.dtype)
+    index = replicated(index).ravel()
+    chunk = min(1 << max(len(index) - 1, 1).bit_length(), CHUNK) if is_known(index) else CHUNK
+    chunks = max(-(-len(index) // chunk), 1) if is_known(index) else 1
+    cut = [_pieces(replicated(column).ravel(), chunk, wide) for column in columns]
+    rows = jnp.stack([piece for pieces, _ in cut for piece in pieces], -1)
+    index = jnp.where((index >= 0) & (index < groups), index, groups)
+    index = index + (groups + 1) * (lax.iota(index.dtype, len(index)) // chunk)
+    table = jnp.zeros((chunks * (groups + 1), rows.shape[-1]), wide)
+    table = table.at[index].add(rows, mode="promise_in_bounds").reshape(chunks, groups + 1, -1)[:, :groups]
+    ends = list(itertools.accumulate(len(pieces) for pieces, _ in cut))
+    most = max(len(pieces) for pieces, _ in cut)
+    parts = [jnp.moveaxis(part, -1, 0) for part in jnp.split(table, ends[:-1], -1)]
+    # [pieces, columns, chunks, groups]: all columns are added together, which compiles faster.
+    stacked = jnp.stack([jnp.pad(part, [(0, most - len(part)), (0, 0), (0, 0)]) for part in parts], 1)
+    total = functools.reduce(add, (_in_two_words(piece, dtype) for piece in stacked))
+    total = fold(total, (1,)) if chunks > 1 else Sum(*(word[:, 0] for word in total))
+    return [Sum(*(jnp.ldexp(word[i], cut[i][1]) for word in total)) for i in range(len(cut))]
+
+
+def _pieces(values: Array, rows: int, dtype: Any) -> tuple[list[Array], Array]:
+    """Arrays that add up to ``values/2^exponent``; of all but the last, sums of so many rows are exact."""
+    if values.dtype == jnp.bool_:
+        return [values.astype(dtype)], jnp.zeros((), jnp.int32)
+    rest = values.astype(dtype)
+    finite = jnp.isfinite(rest)
+    largest = lax.stop_gradient(jnp.max(jnp.where(finite, jnp.abs(rest), 0), initial=0))
+    _, exponent = jnp.frexp(largest)
+    rest = jnp.ldexp(rest, -exponent)  # below 1
+    bits = jnp.finfo(dtype).nmant + 1 - (rows - 1).bit_length()
+    pieces = []
+    for i in range(2):
+        # Adding this number rounds to its last digit.
+        shifter = 1.5 * rows * 2.0 ** (-i * bits)
+        piece = jnp.where(finite, (rest + shifter) - shifter, 0)
+        pieces.append(piece)
+        rest = rest - piece
+    return [*pieces, rest], exponent
 
 
 def fold(sums: Sum, axes: Sequence[int]) -> Sum:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,11 @@ from jax.typing import ArrayLike
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call
-from jsoftmax.evaluation import _labels, _sums
+from jsoftmax.evaluation import _sums, _temperature_search
+from jsoftmax.evaluation._batch import Batch, of_call
 from jsoftmax.evaluation._labels import Labels
+from jsoftmax.evaluation._temperature_search import MOST_STEPS, Search, power_near
 from jsoftmax.logits import _scaling
-from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _peaks, _reductions
-
-MOST_STEPS = 100
-FARTHEST = 1000.0  # exp(−1000) is 0, even in float64
 
 
 def fit_temperature(
@@ -92,99 +88,31 @@ def fit_temperature(
         weights=weights,
         soft_cap=soft_cap,
     )
-    x = call.floats("logits")
-    along = _labels.class_axis(call, x)
-    ids = call.class_ids(x.shape, (along,))
-    scaling = _scaling.of_call(call, x, (along,))
-    return _fit(along, x, ids, scaling, _labels.row_weights(call), call.ignore_index(ids))
-
-
-class _Search(NamedTuple):
-    """The current T, the bracket of the solution, the steps so far, and whether T is accurate to rounding."""
-
-    temperature: Array
-    low: Array
-    high: Array
-    steps: Array
-    settled: Array
+    axis, batch = of_call(call, None)
+    return _fit(axis, batch)
 
 
 @partial(jax.jit, static_argnums=0)
-def _fit(
-    axis: int, x: Array, ids: Array, scaling: Scaling, weights: Array | None, ignored: Array | None
-) -> Array:
-    labels = _labels.of_rows(ids, weights, ignored, x.shape[axis], axis, scaling.where)
-    if labels.counted is not None:
-        x = jnp.where(labels.counted, x, 0)
-    limits = jnp.finfo(rules.computing_dtype(x.dtype))
-    top = _peaks.peak(x, scaling, (axis,))
-    mean = _mean_over(labels, top.shape, limits.dtype)
+def _fit(axis: int, batch: Batch) -> Array:
+    rows = _temperature_search.rows_of(axis, batch)
+    mean = _mean_over(rows.labels, rows.top.shape, rows.limits.dtype)
     # In these units no difference of logits overflows or underflows, and T may be far larger.
-    room = limits.maxexp * 3 // 4
-    unit = _power_near(_scaling.ordered(x, scaling, top)[0], -room, 3, over=room)
-
-    def distances() -> tuple[Array, Array]:
-        """g in units, and which classes are live. Each sum calls this again, so that XLA need not store g."""
-        z, z_top = _scaling.ordered(x, scaling, top)
-        ordered = _scaling.ordered_live(x, scaling)
-        live = ordered != -jnp.inf
-        g = z_top * (1 / unit) - z * (1 / unit)
-        # XLA may compile the tanh of a soft cap twice, with two roundings.
-        at_top = (g < 0) | (ordered == top) & (top < jnp.inf)
-        return jnp.where(live & ~at_top, g, 0), live
-
-    def row_sum(values: Array) -> Array:
-        return jnp.sum(values, axis, keepdims=True)
-
-    def moments(temperature: Array) -> tuple[Array, Array]:
-        """``M/T`` and ``−dM/dβ/T²``."""
-        g, live = distances()
-        v = jnp.minimum(g / temperature, FARTHEST)
-        e = jnp.where(live, jnp.exp(-v), 0)
-        total = row_sum(e)
-        total = jnp.where(total == 0, 1, total)
-        first, second = row_sum(e * v) / total, row_sum((e * v) * v) / total
-        return mean(first), mean(second - jnp.square(first))
-
-    g, live = distances()
-    number = row_sum(live.astype(g.dtype))
-    hit = _reductions.is_label(labels.ids, axis, x.shape[axis])
-    gap_of_label = row_sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
-    gap_of_label = rules.nan_where(labels.ids < 0, jnp.where(number == 0, 0, gap_of_label))
-    farthest = jnp.max(g, initial=0)
+    room = rows.limits.maxexp * 3 // 4
+    unit = power_near(_scaling.ordered(rows.x, rows.scaling, rows.top)[0], -room, 3, over=room)
+    gap_of_label, spread, farthest = rows.ends(unit)
     farthest = jnp.where(farthest == 0, 1, farthest)
-    goal, widest = mean(gap_of_label / farthest), mean(row_sum(g / farthest / jnp.maximum(number, 1)))
-
-    def step(s: _Search) -> _Search:
-        first, second = moments(s.temperature)
-        excess = jnp.log(first / mean(gap_of_label / s.temperature))  # log M − log G
-        low = jnp.where(excess > 0, s.low, s.temperature)
-        high = jnp.where(excess > 0, s.temperature, s.high)
-        change = excess * (first / second)
-        newton = s.temperature / (1 + change)
-        between = jnp.where(high == limits.max, 8 * low, jnp.sqrt(low) * jnp.sqrt(high))
-        temperature = jnp.where((newton > low) & (newton < high), newton, between)
-        close = 2 * limits.eps
-        settled = (jnp.abs(excess) <= close) | (jnp.abs(change) <= close) | (high <= low * (1 + close))
-        return _Search(jnp.where(settled, s.temperature, temperature), low, high, s.steps + 1, settled)
-
+    goal, widest = mean(gap_of_label / farthest), mean(spread / farthest)
     right = jnp.max(gap_of_label, initial=0) == 0
     solvable = ~right & (goal < widest)
-    start = jnp.where(solvable, jnp.maximum(widest * farthest, limits.tiny), 1)
-    least, most = (jnp.full_like(start, limit) for limit in (limits.tiny, limits.max))
-    search = _Search(start, least, most, jnp.zeros_like(ids, shape=()), ~solvable)
+    search = _temperature_search.start(widest * farthest, solvable)
+
+    def step(search: Search) -> Search:
+        first, second = rows.moments(search.temperature, unit)
+        goal = mean(gap_of_label / search.temperature)
+        return _temperature_search.advance(search, mean(first), mean(second), goal)
+
     search = lax.while_loop(lambda s: ~s.settled & (s.steps < MOST_STEPS), step, search)
-    answer = jnp.clip(search.temperature * unit, limits.tiny, limits.max)
-    answer = jnp.where(goal >= widest, limits.max, answer)
-    answer = jnp.where(right, limits.tiny, answer)
-    answer = jnp.where(widest == 0, 1, answer)
-    return rules.nan_where(~(jnp.isfinite(goal) & jnp.isfinite(widest)), answer)
-
-
-def _power_near(values: Array, least: int, most: int, over: int = 0) -> Array:
-    """The power of 2 next above the largest finite |value|, divided by 2^over; exponent in [least, most]."""
-    _, exponent = jnp.frexp(jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0))
-    return jnp.ldexp(jnp.ones((), values.dtype), jnp.clip(exponent - over, least, most))
+    return _temperature_search.answer(search, unit, goal, widest, right)
 
 
 def _mean_over(labels: Labels, shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Array], Array]:
@@ -193,7 +121,7 @@ def _mean_over(labels: Labels, shape: tuple[int, ...], dtype: jnp.dtype) -> Call
     if labels.weights is not None:
         weights = labels.weights.astype(rules.computing_dtype(labels.weights.dtype))
         limits = jnp.finfo(weights.dtype)
-        share = (weights / _power_near(weights, limits.minexp, -limits.minexp)).astype(dtype)
+        share = (weights / power_near(weights, limits.minexp, -limits.minexp)).astype(dtype)
         whole = _sums.total(share, axes, dtype).high
     elif labels.counted is not None:
         share = labels.counted.astype(dtype)

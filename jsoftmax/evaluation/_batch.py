@@ -1,0 +1,108 @@
+"""The arguments of a call with a batch of rows, checked.
+
+Eager batches are filled up to a few sizes, so that batches of many lengths share a few compiled programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jsoftmax.border._call import Call
+from jsoftmax.evaluation import _labels
+from jsoftmax.evaluation._state import State
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+
+SMALLEST = 16  # rows
+STEPS = 4  # sizes per octave
+LARGEST = 2**24  # logits; a larger batch takes about as long to run as to compile
+
+
+class Batch(NamedTuple):
+    """The arguments of a call. Labels that are class ids have length 1 on the class axis."""
+
+    x: Array
+    labels: Array
+    scaling: Scaling
+    weights: Array | None
+    ignored: Array | None
+    groups: Array | None = None
+    key: Array | None = None
+    present: Any = None  # False in the rows that fill up the batch; None if there are none
+
+
+def of_call(call: Call, state: State | None, or_targets: bool = False) -> tuple[int, Batch]:
+    """The class axis, and the arguments of a call; filled up, with the rows on one axis, where `applies`."""
+    x = call.floats("logits")
+    axis = _labels.class_axis(call, x)
+    rows = tuple(n for i, n in enumerate(x.shape) if i != axis)
+    labels = call.labels(x.shape, (axis,)) if or_targets else call.class_ids(x.shape, (axis,))
+    batch = Batch(
+        x,
+        labels,
+        _scaling.of_call(call, x, (axis,)),
+        _labels.of_each_row(call, "weights", rows),
+        call.ignore_index(labels),
+        None if state is None else _labels.group_ids(call, rows, state),
+        None if state is None else _labels.draw_key(call, state),
+    )
+    if not applies(jax.tree.leaves((state, batch)), x, axis):
+        return axis, batch
+
+    def fill(array: Any, value: Any) -> Any:
+        return filled(array, rows, value)
+
+    where, temperature, soft_cap, _ = batch.scaling
+    return 1, Batch(
+        fill(x, 0),
+        fill(labels, 0),
+        Scaling(fill(where, True), fill(temperature, 1), fill(soft_cap, 1)),
+        fill(batch.weights, 0),
+        batch.ignored,
+        fill(batch.groups, 0),
+        batch.key,
+        np.arange(size_of(math.prod(rows))) < math.prod(rows),
+    )
+
+
+def size_of(rows: int) -> int:
+    """The number of rows after filling: at most a quarter more, beyond `SMALLEST` rows."""
+    if rows <= SMALLEST:
+        return SMALLEST
+    step = 1 << ((rows - 1).bit_length() - STEPS.bit_length())
+    return -(-rows // step) * step
+
+
+def applies(arrays: Sequence[Any], logits: Array, axis: int) -> bool:
+    """Whether to fill this call: eager, on one device, with the classes last, and not too large."""
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        return False
+    is_on_one = all(len(array.devices()) == 1 for array in arrays if isinstance(array, Array))
+    return is_on_one and axis == logits.ndim - 1 and 0 < logits.size <= LARGEST
+
+
+def filled(array: Any, leading: tuple[int, ...], fill: Any) -> Any:
+    """An array [*leading, …] with its rows on one axis, filled up to `size_of` rows.
+
+    An array of length 1 along all rows is the same for each, and keeps this length.
+    """
+    if array is None or array.ndim == 0:
+        return array
+    rows, rest = math.prod(leading), array.shape[len(leading) :]
+    on_host = isinstance(array, np.ndarray) or next(iter(array.devices())).platform == "cpu"
+    xp: Any = np if on_host else jnp  # NumPy reads an array on CPU in place, and compiles nothing
+    array = np.asarray(array) if on_host else array
+    if array.shape[: len(leading)] != leading:
+        if all(n == 1 for n in array.shape[: len(leading)]):
+            return array.reshape(1, *rest)
+        array = xp.broadcast_to(array, (*leading, *rest))
+    array = array.reshape(rows, *rest)
+    more = xp.full((size_of(rows) - rows, *rest), fill, array.dtype)
+    return xp.concatenate([array, more]) if len(more) else array
