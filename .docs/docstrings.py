@@ -7,7 +7,7 @@ import griffe
 import jsoftmax
 
 MODULES = {"jsoftmax": jsoftmax} | {
-    f"jsoftmax.{n}": getattr(jsoftmax, n) for n in ("rules", "online", "evaluation")
+    f"jsoftmax.{n}": getattr(jsoftmax, n) for n in ("rules", "online", "evaluation", "plots")
 }
 PLACES = {
     path.removeprefix("jsoftmax.").removeprefix("jsoftmax") + "." + name: f"{path}.{name}"

@@ -38,6 +38,7 @@ from jsoftmax.transforms._modes import config, forward_mode, portable
 
 if TYPE_CHECKING:
     from jsoftmax import evaluation, sampling
+    from jsoftmax import plots as plots
 
 __all__ = [
     "BlockPlan",
@@ -93,10 +94,8 @@ __all__ = [
 __version__: str
 
 
-_LOADED_LATER = {
-    "evaluation",
-    "sampling",
-}  # subpackages that are loaded at their first use
+# Subpackages that are loaded at their first use; `plots` needs an extra, so ``import *`` leaves it out.
+_LOADED_LATER = {"evaluation", "plots", "sampling"}
 
 
 def __getattr__(name: str) -> Any:

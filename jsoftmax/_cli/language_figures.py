@@ -3,8 +3,9 @@
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 
 import jsoftmax
 from jsoftmax._cli import language
-from jsoftmax._cli.figures import BLUE, GREY, INK, ORANGE, STYLE
 from jsoftmax._cli.language import Network, Parameters
 from jsoftmax._cli.language_training import Epoch, perplexity
 from jsoftmax._cli.text import PARAGRAPH_ID, UNKNOWN_ID, Corpus
+from jsoftmax.plots._figures import BLUE, DPI, INK, PALE, SKY, STYLE, VERMILION
 
 NAMES = ("perplexity.png", "next-words.png")
 
-TEMPERATURES = {0.5: INK, 1.0: BLUE, 2.0: "#9CC9E3"}
+TEMPERATURES = {0.5: INK, 1.0: BLUE, 2.0: SKY}
 QUANTILES = (0.2, 0.5, 0.8)  # of the entropy: a certain, a medium and an uncertain prediction
 SHOWN = 8  # words of each prediction
 GROUPS = 10  # of the held-out words, by entropy
@@ -36,12 +37,15 @@ def draw(
     corpus: Corpus,
 ) -> None:
     """Write the pictures of `NAMES` into the folder; `found` are the statistics of the held-out words."""
-    style = STYLE | {"text.parse_math": False}  # a dollar sign is an ordinary word
-    with matplotlib.rc_context(style), warnings.catch_warnings():
+    style: list[str | Path | dict[str, Any]] = [
+        STYLE,
+        {"text.parse_math": False},
+    ]  # a dollar sign is an ordinary word
+    with matplotlib.style.context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a text may have any alphabet
         pictures = (learning(history, unigram_nll, found), next_words(found, network, parameters, corpus))
         for name, figure in zip(NAMES, pictures, strict=True):
-            figure.savefig(folder / name)
+            figure.savefig(folder / name, dpi=DPI)
 
 
 def learning(history: list[Epoch], unigram_nll: float, found: jsoftmax.RowStatistics) -> Figure:
@@ -52,10 +56,10 @@ def learning(history: list[Epoch], unigram_nll: float, found: jsoftmax.RowStatis
     marker = "o" if len(history) == 1 else None  # a line needs two points
     for nll, colour, label in (
         ([epoch.nll for epoch in history], BLUE, "training, with dropout"),
-        ([epoch.held_out_nll for epoch in history], ORANGE, "held out"),
+        ([epoch.held_out_nll for epoch in history], VERMILION, "held out"),
     ):
         left.plot(epochs, [perplexity(value) for value in nll], color=colour, label=label, marker=marker)
-    left.axhline(perplexity(unigram_nll), color=GREY, linestyle="--", label="held out, unigram model")
+    left.axhline(perplexity(unigram_nll), color=PALE, linestyle="--", label="held out, unigram model")
     left.set_yscale("log")
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
@@ -67,13 +71,12 @@ def learning(history: list[Epoch], unigram_nll: float, found: jsoftmax.RowStatis
     groups = np.array_split(np.argsort(found.entropy, kind="stable"), min(GROUPS, len(found.entropy)))
     entropy, nll = ([float(np.mean(a[group])) for group in groups] for a in (found.entropy, found.nll))
     top = 1.05 * max(*entropy, *nll)
-    right.plot((0, top), (0, top), color=GREY, linewidth=0.8)
-    right.plot(entropy, nll, color=ORANGE, marker="o", markersize=4, label="a tenth of them each")
+    right.plot((0, top), (0, top), color=PALE, linewidth=0.8)
+    right.plot(entropy, nll, color=VERMILION, marker="o", markersize=4, label="a tenth of them each")
     right.set(xlim=(0, top), ylim=(0, top), xlabel="entropy of the prediction (nats)")
     right.set_title("loss of the held-out words (nats)", loc="left")
     for axes in (left, right):
-        axes.grid(axis="y", color="#EEEEEE", linewidth=0.6)
-        axes.set_axisbelow(True)
+        axes.grid(axis="y")
         axes.legend()
     return figure
 
@@ -93,7 +96,7 @@ def next_words(
         _show_words(axes, {T: values[row] for T, values in p.items()}, label, corpus)
         context = corpus.written(contexts[place]).replace("\n\n", " ¶ ")
         axes.set_title("\n".join(textwrap.wrap(f"… {context} …", 36, max_lines=3)), loc="left", fontsize=9)
-    figure.supxlabel("orange: the word that the text goes on with", color=ORANGE, fontsize=9)
+    figure.supxlabel("orange: the word that the text goes on with", color=VERMILION, fontsize=9)
     figure.axes[0].legend(title="temperature", loc="lower right")
     return figure
 
@@ -118,7 +121,7 @@ def _show_words(axes: Axes, p: dict[float, NDArray[np.float32]], label: int, cor
         places = np.arange(len(likeliest)) + (index - 1) * height
         axes.barh(places, p[temperature][likeliest], height, color=colour, label=f"{temperature:g}")
     axes.set_yticks(range(len(likeliest)), [corpus.vocabulary[i].strip() for i in likeliest])
-    axes.get_yticklabels()[likeliest.index(label)].set(color=ORANGE, weight="bold")
+    axes.get_yticklabels()[likeliest.index(label)].set(color=VERMILION, weight="bold")
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("probability")

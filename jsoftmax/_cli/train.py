@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     failures = console.show_comparisons(screen, comparisons, verification.BOUND)
     with console.writing_to(out):
-        figures.draw(out, history, confusion, dataset.test, evaluation.logits)
+        figures.draw(out, history, settings.network.dropout, confusion, dataset.test, evaluation.logits)
     screen.print(f"\npictures in {out}: {', '.join(figures.NAMES)}")
     return 1 if failures else 0
 
