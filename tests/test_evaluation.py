@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from digits import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from sklearn import datasets, metrics
+from sklearn import metrics
 
 import jsoftmax
 from jsoftmax import evaluation
@@ -23,15 +24,6 @@ EPS = np.finfo(np.float32).eps
 IGNORED = -100
 SUMS = {"rtol": 1e-12, "atol": 1e-300}  # for two words; a rounding of one word is 6e-8
 is_sum = functools.partial(lambda kind, node: isinstance(node, kind), type(evaluation.empty().nll))
-
-
-@functools.cache
-def digits():
-    """Handwritten digits with a linear model: 1797 rows of real logits, some confident, some wrong."""
-    images, labels = datasets.load_digits(return_X_y=True)
-    images = np.c_[images / 16, np.ones(len(images))]
-    learnt, *_ = np.linalg.lstsq(images[:600], np.eye(10)[labels[:600]], rcond=None)
-    return (12 * images @ learnt).astype(np.float32), labels.astype(np.int32)
 
 
 def sums(state):

@@ -56,17 +56,16 @@ def of_call(call: Call, state: State | None, or_targets: bool = False) -> tuple[
     if not applies(jax.tree.leaves((state, batch)), x, axis):
         return axis, batch
 
-    def fill(array: Any, value: Any) -> Any:
-        return filled(array, rows, value)
-
     where, temperature, soft_cap, _ = batch.scaling
     return 1, Batch(
-        fill(x, 0),
-        fill(labels, 0),
-        Scaling(fill(where, True), fill(temperature, 1), fill(soft_cap, 1)),
-        fill(batch.weights, 0),
+        filled(x, rows, 0),
+        filled(labels, rows, 0),
+        Scaling(
+            *(filled_option(*a) for a in ((where, rows, True), (temperature, rows, 1), (soft_cap, rows, 1)))
+        ),
+        filled(batch.weights, rows, 0),
         batch.ignored,
-        fill(batch.groups, 0),
+        filled(batch.groups, rows, 0),
         batch.key,
         np.arange(size_of(math.prod(rows))) < math.prod(rows),
     )
@@ -88,21 +87,21 @@ def applies(arrays: Sequence[Any], logits: Array, axis: int) -> bool:
     return is_on_one and axis == logits.ndim - 1 and 0 < logits.size <= LARGEST
 
 
-def filled(array: Any, leading: tuple[int, ...], fill: Any) -> Any:
-    """An array [*leading, …] with its rows on one axis, filled up to `size_of` rows.
+def filled_option(array: Array | None, leading: tuple[int, ...], fill: Any) -> Any:
+    """As `filled`, for an array that may be the same for all rows, and then has length 1 along them."""
+    if array is None:
+        return None
+    if all(n == 1 for n in array.shape[: len(leading)]):
+        return array.reshape(1, *array.shape[len(leading) :])
+    return filled(jnp.broadcast_to(array, (*leading, *array.shape[len(leading) :])), leading, fill)
 
-    An array of length 1 along all rows is the same for each, and keeps this length.
-    """
-    if array is None or array.ndim == 0:
-        return array
+
+def filled(array: Array | None, leading: tuple[int, ...], fill: Any) -> Any:
+    """An array [*leading, …] with its rows on one axis, filled up to `size_of` rows."""
+    if array is None:
+        return None
     rows, rest = math.prod(leading), array.shape[len(leading) :]
-    on_host = isinstance(array, np.ndarray) or next(iter(array.devices())).platform == "cpu"
+    on_host = next(iter(array.devices())).platform == "cpu"
     xp: Any = np if on_host else jnp  # NumPy reads an array on CPU in place, and compiles nothing
-    array = np.asarray(array) if on_host else array
-    if array.shape[: len(leading)] != leading:
-        if all(n == 1 for n in array.shape[: len(leading)]):
-            return array.reshape(1, *rest)
-        array = xp.broadcast_to(array, (*leading, *rest))
-    array = array.reshape(rows, *rest)
-    more = xp.full((size_of(rows) - rows, *rest), fill, array.dtype)
-    return xp.concatenate([array, more]) if len(more) else array
+    given = xp.asarray(array).reshape(rows, *rest)
+    return xp.concatenate([given, xp.full((size_of(rows) - rows, *rest), fill, given.dtype)])

@@ -33,7 +33,7 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
         rms_calibration_error = √(Σ_b W_b·gap_b²/Σ w)
 
     `equal_mass_calibration_error` is the first with bins of equal weight: in the order of confidence, a row
-    is in bin ``⌊n·(weight before it + w/2)/Σ w⌋``. All rows of one cell of confidences, 1/32 of an octave of
+    is in bin ``⌊n·(weight before it + w/2)/Σ w⌋``. All rows of one cell of confidences, 1/128 of an octave of
     the odds p/(1 − p), stay together. `class_calibration_error` is the mean over the classes of the first,
     with the probability of the class as confidence; a row is correct if its label is the class.
 
@@ -59,7 +59,7 @@ def compute(state: State, *, num_bytes: ArrayLike | None = None) -> Metrics:
     Returns:
       `Metrics` in the dtype of the state. A metric that the state does not measure is None; `bits_per_byte`
       is None without `num_bytes`. Of shape [top_k]: `top_k_accuracy`; of [bins]: `reliability`,
-      `equal_mass_reliability`; of [V]: what begins with `per_class`; of [V, V]: `confusion`; of [2048]:
+      `equal_mass_reliability`; of [V]: what begins with `per_class`; of [V, V]: `confusion`; of [8192]:
       `risk_coverage`; of [num_groups]: `groups`. All others are single numbers.
 
     Raises:
@@ -176,8 +176,8 @@ def _of_equal_mass(cells: Bins, bins: int) -> Bins:
     before = jnp.cumsum(weight) - weight
     share = (before + weight / 2) / jnp.where(jnp.sum(weight) == 0, 1, jnp.sum(weight))
     bin_of_cell = jnp.clip((bins * share).astype(jnp.int32), 0, bins - 1)
-    is_in = bin_of_cell == jnp.arange(bins)[:, None]
-    return Bins(*(fold(Sum(*(jnp.where(is_in, word, 0) for word in of)), (1,)) for of in cells))
+    is_in = bin_of_cell[None] == jnp.arange(bins)[:, None]
+    return Bins(*(fold(Sum(*(jnp.where(is_in, word[None], 0) for word in of)), (1,)) for of in cells))
 
 
 def _risk_coverage(cells: Bins) -> RiskCoverage:

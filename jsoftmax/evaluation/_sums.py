@@ -120,10 +120,8 @@ def _pieces(values: Array, rows: int, dtype: Any) -> tuple[list[Array], Array]:
     rest = jnp.ldexp(rest, -exponent)  # below 1
     bits = jnp.finfo(dtype).nmant + 1 - (rows - 1).bit_length()
     pieces = []
-    for i in range(2):
-        # Adding this number rounds to its last digit.
-        shifter = 1.5 * rows * 2.0 ** (-i * bits)
-        piece = jnp.where(finite, (rest + shifter) - shifter, 0)
+    for scale in (2.0**bits, 4.0**bits):
+        piece = jnp.where(finite, jnp.floor(rest * scale) * (1 / scale), 0)
         pieces.append(piece)
         rest = rest - piece
     return [*pieces, rest], exponent
