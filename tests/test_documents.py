@@ -40,7 +40,12 @@ def test_an_example_prints_what_its_comments_say(example):
     ]
     assert expected
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), np.printoptions():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(np.printoptions())
+        if re.search("flax|equinox", example):  # which promote types and ranks
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
         exec(example, {})
     assert printed.getvalue().splitlines() == expected
 
