@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -189,6 +190,16 @@ def test_the_page_of_the_command_line_has_every_command_with_its_help(hooks):
     silent = hooks.on_page_markdown("{help: check}\n\n{help: others}")
     assert "## check" not in silent
     assert "## train\n\n```text\nusage: python -m jsoftmax train" in silent
+
+
+def test_every_extra_and_its_packages_are_on_the_page_of_installing():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"Python {project['requires-python'].removeprefix('>=')} or later" in PAGES["install"]
+    for extra, packages in project["optional-dependencies"].items():
+        row = re.search(rf"^\| `{extra}` \|.*$", PAGES["install"], re.MULTILINE)[0]
+        for package in packages:
+            own, name = re.fullmatch(r"jsoftmax\[(\w+)\]|([\w-]+).*", package).groups()
+            assert f"`{own}`" in row or f" {name}" in row or f"`{name}[" in row, (extra, package)
 
 
 def test_the_workflow_is_the_script():
