@@ -9,9 +9,11 @@ import shutil
 import struct
 import subprocess
 import sys
+from string import ascii_lowercase, ascii_uppercase
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import IN_FULL, flags
@@ -27,10 +29,12 @@ from jsoftmax._cli import (
     language_figures,
     language_training,
     main,
+    models,
     options,
     text,
     train,
     training,
+    verification,
 )
 from jsoftmax._cli.errors import UserError
 from jsoftmax._cli.models import Network
@@ -96,6 +100,28 @@ def test_the_same_seed_gives_the_same_numbers():
     assert first[1] != other[1]
 
 
+def test_every_layer_is_verified(monkeypatch):
+    """Here with a wrong gradient in the second of four layers."""
+    right, network = models.backward, Network((9, 8, 7), "tanh")
+
+    def wrong(parameters, *rest):
+        gradients, errors = right(parameters, *rest)
+        second = gradients[1]._replace(bias=1.001 * gradients[1].bias)
+        return (gradients[0], second, *gradients[2:]), errors
+
+    monkeypatch.setattr(models, "backward", wrong)
+    random = np.random.default_rng(0)
+    parameters = network.initialise(jax.random.key(0), 6, 5)
+    x, labels = jnp.float32(random.normal(size=(20, 6))), jnp.int32(random.integers(0, 5, 20))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = list(verification.compare_backward_pass(network, parameters, x, labels, 1e-3))
+    layers = ("output layer", "hidden layer 3", "hidden layer 2", "hidden layer 1")
+    assert [c.quantity for c in found] == [
+        f"{name}, {part}" for name in layers for part in ("error", "dW", "db")
+    ]
+    assert [c.quantity for c in found if not c.ok] == ["hidden layer 2, db"]
+
+
 LABELS = np.arange(40, dtype=np.uint8) % 10
 LETTERS = np.arange(78, dtype=np.uint8) % 26 + 1
 QMNIST = np.stack([np.arange(40) % 10, *np.full((7, 40), 99)], axis=1).astype(np.int32)
@@ -149,7 +175,7 @@ SETS = {  # how it is written, its name, its classes
 def test_a_set_is_read_as_people_have_it(written, name, classes, tmp_path):
     folder = write_set(tmp_path, **written)
     (tmp_path / "._train-images-idx3-ubyte").touch()  # as macOS leaves such files
-    found, upright = data.mnist(folder), data.mnist(folder, transpose=True)
+    found, upright = data.read("mnist", folder), data.read("mnist", folder, transpose=True)
     assert found.name == name
     labels = written.get("labels", LABELS)
     for part, examples, other in zip(
@@ -173,7 +199,7 @@ def test_letters_are_learnt_under_their_own_numbers(tmp_path):
     outcome = run("train", "--data", "mnist", "--path", folder, "--epochs", 1, folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert "78 training and 78 test images of 7 x 5 pixels; 26 classes, labels 1 to 26;" in outcome.stdout
-    assert "--transpose turns them upright" in outcome.stdout
+    assert "--data emnist turns them upright" in outcome.stdout
     mistakes = re.findall(r"^ +(\d+) +(\d+) +\d+ +3 *$", outcome.stdout, re.MULTILINE)
     assert len(mistakes) == 10
     assert {int(label) for pair in mistakes for label in pair} <= set(range(1, 27))
@@ -191,8 +217,10 @@ def test_many_classes_keep_their_pictures_small():
         (range(10), "0 to 9"),
         ((0, 1, 5, 6, 7), "0, 1, 5 to 7"),
         (range(0, 40, 2), "0, 2, 4, 6, 8, 10, 12, 14, 12 more"),
+        ("0123ABCabx", "0 to 3, A to C, a, b, x"),
+        (("o", "ki", "su"), "o, ki, su"),
     ):
-        assert data.spans(tuple(classes)) == words
+        assert data.described(tuple(classes)) == words
 
 
 MALFORMED = {
@@ -269,8 +297,81 @@ def test_of_several_sets_one_is_chosen(tmp_path, refuse):
     refuse(*command, words=["3 sets, choose one by --set emnist-letters or mnist or qmnist"])
     refuse(*command, "--set", "kmnist", words=["no set kmnist", "emnist-letters or mnist or qmnist"])
     refuse(*command, "--set", "qmnist", words=["qmnist-test-images-idx3-ubyte: no such file"])
-    assert data.mnist(folder, "mnist").train.classes == tuple(range(10))
-    assert data.mnist(folder, "EMNIST-Letters").train.classes == tuple(range(1, 27))
+    assert data.read("mnist", folder, "mnist").train.classes == tuple(range(10))
+    assert data.read("mnist", folder, "EMNIST-Letters").train.classes == tuple(range(1, 27))
+
+
+EMNIST = {"parts": TEST, "names": "gzip/emnist-{}-{{}}-{{}}-{{}}.gz"}
+BALANCED = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
+KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+NAMED = {  # --data, the files' name in the set, the labels, --set, the name, the classes
+    "emnist": ("emnist", "balanced", np.arange(47), None, "emnist-balanced", tuple(BALANCED)),
+    "letters": ("emnist", "letters", LETTERS, "letters", "emnist-letters", tuple(ascii_uppercase)),
+    "by class": (
+        "emnist",
+        "byclass",
+        np.arange(62),
+        "emnist-ByClass",
+        "emnist-byclass",
+        (*BALANCED[:36], *ascii_lowercase),
+    ),
+    "kmnist": ("kmnist", None, LABELS, None, "kmnist", KANA),
+    "fashion": ("fashion-mnist", None, LABELS, None, "fashion-mnist", tuple(range(10))),
+}
+
+
+@pytest.mark.parametrize(
+    ("data_name", "part_of", "labels", "chosen", "name", "classes"), NAMED.values(), ids=NAMED
+)
+def test_a_set_known_by_name_has_the_names_of_its_classes(
+    data_name, part_of, labels, chosen, name, classes, tmp_path
+):
+    """EMNIST's images are turned upright, and it has the folder of its archive."""
+    layout = {} if part_of is None else {**EMNIST, "names": EMNIST["names"].format(part_of)}
+    folder = write_set(tmp_path, **layout, labels=labels.astype(np.uint8))
+    if part_of is not None:
+        folder = write_set(tmp_path, names="gzip/emnist-mnist-{}-{}-{}.gz", parts=TEST) / "gzip"
+    found = data.read(data_name, folder, chosen)
+    assert (found.name, found.train.classes) == (name, classes)
+    np.testing.assert_array_equal(found.test.labels, labels - labels.min())
+    images = images_of("test" if part_of else "t10k", len(labels)) / np.float32(255)
+    np.testing.assert_array_equal(found.test.images, images.swapaxes(1, 2) if part_of else images)
+
+
+def test_a_set_that_is_not_there_is_one_line_that_says_where_it_is(tmp_path, refuse):
+    out = ("--out", tmp_path / "out")
+    emnist = "emnist-balanced-train-images-idx3-ubyte.gz and three more), from https://www.nist.gov/itl/"
+    refuse("--data", "emnist", *out, words=["--data emnist needs --path DIR", emnist])
+    refuse("--data", "kmnist", "--path", tmp_path / "no", *out, words=["no such folder", "rois-codh/kmnist"])
+    folder = write_set(tmp_path / "bare")
+    refuse(
+        "--data", "emnist", "--path", folder, *out, words=["no IDX file of emnist", "https://www.nist.gov"]
+    )
+    write_set(folder, names="emnist-letters-{}-{}-{}", parts=TEST)
+    words = ("train-labels-idx1-ubyte: label 0 at position 0", "expected a label of emnist-letters, 1 to 26")
+    refuse("--data", "emnist", "--path", folder, *out, words=words)
+    write_set(folder, names="emnist-digits-{}-{}-{}", parts=TEST)
+    refuse("--data", "emnist", "--path", folder, *out, words=["2 sets, choose one by --set emnist-digits or"])
+    refuse(
+        "--data", "emnist", "--set", "x", "--path", folder, *out, words=["no set x, expected --set emnist"]
+    )
+    refuse("--data", "emnist", "--transpose", *out, words=["--transpose", "--data emnist", "--data mnist"])
+
+
+@pytest.mark.full
+def test_kana_are_learnt_under_their_names(tmp_path):
+    folder = write_set(tmp_path / "kmnist")
+    sizes = ("--model=mlp", "--hidden=8,6,4", "--epochs=1")
+    outcome = run("train", "--data=kmnist", "--path", folder, *sizes, folder=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert not outcome.stderr
+    assert "kmnist: 40 training and 40 test images" in outcome.stdout
+    assert "10 classes, labels o, ki, su, tsu, na, ha, ma, ya, re, wo; model mlp" in outcome.stdout
+    for layer in ("hidden layer 1", "hidden layer 2", "hidden layer 3", "output layer"):
+        for part in ("error", "dW", "db"):
+            assert re.search(rf"^ +{layer}, {part} .* ok", outcome.stdout, re.MULTILINE), (layer, part)
+    for name in PICTURES:
+        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
 
 
 @pytest.fixture
@@ -428,10 +529,18 @@ def test_no_text_is_one_line(tmp_path, refuse):
         )
 
 
-JOBS = ("", "--model mlp", "--data mnist", "--data mnist --model mlp", "--data text")
-IMAGES, MLP, TEXT = JOBS[:4], (JOBS[1], JOBS[3]), JOBS[4:]
+JOBS = (
+    "",
+    "--model mlp",
+    "--data mnist",
+    "--data mnist --model mlp",
+    "--data emnist",
+    "--data kmnist",
+    "--data text",
+)
+IMAGES, MLP, TEXT = JOBS[:6], (JOBS[1], JOBS[3]), JOBS[6:]
 USED = {  # by option: where it applies
-    "--path x": (*JOBS[2:4], *TEXT),
+    "--path x": JOBS[2:],
     "--hidden 64": (*MLP, *TEXT),
     "--dropout 0": (*MLP, *TEXT),
     "--epochs 1": JOBS,
@@ -439,10 +548,10 @@ USED = {  # by option: where it applies
     "--learning-rate 1": JOBS,
     "--seed 0": JOBS,
     "--out x": JOBS,
-    "--model linear": (JOBS[0], JOBS[2]),  # where mlp is not chosen already
+    "--model linear": (JOBS[0], JOBS[2], *JOBS[4:6]),  # where mlp is not chosen already
     "--activation relu": MLP,
     "--l2 0": IMAGES,
-    "--set x": JOBS[2:4],
+    "--set x": JOBS[2:5],
     "--transpose": JOBS[2:4],
     "--vocabulary 5": TEXT,
     "--context 5": TEXT,
@@ -471,9 +580,12 @@ def test_an_option_that_nothing_uses_is_refused():
 
 
 def test_an_option_of_other_data_is_one_line(refuse):
-    refuse("--data", "text", "--model", "mlp", words=["--model", "--data text", "digits or mnist"])
+    refuse(
+        "--data", "text", "--model", "mlp", words=["--model", "--data text", "--data digits, mnist, emnist"]
+    )
     refuse("--data", "text", "--l2", 0, words=["--l2"])
     refuse("--temperature", 1, words=["--temperature", "--data digits", "--data text"])
     refuse("--path", "x", words=["--path", "digits"])
     refuse("--hidden", 64, words=["--hidden", "--model linear", "--model mlp or --data text"])
+    refuse("--data", "text", "--hidden", "64,32", words=["--hidden 64,32", "one hidden layer", "one number"])
     refuse("--data", "mnist", "--activation", "relu", words=["--activation", "--model linear"])

@@ -1,9 +1,11 @@
-"""All commands and examples of the README run. (Docstrings run as doctests of their modules.)"""
+"""The commands and examples of README and pages run. (Docstrings run as doctests of their modules.)"""
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -13,10 +15,17 @@ import optax
 import pytest
 
 import jsoftmax
+from jsoftmax._cli.image_sets import IMAGE_SETS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / ".docs/pages").glob("*.md"))}
+RUN = ("functions", "devices", "migrating")  # pages whose every example runs by itself
+EXAMPLES = {
+    f"{name} {number}": example
+    for name, text in [("README", README), *((name, PAGES[name]) for name in RUN)]
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+}
 COMMANDS = [c for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for c in block.splitlines()]
 
 
@@ -24,16 +33,21 @@ def test_the_readme_shows_code_first():
     assert README.index("```python") < 400
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 def test_an_example_prints_what_its_comments_say(example):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), np.printoptions():
-        exec(example, {})
     # Next to the call, or in the lines below it.
     expected = [
         one or line for one, line in re.findall(r"print\(.*\)  # (.*)|^# (.*)", example, re.MULTILINE)
     ]
     assert expected
+    printed = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(np.printoptions())
+        if re.search("flax|equinox", example):  # which promote types and ranks
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+        exec(example, {})
     assert printed.getvalue().splitlines() == expected
 
 
@@ -78,7 +92,7 @@ def test_every_file_and_name_in_a_walk_exists():
         assert not name or re.search(rf"(def|class) {name}\b|^{name} = ", text, re.MULTILINE), (path, name)
 
 
-MIGRATING = (ROOT / ".docs/pages/migrating.md").read_text()
+MIGRATING = PAGES["migrating"]
 
 
 def what_the_lines_speak_of():
@@ -132,9 +146,60 @@ def test_the_version_is_that_of_the_metadata_and_has_its_changes():
 
 def test_every_public_name_has_its_place_in_the_pages():
     """By its own name, or as part of a module that a page shows completely."""
-    pages = "\n".join(path.read_text() for path in (ROOT / ".docs/pages").glob("*.md"))
+    pages = "\n".join(PAGES.values())
     for name in jsoftmax.__all__:
         assert f"\n::: jsoftmax.{name}\n" in pages, name
+    table = PAGES["functions"].split("\n## ")[1]
+    for name in re.findall(
+        r"^::: jsoftmax\.([a-z]\w+)$", PAGES["functions"].split("## Modes")[0], re.MULTILINE
+    ):
+        assert name in ("linear_plan", "linear_placement") or re.search(rf"`{name}\b", table), name
+
+
+@pytest.fixture
+def hooks():
+    """What makes the pages of their sources."""
+    found = importlib.util.spec_from_file_location("hooks", ROOT / ".docs/hooks.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_every_quotation_is_found_and_every_page_has_its_place(hooks):
+    navigation = (ROOT / ".docs/mkdocs.yml").read_text()
+    for name, text in PAGES.items():
+        assert not re.search(r"^\{\w+", hooks.on_page_markdown(text), re.MULTILINE), name
+        assert f" {name}.md\n" in navigation, name
+    for link in re.findall(r"\]\((?!http)([\w./-]+)", "".join(PAGES.values())):
+        assert (ROOT / ".docs/pages" / link).exists(), link
+    for link in re.findall(r"\]\((?!http)([\w./-]+)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_page_of_the_command_line_has_every_command_with_its_help(hooks):
+    """A command without words of its own appears below the others."""
+    page = hooks.on_page_markdown(PAGES["command-line"])
+    for name, parser in hooks.commands().items():
+        assert re.search(
+            rf"^## {name}\n.*?^usage: python -m jsoftmax {name} ", page, re.MULTILINE | re.DOTALL
+        )
+        for flag in re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE):
+            assert f"\n  {flag} " in page, flag
+    for known in IMAGE_SETS.values():
+        assert f"({known.page})" in page
+    silent = hooks.on_page_markdown("{help: check}\n\n{help: others}")
+    assert "## check" not in silent
+    assert "## train\n\n```text\nusage: python -m jsoftmax train" in silent
+
+
+def test_every_extra_and_its_packages_are_on_the_page_of_installing():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"Python {project['requires-python'].removeprefix('>=')} or later" in PAGES["install"]
+    for extra, packages in project["optional-dependencies"].items():
+        row = re.search(rf"^\| `{extra}` \|.*$", PAGES["install"], re.MULTILINE)[0]
+        for package in packages:
+            own, name = re.fullmatch(r"jsoftmax\[(\w+)\]|([\w-]+).*", package).groups()
+            assert f"`{own}`" in row or f" {name}" in row or f"`{name}[" in row, (extra, package)
 
 
 def test_the_workflow_is_the_script():

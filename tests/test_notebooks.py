@@ -46,3 +46,22 @@ def test_a_notebook_teaches_and_shows_what_it_gave(name):
     assert re.findall(r"plt\.style\.use\((.*)\)", source) == ['"jsoftmax.style"']
     assert "jsoftmax._" not in source
     assert "_src" not in source
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_each_exercise_has_a_folded_answer_that_runs(name):
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    first = next(i for i, text in enumerate(texts) if text.startswith("## Exercises\n"))
+    numbers = [int(n) for n in re.findall(r"^(\d)\. ", texts[first], re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert 3 <= len(numbers) <= 5
+    for number, answer, program in zip(
+        numbers, range(first + 1, len(cells), 2), texts[first + 2 :: 2], strict=True
+    ):
+        opening = f"<details>\n<summary><b>Answer {number}</b></summary>\n\n"
+        assert texts[answer].startswith(opening)
+        assert texts[answer].endswith("\n\n</details>")
+        assert program.startswith(f"# Answer {number}\n")
+        folded = cells[answer + 1]["metadata"]["jupyter"]
+        assert folded == {"outputs_hidden": True, "source_hidden": True}

@@ -9,10 +9,14 @@ from jsoftmax._cli.errors import UserError
 
 # The packages that `jsoftmax[demo]` installs; only `train` imports them.
 DEMO_EXTRAS = {"matplotlib", "optax", "rich", "sklearn"}
-TRAIN = """Train a classifier of handwritten digits or, with --data text, a language model that predicts a
-word from the few before it. Then compare the gradients with those of the textbook definitions. The last tenth
-of a text is held out. A word that the rest does not contain twice becomes <unk>: the model predicts it, but
-never writes it."""
+CHECK = """Compare the maps, losses and divergences, and their gradients, with a float64 reference on the
+device that JAX finds. Then print their largest errors beside those of jax.nn and optax. The status is 1 if an
+error is above its bound. This command needs no extra."""
+TRAIN = """Train a classifier of images, by default of handwritten digits, or with --data text a language
+model that predicts a word from the few before it. Then compare the gradients with those of the textbook
+definitions. Nothing is downloaded: mnist, emnist, kmnist and fashion-mnist are files of the folder --path;
+--data mnist reads any set in the format of MNIST. The last tenth of a text is held out. A word that the rest
+does not contain twice becomes <unk>: the model predicts it, but never writes it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jsoftmax", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
-        "check", help="compare the maps, losses and divergences with a float64 reference on this device"
+        "check",
+        help="compare the maps, losses and divergences with a float64 reference on this device",
+        description=CHECK,
     )
     train = commands.add_parser(
         "train",

@@ -23,10 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; return 1 if a verification fails, else 0."""
     screen = console.screen()
     out = console.make_folder(arguments.out)
-    if arguments.data == "mnist":
-        dataset = data.mnist(arguments.path, arguments.set, arguments.transpose)
-    else:
+    if arguments.data == "digits":
         dataset = data.digits()
+    else:
+        dataset = data.read(arguments.data, arguments.path, arguments.set, bool(arguments.transpose))
     settings = Settings(
         network=_network(arguments),
         epochs=arguments.epochs,
@@ -40,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     screen.print(
         f"{dataset.name}: {len(dataset.train.labels)} training and "
         f"{len(dataset.test.labels)} test images of {rows} x {columns} pixels; "
-        f"{len(classes)} classes, labels {data.spans(classes)}; "
+        f"{len(classes)} classes, labels {data.described(classes)}; "
         f"model {arguments.model} on {jax.default_backend()}"
     )
-    if dataset.name.startswith("emnist") and not arguments.transpose:
-        screen.print("EMNIST's files hold their images transposed: --transpose turns them upright")
+    if arguments.data == "mnist" and dataset.name.startswith("emnist") and not arguments.transpose:
+        screen.print("EMNIST's files hold their images transposed: --data emnist turns them upright")
     start = time.perf_counter()
     with console.progress(screen, settings.epochs) as report:
         parameters, history = training.train(
@@ -75,14 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _network(arguments: argparse.Namespace) -> Network:
     if arguments.model == "linear":
         return Network()
-    return Network((arguments.hidden,), arguments.activation, arguments.dropout)
+    return Network(arguments.hidden, arguments.activation, arguments.dropout)
 
 
 def _describe(epoch: Epoch) -> str:
     return f"loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}  test {epoch.test_accuracy:.4f}"
 
 
-def confusion_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Table:
+def confusion_table(confusion: NDArray[np.int_], classes: Sequence[object]) -> Table:
     """The confusion matrix or, for many classes, the most frequent mistakes."""
     if len(classes) > WIDEST_TABLE:
         return _mistakes_table(confusion, classes)
@@ -95,7 +95,7 @@ def confusion_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Tabl
     return table
 
 
-def _mistakes_table(confusion: NDArray[np.int_], classes: Sequence[int]) -> Table:
+def _mistakes_table(confusion: NDArray[np.int_], classes: Sequence[object]) -> Table:
     table = Table(title="most frequent mistakes", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("true", "predicted", "images", "of"):
         table.add_column(column, justify="right")

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = console.make_folder(arguments.out)
     corpus = text.load(arguments.path, arguments.vocabulary)
     settings = Settings(
-        network=Network(arguments.context, arguments.features, arguments.hidden, arguments.dropout),
+        network=Network(arguments.context, arguments.features, arguments.hidden[0], arguments.dropout),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,

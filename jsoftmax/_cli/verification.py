@@ -165,8 +165,13 @@ def compare_backward_pass(
 
     logits, ours, plain, terms = compute(parameters)
     spread = float(np.ptp(np.asarray(logits), axis=-1).max())
-    layers = ("hidden", "output")[-len(parameters) :]
-    for index, name in reversed(list(enumerate(layers))):
+    for index, name in reversed(list(enumerate(layer_names(len(network.hidden))))):
         parts = ([errors[index], *gradients[index]] for errors, gradients in (ours, plain, terms))
         for quantity, by_hand, by_grad, m in zip(("error", "dW", "db"), *parts, strict=True):
-            yield compare(f"{name} layer, {quantity}", by_hand, by_grad, m, spread)
+            yield compare(f"{name}, {quantity}", by_hand, by_grad, m, spread)
+
+
+def layer_names(hidden: int) -> list[str]:
+    """The names of the layers, of which one hidden layer needs no number."""
+    numbered = [f"hidden layer {number}" for number in range(1, hidden + 1)]
+    return [*(numbered if hidden > 1 else ["hidden layer"] * hidden), "output layer"]
