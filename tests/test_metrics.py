@@ -92,9 +92,9 @@ def definition(logits, labels, weights):
     found["aurc"] = area / w.sum()
 
     group = groups_of(len(rows))
-    of_groups = np.bincount(group, w, GROUPS)
-    found["groups.nll"] = np.bincount(group, -w * log_p[rows, labels], GROUPS) / of_groups
-    found["groups.accuracy"] = np.bincount(group, w * right, GROUPS) / of_groups
+    of_groups = np.bincount(group, w, GROUPS)  # one group has no rows
+    found["groups.nll"] = np.bincount(group, -w * log_p[rows, labels], GROUPS) / np.maximum(of_groups, 1e-300)
+    found["groups.accuracy"] = np.bincount(group, w * right, GROUPS) / np.maximum(of_groups, 1e-300)
     found["groups.weight"] = of_groups
     return found
 
