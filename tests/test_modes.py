@@ -295,6 +295,22 @@ def test_a_pull_back_from_outside_works_inside():
             push(V)
 
 
+def test_a_rule_that_uses_forward_mode():
+    """JAX traces the rule of a `custom_jvp` with its call, and a pull-back where the gradient is computed."""
+    jvp, vjp = jax.custom_jvp(softmax), jax.custom_vjp(softmax)
+    jvp.defjvp(lambda primals, tangents: jax.jvp(softmax, primals, tangents))
+    vjp.defvjp(lambda x: (softmax(x), x), lambda x, g: jax.jvp(softmax, (x,), (g,))[1:])
+
+    def gradient(function):
+        return jax.vjp(jax.jit(jsoftmax.forward_mode()(function)), X)[1](V)[0]
+
+    np.testing.assert_allclose(gradient(jvp), expected_tangent(), rtol=1e-6)
+    with pytest.raises(TypeError, match="to a custom_vjp function"):
+        gradient(vjp)
+    with jsoftmax.forward_mode():
+        np.testing.assert_allclose(gradient(vjp), expected_tangent(), rtol=1e-6)
+
+
 def in_a_thread(function):
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()

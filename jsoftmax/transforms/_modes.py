@@ -53,6 +53,8 @@ def forward_mode() -> Mode:
       is called; so does any function with the decorator ``@jsoftmax.forward_mode()``.
     - What was traced inside stays as it is, and works outside: a compiled program, the linear map of
       ``jax.linearize``, the pull-back of ``jax.vjp`` and its own derivatives.
+    - The backward rule of another ``jax.custom_vjp`` is traced where the gradient is computed: if it uses
+      forward mode, compute the gradient inside.
     - A generator or a coroutine needs the ``with`` in its body: a decorator ends before the body runs.
     - The ``with`` and the decorator are for their thread. ``jsoftmax.config.update("forward_mode", True)``
       sets the mode for the process.
