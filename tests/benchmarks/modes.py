@@ -28,7 +28,7 @@ FUNCTIONS = {
 }
 HEADER = (
     f"{'function':12}{'rows':>6}{'classes':>8}  {'what':10}{'reverse ms':>11}{'forward ms':>11}{'ratio':>7}"
-    f"  {'quartiles':11}{'operations':>12}{'trace ms':>16}  residuals"
+    f"  {'quartiles':11}{'operations':>12}{'trace ms':>16}{'temporaries MB':>16}  residuals"
 )
 
 
@@ -70,12 +70,14 @@ def measured(name, rows, classes, seconds, turns):
         both = {mode: within(context, function) for mode, context in MODES.items()}
         traces = [{m: compiling.once(f, arguments)[0] for m, f in both.items()} for _ in range(turns)]
         lowered = {mode: jax.jit(f).lower(*arguments) for mode, f in both.items()}
-        calls = {mode: functools.partial(low.compile(), *arguments) for mode, low in lowered.items()}
+        compiled = {mode: low.compile() for mode, low in lowered.items()}
+        calls = {mode: functools.partial(program, *arguments) for mode, program in compiled.items()}
         times = timing.seconds_each(calls, seconds)
         record = {"function": name, "rows": rows, "classes": classes, "what": what}
         for mode, context in MODES.items():
             record[f"trace, {mode}"] = float(np.median([turn[mode] for turn in traces]))
             record[f"operations, {mode}"] = len(re.findall(r"= \"?stablehlo\.", lowered[mode].as_text()))
+            record[f"temporaries, {mode}"] = compiled[mode].memory_analysis().temp_size_in_bytes
             record[f"residuals, {mode}"] = residuals(within(context, FUNCTIONS[name]), x)
         yield record | timing.compared(times["forward"], times["reverse"])._asdict()
 
@@ -86,7 +88,8 @@ def line(r):
         f"{r['function']:12}{r['rows']:6}{r['classes']:8}  {r['what']:10}",
         f"{r['peer']:11.3f}{r['ours']:11.3f}{r['ratio']:7.2f}  {r['low']:.2f}-{r['high']:<6.2f}",
         f"{r['operations, reverse']:6}{r['operations, forward']:6}",
-        f"{r['trace, reverse']:8.1f}{r['trace, forward']:8.1f}  ",
+        f"{r['trace, reverse']:8.1f}{r['trace, forward']:8.1f}",
+        f"{r['temporaries, reverse'] / 1e6:9.2f}{r['temporaries, forward'] / 1e6:7.2f}  ",
         " / ".join(dict.fromkeys(kept)),
     )
     return "".join(columns)
