@@ -9,12 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def install(environment, jax, versions):
-    """The interpreter of an environment with these versions; the environment is made if there is none."""
+def install(environment, versions):
+    """The interpreter of an environment with these versions, jaxlib in that of jax; made if there is none."""
     python = environment / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pins = [f"{name}=={version}" for name, version in {"jax": jax, "jaxlib": jax, **versions}.items()]
+    pins = [f"{name}=={version}" for name, version in {"jaxlib": versions["jax"], **versions}.items()]
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     subprocess.run([*pip, *pins], check=True)
     return python

@@ -113,7 +113,7 @@ def main():
         for route in arguments.converters or ROUTES:
             begun = time.perf_counter()
             own = ROUTES[route].versions
-            python = install(environments / ("-".join(own) or "jax"), arguments.jax, SHARED | own)
+            python = install(environments / ("-".join(own) or "jax"), {"jax": arguments.jax} | SHARED | own)
             found = dict(zip(asked, outcomes(python, route, asked, folder), strict=True))
             rows += rows_of(route, modes, names, found)
             examples_say[route] = problem(python, codes[ROUTES[route].heading])

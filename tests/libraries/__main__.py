@@ -1,6 +1,6 @@
 """Tests whether forward mode works in other libraries as .docs/pages/libraries.md says.
 
-    python -m tests.libraries [--jax VERSION] [--environment DIR]
+    python -m tests.libraries [--environment DIR] [NAME==VERSION ...]
 
 It creates a virtual environment with pinned versions. There it runs the examples of the page, which print
 what their comments say, and which JAX refuses where `jsoftmax.forward_mode` does nothing; and the calls of
@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.libraries import REFUSALS
 from tests.pinned import examples, install, problem, run
 
-JAX = "0.10.2"
 VERSIONS = {
+    "jax": "0.10.2",
     "optimistix": "0.1.0",
     "lineax": "0.1.1",
     "numpyro": "0.22.0",
@@ -43,14 +43,16 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--jax", default=JAX, metavar="VERSION", help=f"by default {JAX}")
+    other = "instead of the pinned version, such as jax==0.12.0.1 flax==0.12.12"
+    parser.add_argument("pins", nargs="*", metavar="NAME==VERSION", help=other)
     kept = "make the virtual environment there, or use the one there is"
     parser.add_argument("--environment", type=Path, metavar="DIR", help=kept)
     options = parser.parse_args()
+    versions = VERSIONS | dict(pin.split("==") for pin in options.pins)
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         environment = (options.environment or Path(folder) / "environment").absolute()
-        python = install(environment, options.jax, VERSIONS)
+        python = install(environment, versions)
         for heading, code in examples("libraries.md").items():
             said, without = problem(python, code), run(python, "-c", WITHOUT + code, capture_output=True)
             refused = any(refusal in without.stderr for refusal in REFUSALS)
