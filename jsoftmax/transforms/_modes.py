@@ -40,10 +40,10 @@ class Mode(ContextDecorator):
 def forward_mode() -> Mode:
     """Trace the functions of this package with forward-mode rules.
 
-    Inside, ``jax.jvp``, ``jacfwd`` and ``linearize`` work; reverse mode works too, and keeps the same
-    residuals. Outside, each function has a ``jax.custom_vjp`` rule, which JAX refuses to differentiate in
-    forward mode ("can't apply forward-mode autodiff (jvp) to a custom_vjp function"). Forward mode over
-    reverse mode, as in ``jax.hessian``, works outside too.
+    Inside, ``jax.jvp``, ``jacfwd`` and ``linearize`` work; reverse mode works too, and keeps no more
+    residuals, but gradients of long rows may take longer. Outside, each function has a ``jax.custom_vjp``
+    rule, which JAX refuses to differentiate in forward mode ("can't apply forward-mode autodiff (jvp) to a
+    custom_vjp function"). Forward mode over reverse mode, as in ``jax.hessian``, works outside too.
 
     What counts is where JAX traces a call, not where the function was defined:
 
