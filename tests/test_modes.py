@@ -262,6 +262,15 @@ def test_a_decorated_function_takes_its_mode_along(decorated):
         tangent(decorated)
 
 
+def test_a_decorator_of_a_generator_ends_before_its_body():
+    @jsoftmax.forward_mode()
+    def decorated():
+        yield tangent(softmax)
+
+    with pytest.raises(TypeError, match="to a custom_vjp function"):
+        next(decorated())
+
+
 def test_what_was_traced_inside_works_outside():
     with jsoftmax.forward_mode():
         program = jax.jit(lambda x: tangent(softmax) + 0 * x).lower(X).compile()

@@ -55,7 +55,8 @@ def forward_mode() -> Mode:
       ``jax.linearize``, the pull-back of ``jax.vjp`` and its own derivatives.
     - The backward rule of another ``jax.custom_vjp`` is traced where the gradient is computed: if it uses
       forward mode, compute the gradient inside.
-    - A generator or a coroutine needs the ``with`` in its body: a decorator ends before the body runs.
+    - A decorator of a generator or a coroutine ends before the body runs: write ``with`` in the body, around
+      code without ``yield`` and ``await``.
     - The ``with`` and the decorator are for their thread. ``jsoftmax.config.update("forward_mode", True)``
       sets the mode for the process.
 
