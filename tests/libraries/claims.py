@@ -58,16 +58,6 @@ def fixed_point(x):
     return optx.fixed_point(lambda q, x: jsoftmax.softmax(x + q), solver, UNIFORM, x).value[0]
 
 
-def root(x):
-    """A root of x + y − softmax(y), by JAX's implicit derivative."""
-    return jax.lax.custom_root(
-        lambda y: x + y - jsoftmax.softmax(y),
-        x,
-        lambda f, y: jax.lax.fori_loop(0, 20, lambda _, y: y - f(y), y),
-        lambda g, y: jnp.linalg.solve(jax.jacobian(g)(y), y),
-    )[0]
-
-
 def operator(function=softmax, **options):
     return lx.JacobianLinearOperator(function, X, **options)
 
@@ -151,7 +141,6 @@ NEEDS = {
         "jacfwd": lambda: jax.jacfwd(softmax)(X),
         "linearize": lambda: jax.linearize(softmax, X)[1](V),
         "grad of jvp": lambda: jax.grad(lambda x: jax.jvp(softmax, (x,), (V,))[1][0])(X),
-        "lax.custom_root": lambda: jax.grad(root)(X),
     },
     "Optimistix": {
         "LevenbergMarquardt": squares(optx.LevenbergMarquardt),
