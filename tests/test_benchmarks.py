@@ -159,6 +159,7 @@ def test_pairs():
         np.testing.assert_allclose(record["value"][0], record["value"][1:], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_modes():
     """Forward mode keeps no more than reverse mode."""
     options = ["--sizes", "16x10", "--seconds", "0", "--turns", "1"]
