@@ -157,3 +157,13 @@ def test_pairs():
     for record in benchmarks.main(["contrastive", "--pairs", "24", "--features", "8", "--seconds", "0"]):
         assert record["apart"] < 1e-4
         np.testing.assert_allclose(record["value"][0], record["value"][1:], rtol=1e-3)
+
+
+@pytest.mark.long
+def test_modes():
+    """Forward mode keeps no more than reverse mode."""
+    options = ["--sizes", "16x10", "--seconds", "0", "--turns", "1"]
+    for record in benchmarks.main(["modes", *options]):
+        both = zip(record["residuals, forward"], record["residuals, reverse"], strict=True)
+        assert all(forward <= reverse for forward, reverse in both)
+        assert record["operations, reverse"] > 0

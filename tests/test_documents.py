@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pinned
 import pytest
 
 import jsoftmax
@@ -33,22 +34,43 @@ def test_the_readme_shows_code_first():
     assert README.index("```python") < 400
 
 
+def printed_by(code):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), np.printoptions():
+        exec(code, {})
+    return printed.getvalue().splitlines()
+
+
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 def test_an_example_prints_what_its_comments_say(example):
-    # Next to the call, or in the lines below it.
-    expected = [
-        one or line for one, line in re.findall(r"print\(.*\)  # (.*)|^# (.*)", example, re.MULTILINE)
-    ]
-    assert expected
-    printed = io.StringIO()
+    assert pinned.expected(example)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(printed))
-        stack.enter_context(np.printoptions())
         if re.search("flax|equinox", example):  # which promote types and ranks
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
             stack.enter_context(jax.numpy_rank_promotion("allow"))
-        exec(example, {})
-    assert printed.getvalue().splitlines() == expected
+        assert printed_by(example) == pinned.expected(example)
+
+
+LIBRARIES = pinned.examples("libraries.md")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_forward_mode_in_another_library(library):
+    """Where the library is installed; `python -m tests.libraries` installs all, and tests the table."""
+    code = LIBRARIES[library]
+    imports = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    if missing := [name for name in imports if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert printed_by(code) == pinned.expected(code)
+
+
+def test_the_page_about_libraries_has_the_versions_of_its_program():
+    text = (ROOT / ".docs/pages/libraries.md").read_text().partition("`python -m tests.libraries`")[2]
+    program = (ROOT / "tests/libraries/__main__.py").read_text()
+    named = dict(re.findall(r"(\w+)\s(\d+\.\d+\.\d+)[,.]", text.partition("With jax")[0]))
+    assert len(named) > 5
+    assert named.items() <= dict(re.findall(r'"(\w+)": "([\d.]+)"', program)).items()
 
 
 def test_the_commands_are_the_ones_the_package_has():

@@ -1,5 +1,6 @@
 """The modes of tracing: plain programs, and how a mode is set."""
 
+import concurrent.futures
 import functools
 import re
 
@@ -192,6 +193,161 @@ def test_a_mode_is_a_decorator():
     for _ in range(2):
         np.testing.assert_allclose(tangent(jnp.arange(3.0)), np.zeros(3), atol=1e-7)
     assert not jsoftmax.config.forward_mode
+
+
+X, V = jnp.arange(3.0), jnp.array([2.0, 1.0, 0.0])
+
+
+def softmax(x):
+    """A function of its own, with no trace from another test."""
+    return jsoftmax.softmax(x)
+
+
+def tangent(function):
+    return jax.jvp(function, (X,), (V,))[1]
+
+
+def expected_tangent():
+    return tangent(jax.nn.softmax)
+
+
+# What is made of a function in one mode, and differentiated in another. JAX traces it where it is called.
+TRACED_LATER = {
+    "jit": lambda f: jax.jit(lambda x: f(x)),
+    "checkpoint": lambda f: jax.checkpoint(lambda x: f(x)),
+    "scan": lambda f: lambda x, body=lambda c, _: (f(c), None): jax.lax.scan(body, x, None, length=1)[0],
+    "cond": lambda f: lambda x, branch=lambda x: f(x): jax.lax.cond(True, branch, branch, x),
+}
+
+
+@pytest.mark.parametrize("name", TRACED_LATER)
+def test_forward_mode_is_of_the_place_of_the_call(name):
+    """Wherever a function was defined, and in whichever mode it was traced before."""
+    make = TRACED_LATER[name]
+
+    def outside(function):
+        with pytest.raises(TypeError, match="to a custom_vjp function"):
+            tangent(function)
+        np.testing.assert_allclose(jax.jacrev(function)(X) @ V, expected_tangent(), rtol=1e-6)
+
+    def inside(function):
+        with jsoftmax.forward_mode():
+            np.testing.assert_allclose(tangent(function), expected_tangent(), rtol=1e-6)
+
+    with jsoftmax.forward_mode():
+        made_inside = make(softmax)
+    outside(made_inside)
+    inside(made_inside)
+    outside(made_inside)
+
+    made_outside = make(softmax)
+    inside(made_outside)
+    outside(made_outside)
+    inside(made_outside)
+
+
+@pytest.mark.parametrize(
+    "decorated",
+    [
+        jsoftmax.forward_mode()(softmax),
+        jax.jit(jsoftmax.forward_mode()(softmax)),
+        jsoftmax.forward_mode()(jax.jit(lambda x: softmax(x))),
+    ],
+    ids=["decorated", "jit of decorated", "decorated jit"],
+)
+def test_a_decorated_function_takes_its_mode_along(decorated):
+    for _ in range(2):
+        np.testing.assert_allclose(tangent(decorated), expected_tangent(), rtol=1e-6)
+    with jsoftmax.forward_mode():
+        tangent(decorated)
+
+
+def test_a_decorator_of_a_generator_ends_before_its_body():
+    @jsoftmax.forward_mode()
+    def decorated():
+        yield tangent(softmax)
+
+    with pytest.raises(TypeError, match="to a custom_vjp function"):
+        next(decorated())
+
+
+def test_what_was_traced_inside_works_outside():
+    with jsoftmax.forward_mode():
+        program = jax.jit(lambda x: tangent(softmax) + 0 * x).lower(X).compile()
+        _, push = jax.linearize(softmax, X)
+        _, pull = jax.vjp(softmax, X)
+        _, pull_of_jit = jax.vjp(jax.jit(lambda x: softmax(x)), X)
+        closed, constants = jax.closure_convert(softmax, X)
+    found = {
+        "compiled": program(X),
+        "linearize": push(V),
+        "its transpose": jax.linear_transpose(push, X)(V)[0],
+        "vjp": pull(V)[0],
+        "jvp of a pull-back": jax.jvp(lambda g: pull(g)[0], (X,), (V,))[1],
+        "vjp of jit": pull_of_jit(V)[0],
+        "closure_convert": tangent(lambda x: closed(x, *constants)),
+    }
+    for name, got in found.items():  # the Jacobian is symmetric
+        np.testing.assert_allclose(got, expected_tangent(), rtol=1e-6, err_msg=name)
+    with jsoftmax.forward_mode():
+        _, push_of_pull = jax.linearize(lambda x: jax.grad(lambda x: softmax(x)[0])(x), X)
+    want = jax.jvp(jax.grad(lambda x: jax.nn.softmax(x)[0]), (X,), (V,))[1]
+    np.testing.assert_allclose(push_of_pull(V), want, rtol=1e-5)
+
+
+def test_a_pull_back_from_outside_works_inside():
+    _, pull = jax.vjp(softmax, X)
+    _, push = jax.linearize(softmax, X)
+    with jsoftmax.forward_mode():
+        np.testing.assert_allclose(pull(V)[0], expected_tangent(), rtol=1e-6)
+        with pytest.raises(TypeError, match="to a custom_vjp function"):  # linearized outside
+            push(V)
+
+
+def test_a_rule_that_uses_forward_mode():
+    """JAX traces the rule of a `custom_jvp` with its call, and a pull-back where the gradient is computed."""
+    jvp, vjp = jax.custom_jvp(softmax), jax.custom_vjp(softmax)
+    jvp.defjvp(lambda primals, tangents: jax.jvp(softmax, primals, tangents))
+    vjp.defvjp(lambda x: (softmax(x), x), lambda x, g: jax.jvp(softmax, (x,), (g,))[1:])
+
+    def gradient(function):
+        return jax.vjp(jax.jit(jsoftmax.forward_mode()(function)), X)[1](V)[0]
+
+    np.testing.assert_allclose(gradient(jvp), expected_tangent(), rtol=1e-6)
+    with pytest.raises(TypeError, match="to a custom_vjp function"):
+        gradient(vjp)
+    with jsoftmax.forward_mode():
+        np.testing.assert_allclose(gradient(vjp), expected_tangent(), rtol=1e-6)
+
+
+def in_a_thread(function):
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
+
+
+@pytest.mark.usefixtures("as_it_was")
+def test_a_with_is_for_its_thread_and_config_for_all():
+    with jsoftmax.forward_mode(), pytest.raises(TypeError, match="to a custom_vjp function"):
+        in_a_thread(lambda: tangent(softmax))
+    jsoftmax.config.update("forward_mode", True)
+    np.testing.assert_allclose(in_a_thread(lambda: tangent(softmax)), expected_tangent(), rtol=1e-6)
+
+
+def test_the_refusal_names_the_remedy():
+    """Where JAX refuses during the call; with a `jax.jit` around it, the refusal is JAX's own alone."""
+    labels, weight = jnp.array([0, 1]), jnp.eye(3)
+    for function in (
+        jsoftmax.softmax,
+        lambda x: jax.vmap(jsoftmax.log_softmax)(x[None]),
+        lambda x: jsoftmax.linear_cross_entropy(jnp.stack([x, x]), weight, labels, reduction="mean"),
+        lambda x: jsoftmax.linear_cross_entropy(jnp.stack([x, x]), weight, labels),
+    ):
+        with pytest.raises(TypeError, match="to a custom_vjp function") as refusal:
+            tangent(function)
+        assert sum("with jsoftmax.forward_mode():" in note for note in refusal.value.__notes__) == 1
+    with pytest.raises(NotImplementedError, match="'custom_lin' not implemented") as refusal:
+        jax.grad(lambda x: jax.jvp(softmax, (x,), (V,))[1][0])(X)
+    assert "with jsoftmax.forward_mode():" in refusal.value.__notes__[0]
 
 
 @pytest.fixture

@@ -37,11 +37,12 @@ def logsumexp(
 
         logsumexp a = max + log1p(rest)
 
-    A drop-in for ``jax.nn.logsumexp``, computed in at least float32 and returned in the dtype of the
-    arguments; integers and Python numbers adopt the dtype of a float argument. It is accurate to 4 ulp of the
-    larger of ``|max|`` and ``|logsumexp|``: max and log1p(rest) cancel where the result is near 0, as for
-    log-probabilities. An entry does not count if it is masked, −inf, or has the weight 0; without any entry
-    that counts, the result is −inf. +inf in a live entry gives +inf, with a NaN gradient; NaN gives NaN.
+    A drop-in for ``jax.nn.logsumexp``, except that ``jax.jvp`` and ``jacfwd`` need `forward_mode`. It is
+    computed in at least float32 and returned in the dtype of the arguments; integers and Python numbers adopt
+    the dtype of a float argument. It is accurate to 4 ulp of the larger of ``|max|`` and ``|logsumexp|``: max
+    and log1p(rest) cancel where the result is near 0, as for log-probabilities. An entry does not count if it
+    is masked, −inf, or has the weight 0; without any entry that counts, the result is −inf. +inf in a live
+    entry gives +inf, with a NaN gradient; NaN gives NaN.
 
     Derivative: ``g·p`` in `a`, where p is the share ``b·exp(a − logsumexp)`` of the entry in the sum, and
     ``g·exp(a − logsumexp)`` in `b`; 0 where masked. Residuals: the arguments and two numbers per row.

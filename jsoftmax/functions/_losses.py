@@ -154,8 +154,8 @@ def softmax_cross_entropy(
 ) -> Array:
     """`cross_entropy` with target probabilities, with the signature of ``optax.softmax_cross_entropy``.
 
-    A drop-in, also for forward mode. As in optax, the targets of masked classes do not count, and `where` may
-    have one entry per row. The loss is in at least float32.
+    A drop-in, also in forward mode: this function needs no `forward_mode`. As in optax, the targets of masked
+    classes do not count, and `where` may have one entry per row. The loss is in at least float32.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
@@ -178,8 +178,9 @@ def softmax_cross_entropy_with_integer_labels(
 ) -> Array:
     """`cross_entropy` with class ids, with the signature of optax's function of this name.
 
-    A drop-in for ``optax.softmax_cross_entropy_with_integer_labels``, also for forward mode. As in optax,
-    `where` may have one entry per row. The loss is in at least float32; a class id outside [0, V) gives NaN.
+    A drop-in for ``optax.softmax_cross_entropy_with_integer_labels``, also in forward mode: this function
+    needs no `forward_mode`. As in optax, `where` may have one entry per row. The loss is in at least float32;
+    a class id outside [0, V) gives NaN.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])

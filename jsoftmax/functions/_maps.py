@@ -27,10 +27,11 @@ def softmax(
 
         pᵢ = exp(xᵢ/T) / Σⱼ exp(xⱼ/T)            with a sink s: pᵢ = exp(xᵢ/T) / (exp(s/T) + Σⱼ exp(xⱼ/T))
 
-    A drop-in for ``jax.nn.softmax``. It computes ``exp((xᵢ − max)/T)/(1 + rest)`` in at least float32, where
-    `rest` is the sum of all exponentials except the largest, and returns the dtype of `x` (integers become
-    floats; 8-bit `x` is computed in float32). A masked class and a logit of −inf have probability 0, also in
-    a row without a live class. +inf or NaN in a live class makes that row NaN, and no other row.
+    A drop-in for ``jax.nn.softmax``, except that ``jax.jvp`` and ``jacfwd`` need `forward_mode`. It computes
+    ``exp((xᵢ − max)/T)/(1 + rest)`` in at least float32, where `rest` is the sum of all exponentials except
+    the largest, and returns the dtype of `x` (integers become floats; 8-bit `x` is computed in float32). A
+    masked class and a logit of −inf have probability 0, also in a row without a live class. +inf or NaN in a
+    live class makes that row NaN, and no other row.
 
     A sink is one more class per row, without an output: it takes a share of the probabilities, which then add
     up to less than 1. Its logit is in the units of `x`, so a temperature divides it too; it has no mask. It
@@ -99,8 +100,9 @@ def log_softmax(
 
         log pᵢ = (xᵢ − max)/T − log1p(rest)           with a sink, max and rest include it
 
-    A drop-in for ``jax.nn.log_softmax``, computed in at least float32, returned in the dtype of `x`. `rest`
-    is the sum of all exponentials except the largest, so a confident class keeps its digits, even at −1e-20.
+    A drop-in for ``jax.nn.log_softmax``, except that ``jax.jvp`` and ``jacfwd`` need `forward_mode`. It is
+    computed in at least float32 and returned in the dtype of `x`. `rest` is the sum of all exponentials
+    except the largest, so a confident class keeps its digits, even at −1e-20.
     A masked class and a logit of −inf give −inf, also in a row without a live class. +inf or NaN in a live
     class makes that row NaN, and no other row.
 

@@ -26,8 +26,8 @@ from jsoftmax.transforms._platforms import by_platform, recomputed
 from jsoftmax.transforms._rule_trees import (
     Static,
     along,
+    as_custom_vjp,
     fill_none,
-    jitted_in_shard_map,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
@@ -127,7 +127,7 @@ def with_rules(
             return forward(static, *arguments)
         return reverse(static, beside, *arguments)
 
-    traced = jitted_in_shard_map(differentiable)
+    traced = as_custom_vjp(differentiable)
 
     def call(static: Any, *arguments: Any, beside: Any = None) -> Any:
         return traced((_modes.form(), static), beside, *arguments)
@@ -189,7 +189,7 @@ def with_gradients(
         return along(lambda d, kind: sharded_like_argument(g * d, kind[1]).astype(kind[0]), gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
-    traced = jitted_in_shard_map(function)
+    traced = as_custom_vjp(function)
     return lambda static, *arguments: traced((_modes.form(), static), *arguments)
 
 

@@ -40,11 +40,25 @@ class Mode(ContextDecorator):
 def forward_mode() -> Mode:
     """Trace the functions of this package with forward-mode rules.
 
-    Inside, ``jax.jvp``, ``jacfwd``, ``linearize`` and ``hessian`` work; reverse mode works too, and keeps the
-    same residuals. Outside, each function has a ``jax.custom_vjp`` rule, which JAX cannot differentiate in
-    forward mode. The mode is part of the cache key of ``jax.jit``: a function called inside and outside is
-    compiled once for each. ``@jsoftmax.forward_mode()`` decorates a function, and
-    ``jsoftmax.config.update("forward_mode", True)`` sets the mode for the process.
+    Inside, ``jax.jvp``, ``jacfwd`` and ``linearize`` work; reverse mode works too, and keeps no more
+    residuals, but gradients of long rows may take longer. Outside, each function has a ``jax.custom_vjp``
+    rule, which JAX refuses to differentiate in forward mode ("can't apply forward-mode autodiff (jvp) to a
+    custom_vjp function"). Forward mode over reverse mode, as in ``jax.hessian``, works outside too.
+
+    What counts is where JAX traces a call, not where the function was defined:
+
+    - A ``jax.jit`` is traced where it is called. The mode is part of its cache key: called inside and
+      outside, it is compiled once for each. If it is made inside, and differentiated in forward mode outside,
+      JAX refuses, also after a call inside. ``jax.jit(jsoftmax.forward_mode()(f))`` has the mode wherever it
+      is called; so does any function with the decorator ``@jsoftmax.forward_mode()``.
+    - What was traced inside stays as it is, and works outside: a compiled program, the linear map of
+      ``jax.linearize``, the pull-back of ``jax.vjp`` and its own derivatives.
+    - The backward rule of another ``jax.custom_vjp`` is traced where the gradient is computed: if it uses
+      forward mode, compute the gradient inside.
+    - A decorator of a generator or a coroutine ends before the body runs: write ``with`` in the body, around
+      code without ``yield`` and ``await``.
+    - The ``with`` and the decorator are for their thread. ``jsoftmax.config.update("forward_mode", True)``
+      sets the mode for the process.
 
     >>> import jax, jax.numpy as jnp, jsoftmax
     >>> with jsoftmax.forward_mode():

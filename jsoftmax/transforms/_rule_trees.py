@@ -9,17 +9,28 @@ from typing import Any
 import jax
 from jax.custom_derivatives import SymbolicZero
 
+# JAX refuses forward mode by these names. It does so during the call, unless a `jax.jit` is between the two.
+REFUSALS = ("custom_vjp", "custom_lin")
+REMEDY = "Write `with jsoftmax.forward_mode():` around the derivative: see jsoftmax.forward_mode."
 
-def jitted_in_shard_map(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(static, *arguments)``, within `jax.jit` if the call is within `jax.shard_map`.
 
-    Outside `jax.jit`, `jax.shard_map` does not accept a `custom_vjp` with symbolic zeros.
+def as_custom_vjp(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(static, *arguments)`` as a call of a `custom_vjp` needs it.
+
+    - Within `jax.shard_map` it is within `jax.jit` too: outside, JAX does not accept symbolic zeros there.
+    - JAX's refusal of forward mode names the remedy.
     """
     traced = jax.jit(function, static_argnums=0, inline=True)
 
     def call(static: Any, *arguments: Any) -> Any:
         within_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
-        return (traced if within_shard_map else function)(static, *arguments)
+        try:
+            return (traced if within_shard_map else function)(static, *arguments)
+        except (TypeError, NotImplementedError) as error:
+            is_refusal = any(name in str(error) for name in REFUSALS)
+            if is_refusal and REMEDY not in getattr(error, "__notes__", ()):
+                error.add_note(REMEDY)
+            raise
 
     return call
 

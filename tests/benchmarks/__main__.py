@@ -1,8 +1,9 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
-The commands ``device``, for accelerators, ``compile``, for compile times, ``step``, for a training step,
-``sampling``, ``segments``, ``sparse_maps``, ``distillation``, ``contrastive`` and ``training`` have their own
-options. With ``--against PATH``, the peer is the package of another checkout, in the same process.
+The commands ``device``, for accelerators, ``compile``, for compile times, ``modes``, for what forward mode
+costs, ``step``, for a training step, ``sampling``, ``segments``, ``sparse_maps``, ``distillation``,
+``contrastive`` and ``training`` have their own options. With ``--against PATH``, the peer is the package of
+another checkout, in the same process.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tests.benchmarks import (
     device,
     distillation,
     linear,
+    modes,
     sampling,
     segments,
     sparse_maps,
@@ -109,6 +111,7 @@ def main(arguments=None):
     apart = {
         "device": device,
         "compile": compiling,
+        "modes": modes,
         "step": step,
         "sampling": sampling,
         "segments": segments,

@@ -14,8 +14,6 @@ Core ML has no runtime for Linux: its programs are only converted.
 
 import argparse
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,28 +23,9 @@ from pathlib import Path
 from tests.converters.in_turn import WITHIN
 from tests.converters.programs import PROGRAMS, SIZES
 from tests.converters.routes import JAX, ROUTES, SHARED
+from tests.pinned import examples, install, problem, run
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 600  # for each program
-
-
-def install(environments, route, jax):
-    """The interpreter of an environment with the pinned versions."""
-    environment = environments / ("-".join(ROUTES[route].versions) or "jax")
-    python = environment / "bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    versions = {"jax": jax, "jaxlib": jax} | SHARED | ROUTES[route].versions
-    pins = [f"{name}=={version}" for name, version in versions.items()]
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    subprocess.run([*pip, *pins], check=True)
-    return python
-
-
-def run(python, *arguments, **options):
-    """Run a module of this repository in the environment of a converter."""
-    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run([python, *arguments], cwd=ROOT, env=os.environ | settings, text=True, **options)
 
 
 def outcomes(python, route, asked, folder):
@@ -67,18 +46,6 @@ def outcomes(python, route, asked, folder):
             end = f"signal {-status}" if status < 0 else f"status {status}, perhaps after {SECONDS} s"
             found.append({"stops": f"the process ends with {end}"})
     return found
-
-
-def example(python, route):
-    """The error in the example of the page, or None."""
-    page = (ROOT / ".docs/pages/deployment.md").read_text()
-    section = page.split(f"\n## {ROUTES[route].heading}\n")[1].split("\n## ")[0]
-    first, code = (re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in (page, section))
-    ran = run(python, "-c", first + code, capture_output=True)
-    if ran.returncode:
-        return ran.stderr.strip().splitlines()[-1]
-    told = "\n".join(re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE))
-    return None if ran.stdout.strip() == told else f"prints {ran.stdout.strip()!r}, not {told!r}"
 
 
 def fails(outcome):
@@ -139,16 +106,17 @@ def main():
     twins = [("twin", n, size, False) for size in dict(modes) for n in names if PROGRAMS[n].twin]
     asked = ours + twins
 
-    rows, examples = [], {}
+    rows, examples_say, codes = [], {}, examples("deployment.md")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         environments = (arguments.environments or folder).absolute()
         for route in arguments.converters or ROUTES:
             begun = time.perf_counter()
-            python = install(environments, route, arguments.jax)
+            own = ROUTES[route].versions
+            python = install(environments / ("-".join(own) or "jax"), {"jax": arguments.jax} | SHARED | own)
             found = dict(zip(asked, outcomes(python, route, asked, folder), strict=True))
             rows += rows_of(route, modes, names, found)
-            examples[route] = example(python, route)
+            examples_say[route] = problem(python, codes[ROUTES[route].heading])
             print(f"{route}: {len(asked)} programs, {time.perf_counter() - begun:.0f} s", flush=True)
 
     versions = {name: version for route in ROUTES.values() for name, version in route.versions.items()}
@@ -157,11 +125,13 @@ def main():
     for route, size, name, mine, theirs, alone in rows:
         mark = "!" if alone else " "
         print(f"{mark} {route:12}{size:22}{name:43}{cell(theirs):55} {cell(mine)}")
-    wrong = {route: problem for route, problem in examples.items() if problem}
-    for route, problem in wrong.items():
-        print(f"! {route:12}the example of the page: {problem}")
+    wrong = {route: said for route, said in examples_say.items() if said}
+    for route, said in wrong.items():
+        print(f"! {route:12}the example of the page: {said}")
     count = sum(alone for *_, alone in rows)
-    print(f"\nours alone fails {count} times in {len(rows)}; {len(wrong)} of {len(examples)} examples fail")
+    print(
+        f"\nours alone fails {count} times in {len(rows)}; {len(wrong)} of {len(examples_say)} examples fail"
+    )
     sys.exit(count + len(wrong) > 0)
 
 
