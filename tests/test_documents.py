@@ -21,7 +21,7 @@ from jsoftmax._cli.image_sets import IMAGE_SETS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / ".docs/pages").glob("*.md"))}
-RUN = ("functions", "devices", "migrating")  # pages whose every example runs by itself
+RUN = ("functions", "devices", "migrating", "evaluation")  # pages whose every example runs by itself
 EXAMPLES = {
     f"{name} {number}": example
     for name, text in [("README", README), *((name, PAGES[name]) for name in RUN)]
@@ -45,7 +45,7 @@ def printed_by(code):
 def test_an_example_prints_what_its_comments_say(example):
     assert pinned.expected(example)
     with contextlib.ExitStack() as stack:
-        if re.search("flax|equinox", example):  # which promote types and ranks
+        if re.search("flax|equinox|orbax", example):  # which promote types and ranks
             stack.enter_context(jax.numpy_dtype_promotion("standard"))
             stack.enter_context(jax.numpy_rank_promotion("allow"))
         assert printed_by(example) == pinned.expected(example)
