@@ -12,10 +12,13 @@ from jsoftmax.evaluation import _sums
 from jsoftmax.evaluation._labels import Labels
 from jsoftmax.evaluation._rows import edges_of
 from jsoftmax.evaluation._state import Bins
+from jsoftmax.evaluation._sums import Sum
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms._sharding import is_known, partition_spec
 
+BLOCK = 128  # rows
 MOST_OFF = 0.01  # how far the sum of given probabilities may be from 1
 
 
@@ -61,23 +64,40 @@ def bins_of_classes(
 
     `like` has the shape [V, bins] and the dtype of the result.
     """
+    classes, bins = like.shape
     z = _scaling.shifted(x, scaling, row_state.max)
     p = jnp.moveaxis(_probabilities.of_shifted(z, row_state.rest), axis, -1)
-    ids, weights = jnp.moveaxis(labels.ids, axis, -1), jnp.ones_like(p)
+    ids, weights = (jnp.moveaxis(a, axis, -1) for a in (labels.ids, jnp.ones_like(labels.ids, p.dtype)))
     of_rows = labels.counted if labels.weights is None else labels.weights
     if of_rows is not None:
         weights = weights * jnp.moveaxis(of_rows, axis, -1).astype(p.dtype)
-    is_label = _reductions.is_label(ids, p.ndim - 1, p.shape[-1])
-    rows = range(p.ndim - 1)
+    weights = jnp.broadcast_to(weights, p.shape)
 
-    def of_bin(edges: tuple[Array, Array]) -> Bins:
+    def of_bin(edges: tuple[Array, Array]) -> tuple[Sum, Sum]:
         lower, upper = edges
         w = jnp.where((lower < p) & (p <= upper), weights, 0)
-        values = (w, jnp.where(is_label, w, 0), jnp.where(w == 0, 0, w * p))
-        return Bins(*(_sums.total(value, rows, like.dtype) for value in values))
+        return _total_of_rows(w, like.dtype), _total_of_rows(jnp.where(w == 0, 0, w * p), like.dtype)
 
-    edges = tuple(jnp.asarray(ends, p.dtype) for ends in zip(*edges_of(like.shape[-1]), strict=True))
-    return jax.tree.map(lambda words: jnp.moveaxis(words, 0, -1), lax.map(of_bin, edges))
+    edges = tuple(jnp.asarray(ends, p.dtype) for ends in zip(*edges_of(bins), strict=True))
+    weight, confidence = jax.tree.map(lambda words: jnp.moveaxis(words, 0, -1), lax.map(of_bin, edges))
+
+    # A row has one label: one scatter counts all classes.
+    p_of_label = jnp.squeeze(_reductions.logit_of_label(p, ids, p.ndim - 1), -1)
+    in_bin = sum((p_of_label > upper).astype(jnp.int32) for _, upper in edges_of(bins)[:-1])
+    ids, weights = jnp.squeeze(ids, -1), weights[..., 0]
+    index = jnp.where(ids < 0, -1, ids * bins + in_bin)
+    (correct,) = _sums.totals_of_groups([weights], index, classes * bins, like.dtype)
+    return Bins(weight, Sum(*(word.reshape(classes, bins) for word in correct)), confidence)
+
+
+def _total_of_rows(values: Array, dtype: jnp.dtype) -> Sum:
+    """The sum over all axes but the last: plain sums of `BLOCK` rows, which are then added in two words."""
+    rows = range(values.ndim - 1)
+    if partition_spec(values, *(None,) * values.ndim) is not None or not is_known(values):
+        return _sums.total(values, rows, dtype)
+    values = values.reshape(-1, values.shape[-1])
+    values = jnp.pad(values, [(0, -len(values) % BLOCK), (0, 0)])
+    return _sums.total(jnp.sum(values.reshape(-1, BLOCK, values.shape[-1]), 1), (0,), dtype)
 
 
 def rank(x: Array, ids: Array, scaling: Scaling, axis: int) -> Array:
