@@ -70,6 +70,9 @@ def absorb(state: State, rows: Rows, labels: Labels, class_bins: Bins | None = N
     def members(index: Array, size: int) -> Array:
         return _reductions.is_label(jnp.expand_dims(index, -1), index.ndim, size)
 
+    def flagged(flags: Array) -> Array:
+        return flags & used if weights is None else jnp.where(flags, weights, 0)
+
     def by_class(index: Array, size: int, *flags: Array) -> list[Sum]:
         if weights is not None:
             is_member = members(index, size)
@@ -78,15 +81,8 @@ def absorb(state: State, rows: Rows, labels: Labels, class_bins: Bins | None = N
 
     def of_many(index: Array, size: int, *columns: Array) -> list[Sum]:
         """The totals of groups, for so many that `by_class` would take too long."""
-        columns = tuple(
-            weighted(of)
-            if of.dtype != jnp.bool_
-            else of & used
-            if weights is None
-            else jnp.where(of, weights, 0)
-            for of in columns
-        )
-        return _sums.totals_of_groups(columns, index, size, dtype)
+        numbers = [flagged(of) if of.dtype == jnp.bool_ else weighted(of) for of in columns]
+        return _sums.totals_of_groups(numbers, index, size, dtype)
 
     calibration = classes = confusion = cells = groups = replicates = in_bin = None
     if state.calibration is not None:
