@@ -1,11 +1,14 @@
 """The output of every training run: the console, the progress, and the table of comparisons."""
 
+from __future__ import annotations
+
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -14,7 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jsoftmax._cli.errors import UserError
-from jsoftmax._cli.verification import Comparison
+
+if TYPE_CHECKING:  # `evaluate` needs the console, and not the packages of `train`
+    from jsoftmax._cli.verification import Comparison
 
 PLAIN_WIDTH = 100
 PLAIN_LINES = 10

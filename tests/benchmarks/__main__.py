@@ -2,8 +2,8 @@
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``modes``, for what forward mode
 costs, ``step``, for a training step, ``sampling``, ``segments``, ``sparse_maps``, ``distillation``,
-``contrastive`` and ``training`` have their own options. With ``--against PATH``, the peer is the package of
-another checkout, in the same process.
+``contrastive``, ``training`` and ``evaluate`` have their own options. With ``--against PATH``, the peer is
+the package of another checkout, in the same process.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from tests.benchmarks import (
     dense,
     device,
     distillation,
+    evaluating,
     linear,
     modes,
     sampling,
@@ -119,6 +120,7 @@ def main(arguments=None):
         "distillation": distillation,
         "contrastive": contrastive,
         "training": training,
+        "evaluate": evaluating,
     }
     if arguments and arguments[0] in apart:
         return apart[arguments[0]].main(arguments[1:])
