@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     group_names = None if inputs.group_names is None else [_text(group) for group in inputs.group_names]
     if group_names is not None:
         screen.print(evaluation_report.worst_groups(metrics, group_names))
+    if np.isinf(metrics.nll):
+        screen.print("the loss is infinite: the label of a row has probability 0")
     if metrics.confusion is None:
         screen.print(f"no confusion matrix: there are more than {MOST_CONFUSED} classes")
     with console.writing_to(out):
