@@ -145,7 +145,7 @@ def _filled(batch: Batch, size: int, ignored: int | None) -> Batch:
     def filled(array: Any, value: float) -> Any:
         if array is None:
             return None
-        new = stored_arrays.aligned((size, *array.shape[1:]), array.dtype)
+        new = np.empty((size, *array.shape[1:]), array.dtype)
         new[: batch.rows], new[batch.rows :] = array, value
         return new
 

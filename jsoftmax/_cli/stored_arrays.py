@@ -24,7 +24,6 @@ from jsoftmax._cli.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SHOWN = 8  # names of arrays in a message
-ALIGNMENT = 64  # bytes: JAX uses a NumPy array in place if it begins at a multiple of this
 SAFETENSORS = {
     "F64": "float64",
     "F32": "float32",
@@ -60,7 +59,7 @@ class StoredArray:
         try:
             with self.open() as stream:
                 for start in range(0, total, rows):
-                    block = aligned((min(rows, total - start), *row), self.dtype)
+                    block = np.empty((min(rows, total - start), *row), self.dtype)
                     self._fill(stream, block)
                     native = self.dtype.newbyteorder("=")
                     yield block if native == self.dtype else block.astype(native)
@@ -207,11 +206,3 @@ def _check_size(name: str, size: int, shape: tuple[int, ...], dtype: np.dtype[An
     needed = math.prod(shape) * dtype.itemsize
     if size < needed:
         raise UserError(f"{name}: is truncated: {dtype}{list(shape)} takes {needed} bytes, it has {size}")
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A new array that begins at a multiple of `ALIGNMENT`, so that JAX need not copy it."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
