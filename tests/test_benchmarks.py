@@ -15,7 +15,7 @@ from jsoftmax._cli import text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import compiling, dense, device_peers, linear, training
+from tests.benchmarks import compiling, dense, device_peers, evaluating, linear, training
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
 
@@ -167,3 +167,12 @@ def test_modes():
         both = zip(record["residuals, forward"], record["residuals, reverse"], strict=True)
         assert all(forward <= reverse for forward, reverse in both)
         assert record["operations, reverse"] > 0
+
+
+def test_the_command_evaluate(monkeypatch):
+    """Four batches, and every metric beside its definition; the child process is left out."""
+    monkeypatch.setattr(evaluating, "peak", lambda folder: 0)
+    monkeypatch.setattr(evaluating.evaluation_loop, "LARGEST", 2**12)
+    record = benchmarks.main(["evaluate", "--rows", "200", "--classes", "20", "--turns", "1", "--check"])
+    assert record["batch"] == 64
+    assert max(record["errors"].values()) < evaluating.BOUND

@@ -36,14 +36,14 @@ def progress(screen: Console, rows: int, what: str) -> Iterator[Callable[[int], 
     start = shown = time.perf_counter()
     done, first, begun = 0, 0, start
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(what, total=rows, speed="")
+        task = bar.add_task(what, total=rows, speed="compiling")
 
         def advance(more: int) -> None:
             nonlocal done, first, begun, shown
             done, now = done + more, time.perf_counter()
             if not first:  # the first batch takes the time to compile, and is not in the rate
                 first, begun = done, now
-                bar.update(task, completed=done)
+                bar.update(task, completed=done, speed="")
                 return
             rate = (done - first) / max(now - begun, 1e-9)
             bar.update(task, completed=done, speed=f"{rate:,.0f} rows/s")
