@@ -45,11 +45,12 @@ def reliability(columns: dict[str, Metrics]) -> Figure:
 
 @matplotlib.style.context(STYLE)
 def confusion(metrics: Metrics, names: Sequence[str]) -> Figure:
-    """The counts; of many classes, those of neighbours together."""
+    """The counts; of many classes, those of neighbours together, under the ids of the first and the last."""
     assert metrics.confusion is not None
     side = 4.4 * max(1, min(len(names), MOST) / 15)
     figure = Figure(figsize=(side, side), layout="constrained")
-    plots.confusion_matrix(np.asarray(metrics.confusion), names=names, ax=figure.subplots())
+    shown = names if len(names) <= MOST else None
+    plots.confusion_matrix(np.asarray(metrics.confusion), names=shown, ax=figure.subplots())
     return figure
 
 
