@@ -427,6 +427,9 @@ def test_metrics_are_read_by_people_and_by_programs():
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), found)
     assert str(stacked).startswith("Metrics(")
     assert stacked._repr_html_() is None
+    assert str(jax.eval_shape(evaluation.compute, evaluation.empty())).startswith("Metrics(")
+    for weight in (NAN, INF):
+        assert str(found._replace(weight=weight)).splitlines()[0].split()[-1] == str(weight)
 
 
 def test_the_temperature_of_batches():
