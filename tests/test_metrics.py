@@ -400,9 +400,15 @@ def test_a_file_that_is_no_state(tmp_path):
     np.savez(path, np.zeros(3))
     with pytest.raises(ValueError, match="does not say what it measures"):
         evaluation.load(path)
-    path.write_text("loss 0.3")
-    with pytest.raises(ValueError, match=r"not an \.npz file"):
-        evaluation.load(path)
+    one_array = io.BytesIO()
+    np.save(one_array, np.zeros(3))
+    evaluation.save(path, evaluation.empty(3))
+    whole = path.read_bytes()
+    changed = whole.replace(whole[80:100], bytes(20), 1)
+    for content in (b"loss 0.3", b"", one_array.getvalue(), whole[: len(whole) // 2], changed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^jsoftmax\.evaluation\.load(?s:.*)not an \.npz file"):
+            evaluation.load(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load(tmp_path / "none.npz")
 
