@@ -159,6 +159,17 @@ def test_cells_of_confidence_change_little():
     assert found.risk_coverage.coverage[-1] == 1
 
 
+def test_a_row_on_the_edge_of_a_bin_of_equal_mass():
+    rows, bins = 45, 10
+    state = evaluation.empty(top_k=1, bins=bins, selective=True)
+    weight = jnp.zeros(CELLS).at[:rows].set(3)
+    cells = state.cells._replace(weight=state.cells.weight._replace(high=weight))
+    state = state._replace(weight=state.weight._replace(high=jnp.float32(3 * rows)), cells=cells)
+    found = evaluation.compute(state).equal_mass_reliability.weight
+    of_definition = np.bincount([bins * (2 * i + 1) // (2 * rows) for i in range(rows)])
+    np.testing.assert_array_equal(found, 3 * of_definition)
+
+
 def test_many_rows_in_groups_keep_their_digits():
     """A plain scatter of 200 000 equal numbers would lose most of them; one group is far smaller."""
     rows = 200_000
