@@ -360,6 +360,13 @@ def test_batches_of_many_lengths_share_programs():
     assert compiled["backend_compile_duration", "jit(_update)"] == 8
 
 
+def test_a_filled_batch_stays_on_its_device():
+    device = jax.devices()[-1]
+    x = jax.device_put(np.eye(3, dtype=np.float32), device)
+    state = evaluation.update(evaluation.empty(), x, np.arange(3))
+    assert state.nll.high.devices() == {device}
+
+
 @pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5)])
 def test_a_filled_batch_has_any_shape(shape):
     x, y = digits()
