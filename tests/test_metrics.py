@@ -500,6 +500,11 @@ ERRORS = {
         TypeError,
         r"empty\(.*selective is 2; write True or False",
     ),
+    "probabilities as probabilities": (
+        lambda: evaluation.update(evaluation.empty(), X, Y, probabilities=X),
+        TypeError,
+        r"update\(.*probabilities is .*; write True or False",
+    ),
     "groups of a state without": (
         lambda: evaluation.update(evaluation.empty(), X, Y, groups=Y),
         ValueError,
