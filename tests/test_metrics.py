@@ -159,6 +159,17 @@ def test_cells_of_confidence_change_little():
     assert found.risk_coverage.coverage[-1] == 1
 
 
+def test_a_row_on_the_edge_of_a_bin_of_equal_mass():
+    rows, bins = 45, 10
+    state = evaluation.empty(top_k=1, bins=bins, selective=True)
+    weight = jnp.zeros(CELLS).at[:rows].set(3)
+    cells = state.cells._replace(weight=state.cells.weight._replace(high=weight))
+    state = state._replace(weight=state.weight._replace(high=jnp.float32(3 * rows)), cells=cells)
+    found = evaluation.compute(state).equal_mass_reliability.weight
+    of_definition = np.bincount([bins * (2 * i + 1) // (2 * rows) for i in range(rows)])
+    np.testing.assert_array_equal(found, 3 * of_definition)
+
+
 def test_many_rows_in_groups_keep_their_digits():
     """A plain scatter of 200 000 equal numbers would lose most of them; one group is far smaller."""
     rows = 200_000
@@ -349,6 +360,13 @@ def test_batches_of_many_lengths_share_programs():
     assert compiled["backend_compile_duration", "jit(_update)"] == 8
 
 
+def test_a_filled_batch_stays_on_its_device():
+    device = jax.devices()[-1]
+    x = jax.device_put(np.eye(3, dtype=np.float32), device)
+    state = evaluation.update(evaluation.empty(), x, np.arange(3))
+    assert state.nll.high.devices() == {device}
+
+
 @pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5)])
 def test_a_filled_batch_has_any_shape(shape):
     x, y = digits()
@@ -400,9 +418,15 @@ def test_a_file_that_is_no_state(tmp_path):
     np.savez(path, np.zeros(3))
     with pytest.raises(ValueError, match="does not say what it measures"):
         evaluation.load(path)
-    path.write_text("loss 0.3")
-    with pytest.raises(ValueError, match=r"not an \.npz file"):
-        evaluation.load(path)
+    one_array = io.BytesIO()
+    np.save(one_array, np.zeros(3))
+    evaluation.save(path, evaluation.empty(3))
+    whole = path.read_bytes()
+    changed = whole.replace(whole[80:100], bytes(20), 1)
+    for content in (b"loss 0.3", b"", one_array.getvalue(), whole[: len(whole) // 2], changed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^jsoftmax\.evaluation\.load(?s:.*)not an \.npz file"):
+            evaluation.load(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load(tmp_path / "none.npz")
 
@@ -427,6 +451,9 @@ def test_metrics_are_read_by_people_and_by_programs():
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), found)
     assert str(stacked).startswith("Metrics(")
     assert stacked._repr_html_() is None
+    assert str(jax.eval_shape(evaluation.compute, evaluation.empty())).startswith("Metrics(")
+    for weight in (NAN, INF):
+        assert str(found._replace(weight=weight)).splitlines()[0].split()[-1] == str(weight)
 
 
 def test_the_temperature_of_batches():
@@ -472,6 +499,11 @@ ERRORS = {
         lambda: evaluation.empty(selective=2),
         TypeError,
         r"empty\(.*selective is 2; write True or False",
+    ),
+    "probabilities as probabilities": (
+        lambda: evaluation.update(evaluation.empty(), X, Y, probabilities=X),
+        TypeError,
+        r"update\(.*probabilities is .*; write True or False",
     ),
     "groups of a state without": (
         lambda: evaluation.update(evaluation.empty(), X, Y, groups=Y),

@@ -101,7 +101,9 @@ def filled(array: Array | None, leading: tuple[int, ...], fill: Any) -> Any:
     if array is None:
         return None
     rows, rest = math.prod(leading), array.shape[len(leading) :]
-    on_host = next(iter(array.devices())).platform == "cpu"
+    (device,) = array.devices()
+    on_host = device.platform == "cpu"
     xp: Any = np if on_host else jnp  # NumPy reads an array on CPU in place, and compiles nothing
     given = xp.asarray(array).reshape(rows, *rest)
-    return xp.concatenate([given, xp.full((size_of(rows) - rows, *rest), fill, given.dtype)])
+    found = xp.concatenate([given, xp.full((size_of(rows) - rows, *rest), fill, given.dtype)])
+    return jax.device_put(found, device) if on_host and array.committed else found

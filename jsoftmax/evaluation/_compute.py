@@ -174,8 +174,9 @@ def _of_equal_mass(cells: Bins, bins: int) -> Bins:
     """Bins of about equal weight, from cells in the order of their confidence."""
     weight = cells.weight.high
     before = jnp.cumsum(weight) - weight
-    share = (before + weight / 2) / jnp.where(jnp.sum(weight) == 0, 1, jnp.sum(weight))
-    bin_of_cell = jnp.clip((bins * share).astype(jnp.int32), 0, bins - 1)
+    total = jnp.where(jnp.sum(weight) == 0, 1, jnp.sum(weight))
+    # One rounding, in the quotient: whole numbers of rows are put in the bins of the definition.
+    bin_of_cell = jnp.clip((bins * (before + weight / 2) / total).astype(jnp.int32), 0, bins - 1)
     is_in = bin_of_cell[None] == jnp.arange(bins)[:, None]
     return Bins(*(fold(Sum(*(jnp.where(is_in, word[None], 0) for word in of)), (1,)) for of in cells))
 

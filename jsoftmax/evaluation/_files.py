@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -54,9 +57,13 @@ def load(file: str | os.PathLike[str]) -> State:
     call = Call("evaluation.load", file=str(file))
     remedy = "give a file that evaluation.save wrote"
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        # Opened here, because NumPy leaves a file that is no .npz file open.
+        with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as f:
+            saved = np.load(f, allow_pickle=False)
+            if isinstance(saved, np.ndarray):
+                raise ValueError("it holds one array")
             given = dict(saved)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise call.error(ValueError, f"the file is not an .npz file ({error})", remedy) from None
     try:
         measured = Measures(**json.loads(str(given.pop(MEASURES))))

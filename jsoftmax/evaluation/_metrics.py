@@ -102,8 +102,8 @@ class Metrics(NamedTuple):
         return f"<table><tbody>{cells}</tbody></table>"
 
     def _rows(self) -> list[tuple[str, str]] | None:
-        """Names and values of the single numbers; None if they are traced or stacked."""
-        if isinstance(self.nll, jax.core.Tracer) or np.ndim(self.nll):
+        """Names and values of the single numbers; None if they are traced, stacked, or only shapes."""
+        if isinstance(self.nll, (jax.core.Tracer, jax.ShapeDtypeStruct)) or np.ndim(self.nll):
             return None
         found = {"rows, by weight": self.weight}
         for name, value in self._asdict().items():
@@ -124,7 +124,7 @@ _LABELS = {"nll": "loss (nll), nats", "brier": "Brier score", "macro_f1": "macro
 
 def _shown(value: float, name: str) -> str:
     if name.startswith("rows"):
-        return f"{value:,.0f}" if value == round(value) else f"{value:,.3f}"
+        return f"{value:,.3f}" if value % 1 else f"{value:,.0f}"
     return (
         f"{value:.4f}"
         if 1e-3 <= abs(value) < 1e4 or value == 0 or not math.isfinite(value)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jsoftmax.border._arrays import describe
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _draws, _labels, _scores
 from jsoftmax.evaluation._batch import Batch, of_call
@@ -44,7 +45,7 @@ def update(
     then its values have no effect. A class id outside [0, V), NaN or +inf in a live class, a weight below 0,
     or a group outside [0, num_groups) makes every metric except `weight` NaN, in this state and in every
     state it is merged into. A row without a live class has loss 0, as in `cross_entropy`; its prediction
-    counts as wrong and as no class, with confidence 0 and a Brier score of 1.
+    counts as wrong and as no class, with confidence 0 and a Brier score of Σ t², 1 for a class id.
 
     The rank of the label counts the classes with a larger logit, and those with an equal logit and a smaller
     index, as argmax and ``jax.lax.top_k`` order them; nothing is sorted. A dead label is in no top k.
@@ -103,8 +104,12 @@ def update(
         groups=groups,
         soft_cap=soft_cap,
         temperature=temperature,
+        probabilities=probabilities,
         key=key,
     )
+    if not isinstance(call.arguments["probabilities"], bool):
+        problem = f"probabilities is {describe(probabilities)}"
+        raise call.error(TypeError, problem, "write True or False, and give the probabilities as logits")
     axis, batch = of_call(call, state, or_targets=True)
     if state.classes is not None:
         given, classes = batch.x.shape[axis], state.classes.weight.high.shape[-1]
