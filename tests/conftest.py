@@ -15,7 +15,8 @@ from jsoftmax.transforms import _sharding
 os.environ["XLA_FLAGS"] = " ".join(
     ("--xla_force_host_platform_device_count=8", flags(QUICKLY), os.environ.get("XLA_FLAGS", ""))
 )
-collect_ignore = ["data/record_entmax.py", "data/record_torch.py", "converters", "libraries", "other_suites"]
+collect_ignore = ["data/record_entmax.py", "data/record_torch.py"]
+collect_ignore += ["converters", "libraries", "other_metrics", "other_suites"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000)  # tracing creates many objects, and little garbage

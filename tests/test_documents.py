@@ -73,6 +73,14 @@ def test_the_page_about_libraries_has_the_versions_of_its_program():
     assert named.items() <= dict(re.findall(r'"(\w+)": "([\d.]+)"', program)).items()
 
 
+def test_the_page_about_metrics_has_the_versions_of_its_program():
+    text = PAGES["evaluation"].partition("`python -m tests.other_metrics`")[2].partition("\n\n")[0]
+    program = (ROOT / "tests/other_metrics/__main__.py").read_text()
+    named = dict(re.findall(r"([\w-]+)\s(\d+\.\d+\.\d+)[,.\s]", text))
+    assert {"torchmetrics", "netcal", "scikit-learn", "torch"} <= named.keys()
+    assert named.items() <= dict(re.findall(r'"([\w-]+)": "([\d.]+)"', program)).items()
+
+
 def test_the_commands_are_the_ones_the_package_has():
     assert COMMANDS == [
         'pip install -e ".[demo]" && python -m jsoftmax train',
