@@ -244,9 +244,8 @@ def test_replicates_see_the_rows_that_count():
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(one, other)
     intervals = evaluation.confidence_intervals(evaluation.update(start, x, y, weights=w, key=KEY))
-    assert all(
-        np.isfinite(ends).all() for ends in (intervals.nll, intervals.brier, intervals.calibration_error)
-    )
+    assert all(np.isfinite(ends).all() for ends in (intervals.nll, intervals.brier, intervals.accuracy))
+    assert intervals.calibration_error is intervals.reliability is None
     dead = np.where(np.arange(10) == y[:, None], np.where(np.arange(96)[:, None] == 5, -INF, x), x)
     found = evaluation.confidence_intervals(evaluation.update(start, dead, y, key=KEY))
     assert np.isfinite(found.nll[0])
@@ -297,6 +296,10 @@ def test_probabilities_are_logits_after_their_logarithm():
         evaluation.update(evaluation.empty(), rows, jnp.array([2, 0]), probabilities=True)
     )
     assert found.nll == INF
+    hidden = jnp.array([[0.3, 0.1, NAN], [0.6, 0.2, 7.0]])
+    given = {"where": jnp.array([True, True, False]), "probabilities": True}
+    found = evaluation.compute(evaluation.update(evaluation.empty(), hidden, jnp.array([0, 0]), **given))
+    np.testing.assert_allclose(found.nll, -np.log(0.75), rtol=1e-6)
 
 
 def test_a_row_without_a_class_is_in_no_column():
@@ -384,9 +387,11 @@ def test_a_filled_batch_has_any_shape(shape):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)
 
 
-def test_a_state_and_its_file():
+def test_a_state_and_its_file(tmp_path):
     x, y = (a[:40] for a in digits())
     state = evaluation.update(ALL, x, y, groups=groups_of(40), key=KEY)
+    evaluation.save(tmp_path / "state", state)
+    evaluation.load(tmp_path / "state")
     for kept in (state, evaluation.empty(top_k=1, bins=None)):
         file = io.BytesIO()
         evaluation.save(file, kept)
@@ -408,12 +413,14 @@ def test_a_file_that_is_no_state(tmp_path):
         ({"nll.high": np.zeros(2, np.float32)}, r"the array nll\.high is not float32\[\]"),
         ({"more": np.zeros(2)}, "differ in the array more"),
         ({"measures": np.array("{}")}, "does not say what it measures"),
+        (
+            {"measures": np.char.replace(arrays["measures"], "float32", "float64")},
+            "the sums of the file are float64, which is not enabled; write jax",
+        ),
         ({"measures": np.array('{"num_classes": 4}')}, "does not say what it measures"),
     ):
         np.savez(path, **(arrays | change))
-        with pytest.raises(
-            ValueError, match=rf"^jsoftmax\.evaluation\.load(?s:.*){message}.*evaluation\.save"
-        ):
+        with pytest.raises(ValueError, match=rf"^jsoftmax\.evaluation\.load(?s:.*){message}"):
             evaluation.load(path)
     np.savez(path, np.zeros(3))
     with pytest.raises(ValueError, match="does not say what it measures"):
@@ -483,6 +490,8 @@ def test_the_temperature_of_batches():
         (iter(pairs), TypeError, "can be read only once"),
         (lambda: once, ValueError, "gave no batch the second time"),
         ([x], TypeError, r"yield tuples \(logits, labels\)"),
+        (5, TypeError, "batches gave 5; give a list"),
+        (lambda: None, TypeError, "batches gave None; give a list"),
     ):
         with pytest.raises(kind, match=rf"^jsoftmax\.evaluation\.fit_temperature_in_batches(?s:.*){message}"):
             evaluation.fit_temperature_in_batches(batches)
@@ -558,6 +567,16 @@ ERRORS = {
         lambda: evaluation.confidence_intervals(evaluation.empty()),
         ValueError,
         r"confidence_intervals\(.*the state has no replicates; begin with evaluation\.empty\(replicates=",
+    ),
+    "a stack of states": (
+        lambda: evaluation.compute(jax.tree.map(lambda a: jnp.stack([a, a]), evaluation.empty())),
+        ValueError,
+        r"compute\(.*state is a stack of states, of shape \(2,\); map the call with jax\.vmap",
+    ),
+    "a traced batch": (
+        lambda: jax.jit(lambda x: evaluation.fit_temperature_in_batches([(x, Y)]))(X),
+        TypeError,
+        r"the values of a batch are not known; call it outside jax\.jit",
     ),
     "a level in percent": (
         lambda: evaluation.confidence_intervals(evaluation.empty(replicates=2), level=95),

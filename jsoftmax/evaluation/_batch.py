@@ -104,6 +104,10 @@ def filled(array: Array | None, leading: tuple[int, ...], fill: Any) -> Any:
     (device,) = array.devices()
     on_host = device.platform == "cpu"
     xp: Any = np if on_host else jnp  # NumPy reads an array on CPU in place, and compiles nothing
-    given = xp.asarray(array).reshape(rows, *rest)
-    found = xp.concatenate([given, xp.full((size_of(rows) - rows, *rest), fill, given.dtype)])
+    more = size_of(rows) - rows
+    if not more and array.ndim == 1 + len(rest):
+        return array
+    found = xp.asarray(array).reshape(rows, *rest)
+    if more:
+        found = xp.concatenate([found, xp.full((more, *rest), fill, found.dtype)])
     return jax.device_put(found, device) if on_host and array.committed else found

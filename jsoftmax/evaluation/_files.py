@@ -25,7 +25,7 @@ def save(file: str | os.PathLike[str], state: State) -> None:
     The file needs no pickle. A state is also a tree of arrays, as every checkpoint library takes it.
 
     Args:
-      file: the name of the file, or a file open for writing bytes. `.npz` is added if it is missing.
+      file: the name of the file, such as "state.npz", or a file open for writing bytes.
       state: the state.
 
     Raises:
@@ -44,21 +44,24 @@ def save(file: str | os.PathLike[str], state: State) -> None:
     check_states("save", state=state)
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in _named(state)}
     arrays[MEASURES] = np.array(json.dumps(measures(state)._asdict()))
-    np.savez(file, **arrays)
+    with _opened(file, "wb") as f:
+        np.savez(f, **arrays)
 
 
 def load(file: str | os.PathLike[str]) -> State:
     """The state that `save` wrote.
 
+    Args:
+      file: the name of the file, or a file open for reading bytes.
+
     Raises:
-      ValueError: if the file is not a saved state.
+      ValueError: if the file is not a saved state, or holds float64 and this is not enabled.
       OSError: if the file cannot be read.
     """
     call = Call("evaluation.load", file=str(file))
     remedy = "give a file that evaluation.save wrote"
     try:
-        # Opened here, because NumPy leaves a file that is no .npz file open.
-        with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as f:
+        with _opened(file, "rb") as f:
             saved = np.load(f, allow_pickle=False)
             if isinstance(saved, np.ndarray):
                 raise ValueError("it holds one array")
@@ -67,9 +70,13 @@ def load(file: str | os.PathLike[str]) -> State:
         raise call.error(ValueError, f"the file is not an .npz file ({error})", remedy) from None
     try:
         measured = Measures(**json.loads(str(given.pop(MEASURES))))
-        template = empty(**measured._asdict())
+        is_enabled = jax.dtypes.canonicalize_dtype(measured.dtype) == measured.dtype
+        template = empty(**(measured._asdict() if is_enabled else {}))
     except (KeyError, TypeError, ValueError) as error:
         raise call.error(ValueError, f"the file does not say what it measures ({error})", remedy) from None
+    if not is_enabled:
+        problem = f"the sums of the file are {measured.dtype}, which is not enabled"
+        raise call.error(ValueError, problem, 'write jax.config.update("jax_enable_x64", True)')
     names = [name for name, _ in _named(template)]
     if sorted(given) != sorted(names):
         other = sorted(set(given).symmetric_difference(names))[0]
@@ -79,6 +86,11 @@ def load(file: str | os.PathLike[str]) -> State:
             raise call.error(ValueError, f"the array {name} is not {leaf.dtype}{list(leaf.shape)}", remedy)
     restored: Any = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(given[n]) for n in names])
     return restored
+
+
+def _opened(file: Any, mode: str) -> contextlib.AbstractContextManager[Any]:
+    """The file, open. NumPy alone would add to the name, and leave a file open that is no .npz file."""
+    return open(file, mode) if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file)
 
 
 def _named(state: State) -> list[tuple[str, Any]]:

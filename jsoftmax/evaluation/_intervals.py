@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation._compute import of_state
@@ -25,7 +26,9 @@ def confidence_intervals(state: State, *, level: float = 0.95) -> Metrics:
 
     Returns:
       `Metrics`, each array with a leading axis of length 2, the lower and the upper end: weight, nll,
-      perplexity, bits per token, accuracies, and with `bins` the Brier score and the calibration errors.
+      perplexity, bits per token, accuracies, and with `bins` the Brier score. All else is None. A calibration
+      error has no interval: it is never below 0, so its bias grows with the noise, and a replicate is noisier
+      than the rows are.
 
     Raises:
       TypeError, ValueError: if `state` is not a state or has no replicates, or `level` is out of range.
@@ -47,9 +50,11 @@ def confidence_intervals(state: State, *, level: float = 0.95) -> Metrics:
     if state.replicates is None:
         problem = "the state has no replicates"
         raise call.error(ValueError, problem, "begin with evaluation.empty(replicates=400)")
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
+    if not isinstance(level, (int, float, np.floating)) or not 0 < level < 1:
         raise call.error(ValueError, f"level is {level!r}", "write a number between 0 and 1, such as 0.95")
     found = jax.vmap(lambda one: of_state(one, None))(state.replicates)
+    found = found._replace(**dict.fromkeys(name for name in found._fields if "calibration" in name))
+    found = found._replace(reliability=None)
     ends = jnp.array([(1 - level) / 2, (1 + level) / 2])
     # A replicate that has drawn no row has no metrics, and does not count.
     return jax.tree.map(lambda values: jnp.nanquantile(values, ends, axis=0, method="nearest"), found)

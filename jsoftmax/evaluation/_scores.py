@@ -22,12 +22,18 @@ BLOCK = 128  # rows
 MOST_OFF = 0.01  # how far the sum of given probabilities may be from 1
 
 
-def log(p: Array, axis: int) -> Array:
-    """The logarithms of probabilities; NaN in a row that does not hold probabilities."""
+def log(p: Array, where: Array | None, axis: int) -> Array:
+    """The logarithms of probabilities; NaN in a row that does not hold probabilities.
+
+    Masked classes have any values. The others then add up to at most 1.
+    """
     p = p.astype(rules.computing_dtype(p.dtype))
+    if where is not None:
+        p = jnp.where(where, p, 0)
     total = jnp.sum(p, axis, keepdims=True)
+    least = 1 - MOST_OFF if where is None else 0
     log_p = jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p)))
-    return rules.nan_where(~(jnp.abs(total - 1) <= MOST_OFF) | (p < 0), log_p)
+    return rules.nan_where(~((total >= least) & (total <= 1 + MOST_OFF)) | (p < 0), log_p)
 
 
 def brier(

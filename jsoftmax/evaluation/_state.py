@@ -135,7 +135,8 @@ def empty(
       selective: whether to measure the risk–coverage curve and, with `bins`, the calibration in bins of
         equal mass. It takes 8192 cells of confidences.
       num_groups: the number of groups of rows, such as documents or data sets, to measure each on its own.
-      replicates: the number of resampled copies of the sums, for `confidence_intervals`.
+      replicates: the number of resampled copies of the sums, for `confidence_intervals`. An update holds this
+        number of float32 draws for each row.
       dtype: the dtype of the sums; they are in at least float32. A sum is two numbers, 48 bits in float32.
 
     Returns:
@@ -211,6 +212,9 @@ def check_states(function: str, **states: Any) -> None:
             problem = f"the sums of {name} are {state.nll.high.dtype}"
             call = Call(f"evaluation.{function}", **states)
             raise call.error(TypeError, problem, "leave a state in the dtype that evaluation.empty gave it")
+        if state.weight.high.ndim and function != "merge":
+            problem = f"{name} is a stack of states, of shape {state.weight.high.shape}"
+            raise Call(f"evaluation.{function}").error(ValueError, problem, "map the call with jax.vmap")
 
 
 def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None:

@@ -88,10 +88,14 @@ def fit_temperature_in_batches(
 
     def over_batches(of_batch: Callable[..., Any], combined: Callable[[Any, Any], Any], *args: Any) -> Any:
         """The results of all batches, combined; None without a batch."""
-        found = None
-        for batch in batches() if callable(batches) else batches:
+        found, given = None, batches() if callable(batches) else batches
+        if not isinstance(given, Iterable):
+            raise Call(NAME, batches=batches).error(TypeError, f"batches gave {describe(given)}", AGAIN)
+        for batch in given:
             logits, labels, weights = _parts(batch)
             call = Call(NAME, logits=logits, labels=labels, weights=weights, **options)
+            if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((logits, labels, weights))):
+                raise call.error(TypeError, "the values of a batch are not known", "call it outside jax.jit")
             result = of_batch(*of_call(call, None), *args)
             found = result if found is None else combined(found, result)
         return found

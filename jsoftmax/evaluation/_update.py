@@ -73,9 +73,9 @@ def update(
       temperature: as in `jsoftmax.cross_entropy`.
       probabilities: True if `logits` are probabilities, such as those of a classifier of another library.
         Their logarithms are used as logits. Probabilities below 0, or whose sum is off by more than 0.01,
-        count as NaN.
-      key: a random key, for a state with `replicates`. Give every batch another key; but with `groups` the
-        same, because a group whose rows are in several batches is drawn as one.
+        count as NaN; with `where`, the sum over the classes that count may be less than 1.
+      key: a random key, for a state with `replicates`. Use a new key for each batch. With `groups`, use one
+        key for all batches, because the rows of a group are drawn together, in whichever batches they are.
 
     Returns:
       `State`, in the dtype it had.
@@ -130,7 +130,7 @@ def _update(static: tuple[int, bool], state: State, batch: Batch) -> State:
         ids, batch.weights, batch.ignored, x.shape[axis], axis, scaling.where, batch.present
     )
     if probabilities:
-        x = _scores.log(x, axis)
+        x = _scores.log(x, scaling.where, axis)
     if labels.counted is not None:
         x = jnp.where(labels.counted, x, 0)
         ids = jnp.where(labels.counted, ids, 0)  # not `labels.ids`: `numbers` reports bad ids itself
