@@ -141,6 +141,8 @@ STANDARD = {
     "math",
     "os",
     "sys",
+    "zipfile",
+    "zlib",
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -185,6 +185,7 @@ def test_many_rows_in_groups_keep_their_digits():
     np.testing.assert_allclose(state.cells.confidence.high.sum(), rows / 2 + rows / 4e3 + 1.5, rtol=1e-6)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_shards_merge_to_the_whole(axis_type):
     x, y = (a[:1792] for a in digits())
@@ -370,6 +371,7 @@ def test_a_filled_batch_stays_on_its_device():
     assert state.nll.high.devices() == {device}
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5)])
 def test_a_filled_batch_has_any_shape(shape):
     x, y = digits()
