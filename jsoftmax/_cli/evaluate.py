@@ -18,6 +18,7 @@ from jsoftmax._cli.evaluation_options import FIT
 from jsoftmax.evaluation import Metrics
 
 TOP_K = 5
+FEW_GROUPS = 30  # so few groups say little about how groups differ
 RANGE = (1e-30, 1e30)  # a temperature outside is a limit: the loss has no minimum
 
 
@@ -71,6 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     name, metrics = list(columns.items())[-1]
     screen.print(evaluation_report.metrics_table(columns, intervals))
+    if intervals and inputs.group_names is not None and len(inputs.group_names) < FEW_GROUPS:
+        remedy = "without --groups, rows are drawn one by one"
+        screen.print(f"the intervals draw whole groups, and {len(inputs.group_names)} are few; {remedy}")
     screen.print(evaluation_report.worst_classes(metrics, names))
     group_names = None if inputs.group_names is None else [_text(group) for group in inputs.group_names]
     if group_names is not None:
