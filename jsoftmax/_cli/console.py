@@ -1,4 +1,4 @@
-"""The output of every training run: the console, the progress, and the table of comparisons."""
+"""The output of training runs and evaluations: the console, the progress, and the table of comparisons."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from jsoftmax._cli import evaluation_checks, stored_arrays
 from jsoftmax._cli.errors import UserError
 from jsoftmax._cli.stored_arrays import StoredArray
+from jsoftmax.evaluation._scores import MOST_OFF
 
 SAMPLE = 1000  # the rows that tell probabilities from logits
-MOST_OFF = 0.01  # how far the sum of probabilities may be from 1
 FILLER = -1  # the label of rows that fill up the last batch
 
 

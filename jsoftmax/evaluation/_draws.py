@@ -7,15 +7,13 @@ Chamandy et al. (2012).
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax.evaluation._state import Bins, Calibration, State
+from jsoftmax.evaluation._state import Replicates, State
 from jsoftmax.evaluation._sums import Sum
 
 BITS = 16
@@ -23,14 +21,6 @@ BITS = 16
 THRESHOLDS = [
     round(2**BITS * math.exp(-1) * sum(1 / math.factorial(j) for j in range(k + 1))) for k in range(8)
 ]
-
-
-class Scores(NamedTuple):
-    """What the calibration of a row needs: its Brier score, its bin as flags, its confidence."""
-
-    brier: Array
-    in_bin: Array
-    confidence: Array
 
 
 def of_rows(state: State, key: Array | None, shape: tuple[int, ...], groups: Array | None) -> Array | None:
@@ -58,28 +48,26 @@ def resampled(
     counted: Array,
     nll: Array,
     ranks: Array,
-    scores: Scores | None,
+    brier: Array | None,
     dtype: jnp.dtype,
-) -> State:
-    """The sums of every replicate, as a state with a leading axis: one matrix product for all of them."""
+) -> Replicates:
+    """The sums of every replicate: one matrix product for all of them."""
     rows, kept = nll.size, counted.reshape(-1, 1)
     infinite = nll == jnp.inf
     # An infinite loss has a column of its own, for in the product an infinity times 0 would be NaN.
-    parts = [jnp.ones(nll.shape), jnp.where(infinite, 0, nll), infinite, ranks]
-    if scores is not None:
-        confidence = jnp.where(scores.in_bin, jnp.expand_dims(scores.confidence, -1), 0)
-        parts += [scores.brier, scores.in_bin, scores.in_bin & ranks[..., :1], confidence]
+    parts = [jnp.ones(nll.shape), jnp.where(infinite, 0, nll), infinite]
+    parts += [ranks] if brier is None else [brier, ranks]
     columns = [jnp.where(kept, part.reshape(rows, -1).astype(jnp.float32), 0) for part in parts]
     features = jnp.concatenate(columns, 1) * weights.reshape(rows, 1).astype(jnp.float32)
     sums = jnp.matmul(drawn, features, precision=lax.Precision.HIGHEST).astype(dtype)
-    ends = list(itertools.accumulate(column.shape[1] for column in columns))
-    weight, losses, infinities, of_ranks, *of_scores = jnp.split(sums, ends[:-1], axis=1)
 
     def as_sum(values: Array) -> Sum:
         return Sum(values, jnp.zeros_like(values))
 
-    losses = jnp.where(infinities > 0, jnp.inf, losses)
-    calibration = None
-    if scores is not None:
-        calibration = Calibration(as_sum(of_scores[0][:, 0]), Bins(*map(as_sum, of_scores[1:])))
-    return State(as_sum(weight[:, 0]), as_sum(losses[:, 0]), as_sum(of_ranks), calibration, None)
+    weight, losses, infinities = sums[:, 0], sums[:, 1], sums[:, 2]
+    return Replicates(
+        as_sum(weight),
+        as_sum(jnp.where(infinities > 0, jnp.inf, losses)),
+        as_sum(sums[:, len(parts) - 1 :]),
+        None if brier is None else as_sum(sums[:, 3]),
+    )

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsoftmax import rules
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation._compute import of_state
 from jsoftmax.evaluation._metrics import Metrics
-from jsoftmax.evaluation._state import State, check_states
+from jsoftmax.evaluation._state import Replicates, State, check_states
 
 
 def confidence_intervals(state: State, *, level: float = 0.95) -> Metrics:
@@ -52,9 +53,15 @@ def confidence_intervals(state: State, *, level: float = 0.95) -> Metrics:
         raise call.error(ValueError, problem, "begin with evaluation.empty(replicates=400)")
     if not isinstance(level, (int, float, np.floating)) or not 0 < level < 1:
         raise call.error(ValueError, f"level is {level!r}", "write a number between 0 and 1, such as 0.95")
-    found = jax.vmap(lambda one: of_state(one, None))(state.replicates)
-    found = found._replace(**dict.fromkeys(name for name in found._fields if "calibration" in name))
-    found = found._replace(reliability=None)
+    found = jax.vmap(_of_replicate)(state.replicates)
     ends = jnp.array([(1 - level) / 2, (1 + level) / 2])
     # A replicate that has drawn no row has no metrics, and does not count.
     return jax.tree.map(lambda values: jnp.nanquantile(values, ends, axis=0, method="nearest"), found)
+
+
+def _of_replicate(sums: Replicates) -> Metrics:
+    found = of_state(State(sums.weight, sums.nll, sums.ranks, None, None), None)
+    if sums.brier is None:
+        return found
+    weight = jnp.where(sums.weight.high == 0, 1, sums.weight.high)
+    return found._replace(brier=rules.nan_where(jnp.isnan(found.nll), sums.brier.high / weight))

@@ -39,29 +39,38 @@ def of_each_row(call: Call, name: str, rows: tuple[int, ...]) -> Array | None:
     """An argument as floats, one per row; None if not given."""
     if call.arguments[name] is None:
         return None
-    array = call.floats(name)
+    return _one_per_row(call, name, call.floats(name), rows)
+
+
+def _one_per_row(call: Call, name: str, array: Array, rows: tuple[int, ...]) -> Array:
     if array.shape != rows:
         problem = f"{name} of shape {array.shape} for rows of shape {rows}"
         raise call.error(ValueError, problem, f"give {name} the shape {rows}")
     return array
 
 
+def _needed(call: Call, name: str, measured: str, state: State) -> bool:
+    """Whether the state needs an argument; raises if it does and there is none, or the reverse."""
+    needs = getattr(state, measured) is not None
+    if needs and call.arguments[name] is None:
+        raise call.error(ValueError, f"the state has {measured}", f"give {name}=")
+    if not needs and call.arguments[name] is not None:
+        argument = "num_groups" if measured == "groups" else measured
+        remedy = f"begin with evaluation.empty({argument}=...)"
+        raise call.error(ValueError, f"the state has no {measured}", remedy)
+    return needs
+
+
 def group_ids(call: Call, rows: tuple[int, ...], state: State) -> Array | None:
     """The group of each row as int32, or −1; None if the state has no groups."""
-    if (call.arguments["groups"] is None) != (state.groups is None):
-        problem = "the state has no groups" if state.groups is None else "the state has groups"
-        remedy = "begin with evaluation.empty(num_groups=...)" if state.groups is None else "give groups="
-        raise call.error(ValueError, problem, remedy)
-    if state.groups is None:
+    if not _needed(call, "groups", "groups", state) or state.groups is None:
         return None
     wide = _given.too_wide(call.arguments["groups"])
     groups = call.array("groups") if wide is None else jnp.asarray(_given.narrowed(wide, None))
     if not jnp.issubdtype(groups.dtype, jnp.integer):
         problem = f"groups have dtype {groups.dtype}"
         raise call.error(TypeError, problem, "give each row the number of its group, from 0, as an integer")
-    if groups.shape != rows:
-        problem = f"groups of shape {groups.shape} for rows of shape {rows}"
-        raise call.error(ValueError, problem, f"give groups the shape {rows}")
+    _one_per_row(call, "groups", groups, rows)
     size = state.groups.weight.high.shape[-1]
     wider = groups.astype(jnp.int32) if groups.dtype.itemsize < 4 else groups
     return jnp.where((wider >= 0) & (wider < size), wider, -1).astype(jnp.int32)
@@ -76,11 +85,7 @@ def nan_in_bad_groups(nll: Array, groups: Array | None, counted: Array | None) -
 
 def draw_key(call: Call, state: State) -> Array | None:
     """The random key of a call; None if the state has no replicates."""
-    if (call.arguments["key"] is None) != (state.replicates is None):
-        problem = "the state has no replicates" if state.replicates is None else "the state has replicates"
-        remedy = "begin with evaluation.empty(replicates=...)" if state.replicates is None else "give key="
-        raise call.error(ValueError, problem, remedy)
-    return None if state.replicates is None else call.key("key")
+    return call.key("key") if _needed(call, "key", "replicates", state) else None
 
 
 def of_rows(

@@ -10,7 +10,8 @@ from jax import Array, lax
 
 from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _sums
-from jsoftmax.evaluation._state import State, added, check_states, is_sum, measures
+from jsoftmax.evaluation._state import State, check_states, measures
+from jsoftmax.evaluation._sums import added, is_sum
 
 
 def merge(a: State, b: State) -> State:

@@ -19,9 +19,8 @@ from jsoftmax.evaluation._state import (
     Classes,
     RowGroups,
     State,
-    added,
 )
-from jsoftmax.evaluation._sums import Sum
+from jsoftmax.evaluation._sums import Sum, added
 from jsoftmax.rows import _reductions
 
 
@@ -84,7 +83,7 @@ def absorb(state: State, rows: Rows, labels: Labels, class_bins: Bins | None = N
         numbers = [flagged(of) if of.dtype == jnp.bool_ else weighted(of) for of in columns]
         return _sums.totals_of_groups(numbers, index, size, dtype)
 
-    calibration = classes = confusion = cells = groups = replicates = in_bin = None
+    calibration = classes = confusion = cells = groups = replicates = None
     if state.calibration is not None:
         in_bin = _in_bins(rows.confidence, state.calibration.bins.weight.high.shape[-1])
         bins = Bins(tally(in_bin), tally(in_bin & along(right, in_bin)), total(rows.confidence, in_bin))
@@ -103,10 +102,9 @@ def absorb(state: State, rows: Rows, labels: Labels, class_bins: Bins | None = N
         groups = RowGroups(*of_many(rows.groups, size, every, right, rows.nll))
     ranks = members(rows.rank, state.ranks.high.shape[-1])
     if state.replicates is not None:
-        scores = None if in_bin is None else _draws.Scores(rows.brier, in_bin, rows.confidence)
-        replicates = _draws.resampled(
-            rows.draws, used if weights is None else weights, used, rows.nll, ranks, scores, dtype
-        )
+        brier = None if state.calibration is None else rows.brier
+        w = used if weights is None else weights
+        replicates = _draws.resampled(rows.draws, w, used, rows.nll, ranks, brier, dtype)
     more = State(
         tally(every),
         total(rows.nll),

@@ -50,6 +50,15 @@ class RowGroups(NamedTuple):
     nll: Sum
 
 
+class Replicates(NamedTuple):
+    """The sums of every replicate, each with a leading axis; `brier` is None if the state has no bins."""
+
+    weight: Sum
+    nll: Sum
+    ranks: Sum
+    brier: Sum | None
+
+
 class State(NamedTuple):
     """Weighted sums over rows; a plain tree of small arrays.
 
@@ -66,7 +75,7 @@ class State(NamedTuple):
     class_bins: Bins | None = None
     cells: Bins | None = None
     groups: RowGroups | None = None
-    replicates: Any = None  # a `State` of weight, nll, ranks and calibration, each with a leading axis
+    replicates: Replicates | None = None
 
 
 class Measures(NamedTuple):
@@ -180,15 +189,12 @@ def empty(
     def zero_bins(*shape: int) -> Bins:
         return Bins(zero(*shape), zero(*shape), zero(*shape))
 
-    def zero_calibration(*leading: int) -> Calibration | None:
-        return None if bins is None else Calibration(zero(*leading), zero_bins(*leading, bins))
-
     of_classes = None if num_classes is None else (zero(num_classes) for _ in Classes._fields)
     return State(
         zero(),
         zero(),
         zero(top_k),
-        zero_calibration(),
+        None if bins is None else Calibration(zero(), zero_bins(bins)),
         None if of_classes is None else Classes(*of_classes),
         zero(num_classes or 0, num_classes or 0) if confusion else None,
         None if class_bins is None else zero_bins(num_classes or 0, class_bins),
@@ -196,8 +202,11 @@ def empty(
         None if num_groups is None else RowGroups(*(zero(num_groups) for _ in RowGroups._fields)),
         None
         if replicates is None
-        else State(
-            zero(replicates), zero(replicates), zero(replicates, top_k), zero_calibration(replicates), None
+        else Replicates(
+            zero(replicates),
+            zero(replicates),
+            zero(replicates, top_k),
+            None if bins is None else zero(replicates),
         ),
     )
 
@@ -227,14 +236,3 @@ def check_type(function: str, kind: type, remedy: str, **arguments: Any) -> None
 
 def _name_of(value: Any) -> str:
     return "array" if isinstance(value, Array) else type(value).__name__
-
-
-@jax.jit
-def added(a: State, b: State) -> State:
-    """The state whose sums are those of a plus those of b."""
-    return jax.tree.map(_sums.add, a, b, is_leaf=is_sum)
-
-
-def is_sum(node: Any) -> bool:
-    """Whether a node of a state is a `Sum`."""
-    return isinstance(node, Sum)

@@ -7,10 +7,10 @@ relative error of about 1e-14, in any order.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -45,6 +45,17 @@ def add(a: Sum, b: Sum) -> Sum:
     high, low = _renormalised(high, lost + lost_of_low)
     finite = jnp.isfinite(plain)
     return Sum(jnp.where(finite, high, plain), jnp.where(finite, low, 0))
+
+
+@jax.jit
+def added(a: Any, b: Any) -> Any:
+    """The tree whose sums are those of the tree a plus those of b."""
+    return jax.tree.map(add, a, b, is_leaf=is_sum)
+
+
+def is_sum(node: Any) -> bool:
+    """Whether a node of a tree is a `Sum`."""
+    return isinstance(node, Sum)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -99,14 +110,12 @@ def totals_of_groups(columns: Sequence[Array], index: Array, groups: int, dtype:
     index = index + (groups + 1) * (lax.iota(index.dtype, len(index)) // chunk)
     table = jnp.zeros((chunks * (groups + 1), rows.shape[-1]), wide)
     table = table.at[index].add(rows, mode="promise_in_bounds").reshape(chunks, groups + 1, -1)[:, :groups]
-    ends = list(itertools.accumulate(len(pieces) for pieces, _ in cut))
-    most = max(len(pieces) for pieces, _ in cut)
-    parts = [jnp.moveaxis(part, -1, 0) for part in jnp.split(table, ends[:-1], -1)]
-    # [pieces, columns, chunks, groups]: all columns are added together, which compiles faster.
-    stacked = jnp.stack([jnp.pad(part, [(0, most - len(part)), (0, 0), (0, 0)]) for part in parts], 1)
-    total = functools.reduce(add, (_in_two_words(piece, dtype) for piece in stacked))
-    total = fold(total, (1,)) if chunks > 1 else Sum(*(word[:, 0] for word in total))
-    return [Sum(*(jnp.ldexp(word[i], cut[i][1]) for word in total)) for i in range(len(cut))]
+    of_pieces = iter(jnp.moveaxis(table, -1, 0))
+    found = []
+    for pieces, exponent in cut:
+        words = fold(functools.reduce(add, (_in_two_words(next(of_pieces), dtype) for _ in pieces)), (0,))
+        found.append(Sum(*(jnp.ldexp(word, exponent) for word in words)))
+    return found
 
 
 def _pieces(values: Array, rows: int, dtype: Any) -> tuple[list[Array], Array]:

@@ -16,8 +16,8 @@ from jsoftmax.border._call import Call
 from jsoftmax.evaluation import _sums, _temperature_search
 from jsoftmax.evaluation._batch import Batch, of_call
 from jsoftmax.evaluation._labels import Labels
-from jsoftmax.evaluation._sums import Sum
-from jsoftmax.evaluation._temperature_search import MOST_STEPS, power_near
+from jsoftmax.evaluation._sums import Sum, added
+from jsoftmax.evaluation._temperature_search import MOST_STEPS, largest_finite, power_near
 from jsoftmax.logits import _scaling
 
 NAME = "evaluation.fit_temperature_in_batches"
@@ -107,7 +107,7 @@ def fit_temperature_in_batches(
     limits = jnp.finfo(largest.dtype)
     unit = power_near(largest, -limits.maxexp // 2, 3, over=limits.maxexp // 2)
     share = power_near(heaviest, limits.minexp, -limits.minexp)
-    ends = over_batches(_ends, _added, unit, share)
+    ends = over_batches(_ends, added, unit, share)
     if ends is None:
         problem = "batches gave no batch the second time"
         raise Call(NAME, batches=batches).error(ValueError, problem, AGAIN)
@@ -116,7 +116,7 @@ def fit_temperature_in_batches(
     right = ends.gaps.high == 0
     search = _temperature_search.start(widest, ~right & (goal < widest))
     while not search.settled and search.steps < MOST_STEPS:
-        moments = over_batches(_moments, _added, unit, share, search.temperature)
+        moments = over_batches(_moments, added, unit, share, search.temperature)
         first, second = moments.first.high / weight, moments.second.high / weight
         search = _temperature_search.advance(search, first, second, goal / search.temperature)
     return _temperature_search.answer(search, unit, goal, widest, right)
@@ -136,11 +136,8 @@ def _largest(axis: int, batch: Batch) -> tuple[Array, Array]:
     rows = _temperature_search.rows_of(axis, batch)
     z, _ = _scaling.ordered(rows.x, rows.scaling, rows.top)
     weights = jnp.ones(()) if rows.labels.weights is None else rows.labels.weights
-    return _largest_of(z, rows.limits.dtype), _largest_of(weights, rows.limits.dtype)
-
-
-def _largest_of(values: Array, dtype: jnp.dtype) -> Array:
-    return jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0).astype(dtype)
+    dtype = rows.limits.dtype
+    return largest_finite(z).astype(dtype), largest_finite(weights).astype(dtype)
 
 
 def _shares(labels: Labels, like: Array, share: Array) -> Array:
@@ -171,8 +168,3 @@ def _moments(axis: int, batch: Batch, unit: Array, share: Array, temperature: Ar
     first, second = rows.moments(temperature, unit)
     shares = _shares(rows.labels, first, share)
     return _Moments(_total(first, shares), _total(second, shares))
-
-
-@jax.jit
-def _added(a: Any, b: Any) -> Any:
-    return jax.tree.map(_sums.add, a, b, is_leaf=lambda node: isinstance(node, Sum))

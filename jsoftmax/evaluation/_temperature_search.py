@@ -124,8 +124,12 @@ def answer(search: Search, unit: Array, goal: Array, widest: Array, right: Array
     return rules.nan_where(~(jnp.isfinite(goal) & jnp.isfinite(widest)), found)
 
 
+def largest_finite(values: Array) -> Array:
+    """The largest finite |value|; 0 if there is none."""
+    return jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0)
+
+
 def power_near(values: Array, least: int, most: int, over: int = 0) -> Array:
     """The power of 2 next above the largest finite |value|, divided by 2^over; exponent in [least, most]."""
-    largest = jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0)
-    _, exponent = jnp.frexp(largest)
+    _, exponent = jnp.frexp(largest_finite(values))
     return jnp.ldexp(jnp.ones((), values.dtype), jnp.clip(exponent - over, least, most))

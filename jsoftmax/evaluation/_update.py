@@ -141,7 +141,7 @@ def _update(static: tuple[int, bool], state: State, batch: Batch) -> State:
     rank = jnp.squeeze(_scores.rank(x, labels.ids, scaling, axis), axis)
     brier = confidence = odds = prediction = class_bins = None
     nll = _labels.nan_in_bad_groups(found["nll"], batch.groups, by_row.counted)
-    if state.calibration is not None or state.cells is not None or state.class_bins is not None:
+    if any(of is not None for of in (state.calibration, state.cells, state.class_bins, state.classes)):
         row_state, _ = _reductions.reduce(x, scaling, (axis,))
         if state.calibration is not None:
             brier = jnp.squeeze(_scores.brier(x, scaling, axis, row_state, labels.ids, targets, nll), axis)
@@ -151,11 +151,9 @@ def _update(static: tuple[int, bool], state: State, batch: Batch) -> State:
             class_bins = _scores.bins_of_classes(
                 state.class_bins.weight.high, x, scaling, axis, row_state, labels
             )
-    if state.classes is not None:
-        ordered = _scaling.ordered_live(x, scaling)
-        prediction = _peaks.prediction(ordered, (axis,))
-        is_live = jnp.max(ordered, axis, keepdims=True, initial=-jnp.inf) > -jnp.inf
-        prediction = jnp.squeeze(jnp.where(is_live, prediction, -1), axis)
+        if state.classes is not None:
+            first = _peaks.prediction(_scaling.ordered_live(x, scaling), (axis,))
+            prediction = jnp.squeeze(jnp.where(row_state.rest < 0, -1, first), axis)
     draws = _draws.of_rows(state, batch.key, nll.shape, batch.groups)
     rows = Rows(nll, rank, prediction, brier, confidence, odds, batch.groups, draws)
     return absorb(state, rows, by_row, class_bins)
