@@ -1,12 +1,34 @@
 """Virtual environments with pinned versions, and the examples of a page in them."""
 
+import argparse
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def environment(program, description, versions, other):
+    """The interpreter and the versions, from the options ``[--environment DIR] [NAME==VERSION ...]``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    replaced = f"instead of the pinned version, such as {other}"
+    parser.add_argument("pins", nargs="*", metavar="NAME==VERSION", help=replaced)
+    kept = "make the virtual environment there, or use the one there is"
+    parser.add_argument("--environment", type=Path, metavar="DIR", help=kept)
+    options = parser.parse_args()
+    versions = versions | dict(pin.split("==") for pin in options.pins)
+    with tempfile.TemporaryDirectory() as folder:
+        made = (options.environment or Path(folder) / "environment").absolute()
+        yield install(made, versions), versions
 
 
 def install(environment, versions):

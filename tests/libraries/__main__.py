@@ -7,13 +7,10 @@ what their comments say, and which JAX refuses where `jsoftmax.forward_mode` doe
 claims.py, the table of the page. The status is 1 if anything is not as the page says.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
 
 from tests.libraries import REFUSALS
-from tests.pinned import examples, install, problem, run
+from tests.pinned import environment, examples, problem, run
 
 VERSIONS = {
     "jax": "0.10.2",
@@ -38,21 +35,8 @@ jsoftmax.forward_mode = NoMode
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.libraries",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    other = "instead of the pinned version, such as jax==0.12.0.1 flax==0.12.12"
-    parser.add_argument("pins", nargs="*", metavar="NAME==VERSION", help=other)
-    kept = "make the virtual environment there, or use the one there is"
-    parser.add_argument("--environment", type=Path, metavar="DIR", help=kept)
-    options = parser.parse_args()
-    versions = VERSIONS | dict(pin.split("==") for pin in options.pins)
-    wrong = 0
-    with tempfile.TemporaryDirectory() as folder:
-        environment = (options.environment or Path(folder) / "environment").absolute()
-        python = install(environment, versions)
+    wrong, other = 0, "jax==0.12.0.1 flax==0.12.12"
+    with environment("tests.libraries", __doc__, VERSIONS, other) as (python, _):
         for heading, code in examples("libraries.md").items():
             said, without = problem(python, code), run(python, "-c", WITHOUT + code, capture_output=True)
             refused = any(refusal in without.stderr for refusal in REFUSALS)

@@ -7,12 +7,9 @@ the same logits: equal where the definitions are (agreement.py), and as the tabl
 are not (differences.py). The status is 1 if anything is not as the page says.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
 
-from tests.pinned import install, run
+from tests.pinned import environment, run
 
 VERSIONS = {
     "jax": "0.10.2",
@@ -26,20 +23,8 @@ VERSIONS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.other_metrics",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    other = "instead of the pinned version, such as scikit-learn==1.9.0"
-    parser.add_argument("pins", nargs="*", metavar="NAME==VERSION", help=other)
-    kept = "make the virtual environment there, or use the one there is"
-    parser.add_argument("--environment", type=Path, metavar="DIR", help=kept)
-    options = parser.parse_args()
-    versions = VERSIONS | dict(pin.split("==") for pin in options.pins)
-    with tempfile.TemporaryDirectory() as folder:
-        environment = (options.environment or Path(folder) / "environment").absolute()
-        python = install(environment, versions)
+    other = "scikit-learn==1.9.0"
+    with environment("tests.other_metrics", __doc__, VERSIONS, other) as (python, versions):
         print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
         programs = ("tests.other_metrics.agreement", "tests.other_metrics.differences")
         wrong = [run(python, "-m", program).returncode for program in programs]
