@@ -37,7 +37,16 @@ MODULES = {
     "transforms": ("_modes", "_sharding", "_rule_trees", "_platforms", "_autodiff", "_row_wise"),
     "border": ("_given", "_arrays", "_call", "_eager", "_mesh_axes", "_label_checks", "_segment_ids"),
     "logits": ("_moments", "_rounding", "_scaling"),
-    "backends": ("_choice", "_reading", "_sinks", "_by_class", "_cpu", "_cpu_loops", "_accelerators"),
+    "backends": (
+        "_choice",
+        "_reading",
+        "_sinks",
+        "_by_class",
+        "_cpu",
+        "_cpu_loops",
+        "_accelerators",
+        "_kernel_rows",
+    ),
     "rows": (
         "_peaks",
         "_reductions",
