@@ -46,6 +46,7 @@ MODULES = {
         "_cpu_loops",
         "_accelerators",
         "_kernel_rows",
+        "_mosaic_gpu_head",
     ),
     "rows": (
         "_peaks",
