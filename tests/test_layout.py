@@ -46,6 +46,8 @@ MODULES = {
         "_cpu_loops",
         "_accelerators",
         "_kernel_rows",
+        "_mosaic_gpu_head_tiles",
+        "_mosaic_gpu_head_kernel",
         "_mosaic_gpu_head",
     ),
     "rows": (
