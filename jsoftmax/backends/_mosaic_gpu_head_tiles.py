@@ -67,6 +67,7 @@ def tile_part(z: Array, label: Array, has_label: Array, live: Array | None) -> P
     """The `Part` of every row of a tile of logits. Labels count from the first class of the tile.
 
     Only the first `live` classes exist, or all if None. If not `has_label`, no row has its label in the tile.
+    The rest of a row whose logits are all −inf is NaN, which `merged` does not use.
     """
     _, plgpu = pallas()
     spread = partial(lax.broadcast_in_dim, shape=z.shape, broadcast_dimensions=(0,))
@@ -78,8 +79,7 @@ def tile_part(z: Array, label: Array, has_label: Array, live: Array | None) -> P
     label_logit = lax.cond(has_label, at_label, lambda z: per_row(label.shape, 0), z)
     z = z if live is None else jnp.where(ids < live, z, -jnp.inf)
     top = jnp.max(z, 1)
-    u = z - spread(jnp.where(top == -jnp.inf, 0.0, top))
-    half = jnp.exp2(u * (math.log2(math.e) / 2))
+    half = jnp.exp2((z - spread(top)) * (math.log2(math.e) / 2))
     state = online.from_sums(top, jnp.sum(half * half, 1), jnp.sum(rest_terms(half), 1))
     return part(state.max, state.rest, label_logit)
 
