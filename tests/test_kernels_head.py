@@ -28,7 +28,7 @@ FLAT, TIED, PEAKED, NAN, DEAD, INFINITE = range(6)  # rows; all others have logi
 CASES = {  # rows, depth, classes, dtype, whether the classes are the first axis of the weight, sizes
     "last rows and classes": (37, 128, 91, "bfloat16", True, tiles.Sizes(8, 16, 64, 2, 2, 1, 3)),
     "one slab, in a cluster": (37, 64, 80, "float16", True, tiles.Sizes(8, 16, 64, 3, 2, 2, 4)),
-    "classes along the last axis": (24, 192, 136, "bfloat16", False, tiles.Sizes(8, 64, 64, 2, 2, 2, 4)),
+    "classes along the last axis": (24, 192, 320, "bfloat16", False, tiles.Sizes(8, 128, 64, 2, 2, 2, 4)),
 }
 
 
@@ -129,15 +129,26 @@ def test_the_terms_of_the_rest_are_those_of_online():
     np.testing.assert_allclose(tiles.rest_terms(half), online.rest_terms(half), rtol=2 * EPS)
 
 
-@pytest.mark.parametrize("classes", [32000, 128256, 151936, 262144])
-@pytest.mark.parametrize("rows", [1024, 4096, 8192, 16384, 12345])
+@pytest.mark.parametrize("classes", [8, 32000, 128256, 262144])
+@pytest.mark.parametrize("rows", [1, 1024, 8192, 16384, 12345])
+def test_every_tile_has_one_place(rows, classes):
+    sizes = tiles.Sizes()
+    plan = sizes.plan(rows, classes)
+    runs, row_blocks = map(np.asarray, plan.place(jnp.arange(plan.row_blocks * plan.runs)))
+    assert sorted(zip(runs, row_blocks, strict=True)) == list(np.ndindex(plan.runs, plan.row_blocks))
+    assert plan.row_blocks * 2 * sizes.rows * sizes.cluster >= rows
+    assert plan.tiles * sizes.classes >= classes
+    assert plan.runs == math.ceil(plan.tiles / plan.length)
+
+
+@pytest.mark.parametrize("classes", [32000, 128256, 262144])
+@pytest.mark.parametrize("rows", [1024, 8192, 16384, 12345])
 def test_all_processors_are_busy_to_the_end(rows, classes):
     """The busiest cluster takes few tiles more than its share."""
     sizes = tiles.Sizes()
     plan = sizes.plan(rows, classes)
     busiest = math.ceil(plan.row_blocks * plan.runs / plan.clusters) * plan.length
     assert busiest <= 1.06 * plan.row_blocks * plan.tiles / (sizes.processors / sizes.cluster)
-    assert plan.runs * plan.length >= plan.tiles == math.ceil(classes / sizes.classes)
 
 
 def test_what_the_kernel_refuses():
@@ -150,13 +161,15 @@ def test_what_the_kernel_refuses():
     if jax.__version_info__ < (0, 11):
         assert reason() == f"the kernel needs jax 0.11 or later, and this is jax {jax.__version__}"
         return
-    assert reason() is reason(axis=-1) is reason(axis=1) is reason(classes=17) is None
+    assert reason() is reason(classes=17) is None
+    assert reason(classes=64, axis=-1) is reason(classes=128, axis=1) is None
     assert reason(dtype=jnp.float16, weight=jnp.float16) is None
     assert "float32 and bfloat16" in reason(dtype=jnp.float32)
     assert "float32 and float32" in reason(dtype=jnp.float32, weight=jnp.float32)
     assert "float16 and bfloat16" in reason(dtype=jnp.float16)
     assert "multiple of 64, and it is 96" in reason(depth=96)
-    assert "17 classes along the last axis" in reason(classes=17, axis=-1)
+    assert "72 classes along the last axis" in reason(classes=72, axis=-1)
+    assert "at least 64 classes" in reason(classes=0, axis=-1)
     assert "at least 8 classes" in reason(classes=7)
     assert "at least 8 classes" in reason(rows=0)
 

@@ -39,12 +39,13 @@ from jsoftmax.backends._mosaic_gpu_head_kernel import Product
 from jsoftmax.backends._mosaic_gpu_head_tiles import Sizes, part
 from jsoftmax.logits._scaling import Scaling
 
-_GROUP = 8  # rows of an operand; the copy engine and the tensor cores take them in whole groups
+_GROUP = 8, 64  # rows and columns of an operand in memory; the copy engine takes them in whole groups
 
 
 def refuses(hidden: Array, weight: Array, vocab_axis: int) -> str | None:
     """Why the kernel cannot run, or None."""
-    classes, depth = weight.shape[vocab_axis], hidden.shape[1]
+    axis, depth = vocab_axis % 2, hidden.shape[1]
+    classes, group = weight.shape[axis], _GROUP[axis]
     if jax.__version_info__ < (0, 11):
         return f"the kernel needs jax 0.11 or later, and this is jax {jax.__version__}"
     if hidden.dtype != weight.dtype or hidden.dtype not in (jnp.bfloat16, jnp.float16):
@@ -54,13 +55,13 @@ def refuses(hidden: Array, weight: Array, vocab_axis: int) -> str | None:
         )
     if depth == 0 or depth % Sizes().depth:
         return f"the length of a hidden state must be a multiple of {Sizes().depth}, and it is {depth}"
-    if vocab_axis % 2 and classes % _GROUP:
+    if axis == 1 and classes % group:
         return (
-            f"{classes} classes along the last axis of weight are no multiple of {_GROUP}; "
+            f"{classes} classes along the last axis of weight are no multiple of {group}; "
             "along its first axis, any number of classes is possible"
         )
-    if classes < _GROUP or not hidden.size:
-        return f"there must be rows, and at least {_GROUP} classes"
+    if classes < group or not hidden.size:
+        return f"there must be rows, and at least {group} classes"
     return None
 
 
@@ -92,15 +93,16 @@ def in_tiles(
 ) -> tuple[Array, Array, Array]:
     """`head_state` for a kernel of given sizes."""
     rows, classes = len(hidden), weight.shape[vocab_axis]
-    in_kernel = classes // _GROUP * _GROUP
     classes_first = vocab_axis % 2 == 0
+    group = _GROUP[0]
+    in_kernel = classes // group * group if classes_first else classes
     product = Product(sizes.plan(rows, in_kernel), sizes, hidden.shape[1], in_kernel, classes_first)
     ids = jnp.where(labels < in_kernel, jnp.maximum(labels, -1), -1)[:, 0]
     ids = jnp.pad(ids, (0, product.rows - rows), constant_values=-1)
     tile_of_label = jnp.reshape(ids // sizes.classes, (-1, sizes.rows, 1))
     label_tiles = jnp.any(tile_of_label == jnp.arange(product.plan.tiles)[None, None], 1)
     runs = product.kernel(hidden.dtype, interpret)(
-        jnp.pad(hidden, ((0, -rows % _GROUP), (0, 0))),
+        jnp.pad(hidden, ((0, -rows % group), (0, 0))),
         weight[:in_kernel] if classes_first else weight,
         ids,
         label_tiles.astype(jnp.int32),

@@ -18,8 +18,6 @@ from jax import Array, lax
 from jsoftmax.backends._accelerators import Part, merged
 from jsoftmax.backends._mosaic_gpu_head_tiles import Plan, Sizes, pallas, part, per_row, tile_part
 
-_ROW_BLOCKS_IN_L2 = 8  # of one cluster each: of 16 MB if the hidden states have a length of 4096
-
 
 class References(NamedTuple):
     """The arrays in device memory, then those in shared memory."""
@@ -102,18 +100,13 @@ class Product(NamedTuple):
     def _over_runs(self, of_run: Callable[..., Array]) -> None:
         """Calls ``slab = of_run(slab, run, row, tile, end)`` for every run: its first row, and its tiles.
 
-        The runs of some blocks of rows precede those of the next blocks, so that these rows stay in the
-        cache while all classes pass. `slab` counts the slabs of the kernel.
+        `slab` counts the slabs that this block has used.
         """
         plan = self.plan
         cluster, block = lax.axis_index("cluster"), lax.axis_index("block")
-        group = _ROW_BLOCKS_IN_L2 * plan.runs
 
         def of_index(i: Array, slab: Array) -> Array:
-            index = cluster + i * plan.clusters
-            before = index // group * _ROW_BLOCKS_IN_L2
-            blocks = jnp.minimum(_ROW_BLOCKS_IN_L2, plan.row_blocks - before)
-            run, row_block = index % group // blocks, before + index % group % blocks
+            run, row_block = plan.place(cluster + i * plan.clusters)
             row = (row_block * self.sizes.cluster + block) * self.height
             tile = run * plan.length
             return of_run(slab, run, row, tile, jnp.minimum(tile + plan.length, plan.tiles))
