@@ -12,7 +12,6 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends._accelerators import Part
 
-
 _ROW_BLOCKS_IN_CACHE = 8  # 16 MB if the hidden states have a length of 4096
 
 
