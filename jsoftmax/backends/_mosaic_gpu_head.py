@@ -72,7 +72,7 @@ def head_state(
 
     ``logits = hidden @ weight``, summed in float32. The rest, ``Σ exp(z − max) − 1``, is that of `online`: it
     keeps its digits where one class leads. It is NaN in a row with NaN or +inf, −1 if all logits are −inf.
-    The logit of the label has the same rounding as the largest, so their difference is exact.
+    The logit of the label is of the same sums: where the label leads, it is equal to the largest.
 
     Numbers of rows that are no multiple of 8 cost a copy of `hidden`. The last classes beyond a multiple of 8
     cost a small product outside of the kernel. `refuses` says what is not possible.
@@ -99,6 +99,7 @@ def in_tiles(
     product = Product(sizes.plan(rows, in_kernel), sizes, hidden.shape[1], in_kernel, classes_first)
     ids = jnp.where(labels < in_kernel, jnp.maximum(labels, -1), -1)[:, 0]
     ids = jnp.pad(ids, (0, product.rows - rows), constant_values=-1)
+    # Not in the kernel: a reduction across warps of both warpgroups is a race in Mosaic GPU (`findings`).
     tile_of_label = jnp.reshape(ids // sizes.classes, (-1, sizes.rows, 1))
     label_tiles = jnp.any(tile_of_label == jnp.arange(product.plan.tiles)[None, None], 1)
     runs = product.kernel(hidden.dtype, interpret)(
