@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax.backends import _accelerators
-from jsoftmax.backends._choice import Request, choose
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms import _modes
 

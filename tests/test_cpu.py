@@ -10,8 +10,8 @@ from compiling import jit_in_full
 
 import jsoftmax
 from jsoftmax import online
-from jsoftmax.backends import _by_class, _choice, _cpu, _reading
-from jsoftmax.backends._choice import Form, Request
+from jsoftmax.backends import _by_class, _choice, _cpu, _reading, _request
+from jsoftmax.backends._request import Form, Request
 from jsoftmax.transforms._platforms import MOST_PLAIN
 
 FORMS = {
@@ -229,7 +229,7 @@ ACROSS = {
 def test_rows_that_lie_across_memory(name, dtype):
     """Values and gradients as for the same rows with adjacent classes; an error stays in its row."""
     rng = np.random.default_rng(0)
-    x = 3 * rng.normal(size=(2, 40, 2, _choice.LEAST_STRIDE // 2)).astype(np.float32)
+    x = 3 * rng.normal(size=(2, 40, 2, _request.LEAST_STRIDE // 2)).astype(np.float32)
     x[:, 7, 0] += 30
     x[0, :, 0, 0], x[0, :, 0, 1], x[0, 3, 0, 2], x[0, 3, 0, 3] = np.nan, -np.inf, np.inf, -np.inf
     x = jnp.asarray(x, dtype)

@@ -1,21 +1,19 @@
 """Decides which form of a computation runs on CPU, on a GPU and on a TPU: the only module that does.
 
-A request holds what the choice depends on: the shape, the dtype, the class axes, where the classes lie, the
-operations on the logits before, and the use of the result. The plain form, array operations only, is correct
-for every request. A platform has its own form only where that saves much time or memory.
+The plain form, array operations only, is correct for every request. A platform has its own form only where
+that saves much time or memory, or where the call asks for a kernel.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
-
-from jax import Array
+from typing import Any
 
 from jsoftmax import rules
-from jsoftmax.transforms._platforms import MOST_PLAIN, Own
+from jsoftmax.backends import _kernels
+from jsoftmax.backends._request import Form, Plan, Request
+from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
 
 # Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
@@ -25,114 +23,35 @@ SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as m
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
 BLOCK = 256  # the approximate block size: one block of every row is read twice
-LEAST_STRIDE = 2**16  # in elements, between neighbouring classes: from here on, one row at a time is slow
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
 
-What = Literal[
-    "state",
-    "rest",
-    "sums",
-    "softmax",
-    "log_softmax",
-    "derivative of a map",
-    "gradient with targets",
-    "maximum",
-    "largest class",
-    "label",
-]
-UsedFor = Literal["nothing", "differences", "exponentials"]
-
-_REASONS = {
-    "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
-    "beside the label": "one bare sum without the label's term",
-    "whole": "one bare sum, and a second one where a class leads",
-    "blocks": "blocks of {size} classes: only the block with the maximum is read again",
-    "loop": "a loop over blocks of classes, so that XLA stores no terms",
-    "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
-    "from the sums": "from the exponentials of the sums",
-    "read": "read where it lies",
-    "block of the largest": "in the block of {size} classes that has it: XLA's argmax goes class by class",
-    "one pass": "one pass over the logits: their 16 bits allow it",
-    "sums in one pass": "the sums of a row in one pass",
-    "one kernel": "one kernel, which reads a row once",
-}
-
-
-class Form(NamedTuple):
-    """A form other than the plain one."""
-
-    name: str
-    size: int = 0  # the block size in classes; for "one pass", the number of pieces of a row
-    # Whether a later operation uses the exponentials or differences of all classes.
-    terms_used_again: bool = False
-
-    @property
-    def reason(self) -> str:
-        """Why this form was chosen."""
-        return _REASONS[self.name].format(size=self.size)
-
-
-class Plan(NamedTuple):
-    """The form for each platform; None for the plain form."""
-
-    cpu: Form | None = None
-    gpu: Form | None = None
-    tpu: Form | None = None
-
-    def functions(self, named: dict[str, Callable[..., Any]]) -> dict[str, Own]:
-        """The function and the reason for each platform, as `by_platform` takes them.
-
-        A form with a size passes it to its function first.
-        """
-        found: dict[str, Own] = {}
-        for platform, form in self._asdict().items():
-            if form is not None:
-                function = named[form.name]
-                found[platform] = (partial(function, form.size) if form.size else function), form.reason
-        return found
-
-
-class Request(NamedTuple):
-    """A computation on rows of logits, as `choose` sees it."""
-
-    what: What
-    x: Array
-    axes: tuple[int, ...]  # the class axes
-    sharded: bool = False  # whether the classes also lie on several shards of `jax.shard_map`
-    bare: bool = True  # whether there is no mask, no temperature, no soft cap and no further sum
-    # What is computed for every class afterwards: nothing, differences as in a log-softmax, or the
-    # exponentials again, as in a gradient.
-    result_used_for: UsedFor = "nothing"
-    for_label: bool = False  # whether only −log p of the label has to be accurate
-
-    @property
-    def classes(self) -> int:
-        """The number of classes; the shape must be known."""
-        return math.prod(self.x.shape[axis] for axis in self.axes)
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the plain form may be slow: the shape is known, and there are many logits."""
-        return not self.sharded and is_known(self.x) and self.x.size > MOST_PLAIN
-
-    @property
-    def is_whole_row(self) -> bool:
-        """Whether a row has one axis and lies on one device, so that it can be cut into blocks."""
-        return not self.sharded and len(self.axes) == 1 and on_one_device(self.x, *self.axes)
-
-    @property
-    def is_strided(self) -> bool:
-        """Whether the classes lie far apart in memory, on one device."""
-        x, axes = self.x, self.axes
-        one_axis = not self.sharded and len(axes) == 1 and on_one_device(x, *range(x.ndim))
-        return one_axis and math.prod(x.shape[axes[0] + 1 :]) >= LEAST_STRIDE
-
 
 def choose(request: Request) -> Plan:
     """The form for each platform."""
-    return Plan(_on_cpu(request), *_on_accelerators(request))
+    gpu, tpu = _on_accelerators(request)
+    _, gpu_kernel, tpu_kernel = choose_kernel(request)
+    return Plan(_on_cpu(request), gpu_kernel or gpu, tpu_kernel or tpu)
+
+
+def choose_kernel(request: Request) -> Plan:
+    """The kernel for each platform; None where it has none for this request, or none is asked for."""
+    return Plan(None, _kernel(request, "gpu"), _kernel(request, "tpu"))
+
+
+def _kernel(request: Request, platform: _kernels.Platform) -> Form | None:
+    """The kernel of a platform, if kernels are asked for and this one does not refuse the request."""
+    x, axes = request.x, request.axes
+    if request.kernel is None or request.sharded or not _modes.kernels() or not on_one_device(x, *axes):
+        return None
+    refused = _kernels.refuses(request.kernel, x, axes, platform)
+    return Form(f"{platform} kernel") if refused is None else None
+
+
+def kernels(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """``function(platform, …)``, which calls a kernel of that platform, as functions of forms by name."""
+    return {f"{platform} kernel": partial(function, platform) for platform in ("gpu", "tpu")}
 
 
 def _on_cpu(request: Request) -> Form | None:

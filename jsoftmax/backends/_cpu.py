@@ -17,8 +17,8 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _by_class, _sinks
 from jsoftmax.backends._by_class import Label, exponentials, half, wide_and_finite_maximum
-from jsoftmax.backends._choice import Form
 from jsoftmax.backends._reading import picked
+from jsoftmax.backends._request import Form
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._platforms import hidden

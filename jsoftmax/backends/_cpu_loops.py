@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.backends._choice import Request, choose
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.transforms._platforms import by_platform
 
 BLOCK_SIZE = 2**20  # in elements, over all rows

@@ -8,11 +8,12 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jsoftmax.border import _mesh_axes
+from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.functions._row_statistics import statistics_of
 from jsoftmax.linear import _arguments, _few, _numbers
-from jsoftmax.linear._arguments import Backend, BlockSize, Gradient, Head
+from jsoftmax.linear._arguments import BlockSize, Gradient, Head
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
 from jsoftmax.rows._sparse import SparseTargets
@@ -107,7 +108,9 @@ def linear_cross_entropy(
         have no derivative.
       block_size: the number of rows in a block, or a pair: its rows and its classes. None for the size that
         `linear_plan` returns.
-      backend: "blocked", or "xla" for all logits at once; None for "blocked". A sequence means its first.
+      backend: "blocked", "xla" for all logits at once, or "mosaic": as "blocked", except that on a Hopper GPU
+        a kernel computes losses without a gradient. It is for class ids and 16-bit floats, without a bias,
+        mask, soft cap, temperature or smoothing. A sequence means the first that can compute the call.
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `weight`,
         `bias`, `class_weights` and target probabilities hold the classes of the shard, the same number on
         each: pad the last, and give the padding a bias of −inf. `hidden` is the same on all shards, and its
@@ -165,10 +168,11 @@ def linear_cross_entropy(
         threshold=threshold,
         keep=keep,
     )
-    head = _arguments.of_call(call)
+    head = _arguments.of_call(call, for_loss=True)
     row_names = _mesh_axes.of_rows(call, "hidden")
     head = _arguments.sampled(call, head, row_names)
-    with _platforms.for_logits(head.logits.size):
+    forms = _platforms.with_kernels() if head.in_kernels else _platforms.for_logits(head.logits.size)
+    with forms:
         return (_few.loss if isinstance(labels, SparseTargets) else _loss)(call, head, row_names)
 
 

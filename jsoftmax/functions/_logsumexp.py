@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
-from jsoftmax.backends._choice import UsedFor
+from jsoftmax.backends._request import UsedFor
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled

@@ -5,22 +5,25 @@ from __future__ import annotations
 from jax import Array
 from jax.typing import ArrayLike
 
+from jsoftmax.backends import _kernels
 from jsoftmax.border import _mesh_axes
+from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _loss_terms, _sparse
+from jsoftmax.rows import _fused_loss, _loss_terms, _sparse
 from jsoftmax.rows._loss_terms import Reduction
 from jsoftmax.rows._row_numbers import numbers
 from jsoftmax.rows._sparse import SparseTargets
+from jsoftmax.transforms import _modes
 from jsoftmax.transforms._modes import forward_mode
 
 NLL = frozenset({"nll"})
 
 
-@compiled("axis", "ignore_index", "reduction", "axis_name", "row_axis_name")
+@compiled("axis", "ignore_index", "reduction", "axis_name", "row_axis_name", "backend")
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike | SparseTargets,
@@ -37,6 +40,7 @@ def cross_entropy(
     reduction: Reduction = "none",
     axis_name: MeshAxes = None,
     row_axis_name: MeshAxes = None,
+    backend: Backend = None,
 ) -> Array:
     """The cross-entropy −Σ t·log softmax(z) of logits with labels, in nats, with every usual option.
 
@@ -90,6 +94,8 @@ def cross_entropy(
         each: pad the last, and mask the padding. Class ids refer to the classes of all shards.
       row_axis_name: within `jax.shard_map`, the mesh axis or axes over which the rows are sharded. The sum or
         mean is then over the rows of all shards, also where these count different numbers of rows.
+      backend: as in `softmax`. The kernels of "mosaic" are for class ids, without a soft cap and smoothing.
+        With "mean" or "sum" and no z-loss, one of them reads the logits once and writes their gradient.
 
     Returns:
       The losses, in the shape of `logits` without `axis`, or their mean or sum.
@@ -134,6 +140,7 @@ def cross_entropy(
         reduction=reduction,
         axis_name=axis_name,
         row_axis_name=row_axis_name,
+        backend=backend,
     )
     x = call.floats("logits")
     axes = call.axes(x.shape)
@@ -143,9 +150,12 @@ def cross_entropy(
     if isinstance(labels, SparseTargets):
         return _sparse.loss_of_call(call, x, axes, names, row_names, scaling)
     loss = _loss_terms.of_call(call, x, axes, names, row_names, scaling.where)
-    arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
-    found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)
-    return loss.reduced(loss.terms.losses(found), axes)
+    with _kernels.asked_by(call, "loss and gradient", x, axes, scaling.where):
+        if _modes.kernels() and _fused_loss.fits(loss):
+            return _fused_loss.reduced(loss, x, scaling, axes)
+        arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
+        found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)
+        return loss.reduced(loss.terms.losses(found), axes)
 
 
 @compiled("axis")

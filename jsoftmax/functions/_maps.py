@@ -5,7 +5,9 @@ from __future__ import annotations
 from jax import Array
 from jax.typing import ArrayLike
 
+from jsoftmax.backends import _kernels
 from jsoftmax.border import _mesh_axes
+from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
@@ -13,7 +15,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.rows import _maps
 
 
-@compiled("axis", "axis_name")
+@compiled("axis", "axis_name", "backend")
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -22,6 +24,7 @@ def softmax(
     temperature: ArrayLike | None = None,
     sink: ArrayLike | None = None,
     axis_name: MeshAxes = None,
+    backend: Backend = None,
 ) -> Array:
     """Probabilities proportional to exp(x/T).
 
@@ -52,13 +55,17 @@ def softmax(
         on axis 1, ``sink[:, None, None]``.
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `x` and
         `where` hold the classes of the shard, the same number on each: pad the last, and mask the padding.
+      backend: "xla", or "mosaic" for kernels on an NVIDIA GPU from Hopper on and on a TPU: they read each row
+        once, forward and backward. Other platforms ignore it, and so do arrays that a mesh may shard in a way
+        unknown at trace time. A sequence means the first that can compute the call. None for "xla".
 
     Returns:
       Probabilities in the shape of `x`.
 
     Raises:
       TypeError, ValueError: for complex `x`, or an axis, mask, or temperature that does not fit; for an
-        `axis_name` that is not a mesh axis here, or over which `x` does not vary.
+        `axis_name` that is not a mesh axis here, or over which `x` does not vary; for a backend that there is
+        not, or "mosaic" alone for a call that its kernels cannot compute, such as one with a sink.
 
     >>> import jax.numpy as jnp, jsoftmax
     >>> print(jnp.round(100 * jsoftmax.softmax(jnp.array([1.0, 2.0, 3.0]))))
@@ -77,16 +84,18 @@ def softmax(
         temperature=temperature,
         sink=sink,
         axis_name=axis_name,
+        backend=backend,
     )
     x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
     scaling = _scaling.of_call(call, x, axes)
-    out = x if 0 in x.shape else _maps.softmax((*axes, *names), x, scaling)
+    with _kernels.asked_by(call, "softmax", x, axes, scaling.where):
+        out = x if 0 in x.shape else _maps.softmax((*axes, *names), x, scaling)
     return out if narrow is None else out.astype(narrow)
 
 
-@compiled("axis", "axis_name")
+@compiled("axis", "axis_name", "backend")
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -95,6 +104,7 @@ def log_softmax(
     temperature: ArrayLike | None = None,
     sink: ArrayLike | None = None,
     axis_name: MeshAxes = None,
+    backend: Backend = None,
 ) -> Array:
     """The logarithm of the softmax of x/T, accurate even where the softmax rounds to 0 or to 1.
 
@@ -128,10 +138,12 @@ def log_softmax(
         temperature=temperature,
         sink=sink,
         axis_name=axis_name,
+        backend=backend,
     )
     x, narrow = call.floats("x"), call.narrow_type("x")
     axes = call.axes(x.shape, may_be_empty=True)
     names = _mesh_axes.of_classes(call, ("x",))
     scaling = _scaling.of_call(call, x, axes)
-    out = x if 0 in x.shape else _maps.log_softmax((*axes, *names), x, scaling)
+    with _kernels.asked_by(call, "log_softmax", x, axes, scaling.where):
+        out = x if 0 in x.shape else _maps.log_softmax((*axes, *names), x, scaling)
     return out if narrow is None else out.astype(narrow)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jsoftmax.border import _mesh_axes
+from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.linear import _arguments, _numbers
-from jsoftmax.linear._arguments import Backend, BlockSize, Head
+from jsoftmax.linear._arguments import BlockSize, Head
 from jsoftmax.linear._products import Rows
 from jsoftmax.logits import _scaling
 from jsoftmax.rows import _loss_terms, _peaks

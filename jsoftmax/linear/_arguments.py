@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax.border import _given, _mesh_axes
+from jsoftmax.border import _backends, _given, _mesh_axes
 from jsoftmax.border._arrays import in_dtype
 from jsoftmax.border._call import Axes, Call
 from jsoftmax.border._label_checks import reported_ids, reported_targets
+from jsoftmax.linear import _loss_kernel
 from jsoftmax.linear._products import Rows, Sampling, Shared, Static
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, one_if_unused
+from jsoftmax.transforms._platforms import is_portable
 from jsoftmax.transforms._sharding import sharded_like
 
 BlockSize = int | tuple[int, int] | None
-Backend = str | Sequence[str] | None
 BACKENDS = ("blocked", "xla")
 Gradient = Literal["exact", "sampled", "truncated"]
 
@@ -38,6 +38,7 @@ class Head(NamedTuple):
     names: tuple[str, ...]  # the mesh axes of the shards of the classes
     sampling: Sampling | None = None
     key: Array | None = None
+    in_kernels: bool = False  # whether to use kernels, where a platform has one for the computation
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -113,8 +114,11 @@ class Head(NamedTuple):
         return Static(self.vocab_axis, self.block_size, self.names, wanted, sampling=self.sampling)
 
 
-def of_call(call: Call, prefix: str = "") -> Head:
-    """The head that the arguments of a public call specify; the names of the arguments have the prefix."""
+def of_call(call: Call, prefix: str = "", *, for_loss: bool = False) -> Head:
+    """The head that the arguments of a public call specify; the names of the arguments have the prefix.
+
+    Only `for_loss` there is the backend "mosaic".
+    """
     hidden, weight = call.floats(f"{prefix}hidden"), call.floats(f"{prefix}weight")
     bias = None if call.arguments[f"{prefix}bias"] is None else call.floats(f"{prefix}bias")
     if weight.ndim != 2:
@@ -147,10 +151,29 @@ def of_call(call: Call, prefix: str = "") -> Head:
         _mesh_axes.of_classes(call, (f"{prefix}weight",)),
     )
     head = head._replace(scaling=_scaling.of_call(call, head.logits, head.class_axis))
-    backend = call.arguments.get("backend")
-    if _first_backend(call, backend) == "xla":
+    names = (*BACKENDS, "mosaic") if for_loss else BACKENDS
+    backend = _backends.of_call(call, names, lambda: _no_kernel(call, head))
+    if backend == "xla":
         head = head._replace(block_size=(2**62, classes))  # one block, also if `jax.vmap` adds rows
-    return head
+    return head._replace(in_kernels=backend == "mosaic")
+
+
+def _no_kernel(call: Call, head: Head) -> str | None:
+    """Why a kernel cannot compute the loss of this call; None if it can."""
+    given = call.arguments
+    for option in ("bias", "where", "soft_cap", "temperature", "axis_name"):
+        if given[option] is not None:
+            return f"its kernel has no {option}"
+    if given["statistics"]:
+        return "its kernel computes no statistics"
+    if _given.known_number(given["label_smoothing"]) != 0:
+        return "its kernel has no label_smoothing"
+    is_few = isinstance(given["labels"], tuple)  # `SparseTargets`
+    if is_few or not jnp.issubdtype(jnp.result_type(given["labels"]), jnp.integer):
+        return "its kernel is for class ids, not for target probabilities"
+    if is_portable():
+        return "a portable program has no kernels"
+    return _loss_kernel.refuses(head.hidden, head.weight, head.vocab_axis)
 
 
 def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
@@ -212,15 +235,3 @@ def block_size(call: Call) -> BlockSize:
         problem = f"block_size is {given!r}"
         raise call.error(ValueError, problem, "write a number of rows, or (rows, classes), from 1 up")
     return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0]
-
-
-def _first_backend(call: Call, given: Backend) -> str:
-    if given is None:
-        return BACKENDS[0]
-    is_several = isinstance(given, Sequence) and not isinstance(given, str)
-    names: tuple[Any, ...] = tuple(given) if is_several else (given,)
-    for name in names or (None,):
-        if name not in BACKENDS:
-            problem = f"there is no backend {name!r}"
-            raise call.error(ValueError, problem, f"write one of {', '.join(map(repr, BACKENDS))}")
-    return names[0]

@@ -20,8 +20,8 @@ from jsoftmax import online, rules
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _reductions
-from jsoftmax.rows._loss_terms import taken
 from jsoftmax.rows._probabilities import of_shifted
+from jsoftmax.rows._weights import taken
 from jsoftmax.transforms._sharding import replicated, varying
 
 ROWS, COLUMNS = 1, 0  # the axis of a block along which a row, or a column, is reduced

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
-from jsoftmax.linear import _block, _plan, _products, _sampling
+from jsoftmax.linear import _block, _loss_kernel, _plan, _products, _sampling
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows import _statistics
 from jsoftmax.rows._statistics import Numbers, Saved
+from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
 from jsoftmax.transforms._rule_trees import in_dtypes_of
@@ -32,12 +33,17 @@ _Kept = tuple[Rows, Shared, Saved]
 
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
-    (found, saved), _ = _find(static, rows, shared)
+    found, saved = _find(static, rows, shared)
     return found, (rows, shared, saved)
 
 
+def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Saved]:
+    blocks = partial(_find_in_blocks, static)
+    return _loss_kernel.or_blocks(static, lambda *arguments: blocks(*arguments)[0], rows, shared)
+
+
 @row_wise
-def _find(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Numbers, Saved], None]:
+def _find_in_blocks(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Numbers, Saved], None]:
     plan = static.plan(rows, shared, gradient=False)
 
     def block(carry: None, rows: Rows, counted: Array | None) -> tuple[None, Any]:
@@ -131,6 +137,8 @@ def numbers(static: Static, rows: Rows, shared: Shared) -> Numbers:
 
 
 def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows, shared: Shared) -> Any:
+    if _modes.kernels() and not any(jax.tree.leaves(asked)):
+        return _total_by_rows(static, rows, shared), (Rows(None), Shared(None))
     found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
     losses, told, of_rows = found
     return (jnp.sum(losses), told), (of_rows, of_shared)

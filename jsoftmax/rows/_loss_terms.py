@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
 from jsoftmax import rules
 from jsoftmax.border._call import Call, Logits
 from jsoftmax.border._label_checks import are_classes, is_other
 from jsoftmax.logits import _moments
-from jsoftmax.rows import _reductions
+from jsoftmax.rows import _weights
 from jsoftmax.rows._statistics import Numbers
 from jsoftmax.transforms import _sharding
 from jsoftmax.transforms._platforms import hidden
@@ -91,19 +89,27 @@ class Loss(NamedTuple):
         """
         if self.reduction == "sum":
             return rules.across(self.row_names, total)[0]
-        if (weights := self.terms.weights) is not None:
-            of_labels = self.terms.label_weights
-            count = jnp.sum(weights if of_labels is None else _moments.times(weights, of_labels))
-        elif self.terms.label_weights is not None:
-            count = jnp.sum(self.terms.label_weights)
-        elif self.counted is not None:
-            counted = jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows)
-            count = jnp.sum(counted, dtype=total.dtype)
-        else:
+        count = self.total_weight(rows, axes, total.dtype)
+        if count is None:
             (total,) = rules.across(self.row_names, total)
-            return total / max(math.prod(rows) * _sharding.shard_count(self.row_names), 1)
+            return total / self.number_of_rows(rows)
         total, count = rules.across(self.row_names, total, count)
         return total / jnp.where(count == 0, 1, count)
+
+    def total_weight(self, rows: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
+        """What the mean divides by, on this shard; None for `number_of_rows`."""
+        of_labels = self.terms.label_weights
+        if (weights := self.terms.weights) is not None:
+            return jnp.sum(weights if of_labels is None else _moments.times(weights, of_labels))
+        if of_labels is not None:
+            return jnp.sum(of_labels)
+        if self.counted is not None:
+            return jnp.sum(jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows), dtype=dtype)
+        return None
+
+    def number_of_rows(self, rows: tuple[int, ...]) -> int:
+        """The number of rows on all shards, but at least 1."""
+        return max(math.prod(rows) * _sharding.shard_count(self.row_names), 1)
 
 
 def counted_rows(
@@ -147,7 +153,7 @@ def of_call(
     ignored = call.ignore_index(labels)
     reduction = reduction_of(call)
     counted = counted_rows(labels, ignored, where, axes, names)
-    row_weights, hidden = _row_weights(call, logits, axes, counted)
+    row_weights, hidden = _weights.of_rows(call, logits, axes, counted)
     smoothing, z_loss = (
         None if given is None else jnp.squeeze(_sharding.sharded_like(given, logits), axes)
         for given in (
@@ -169,7 +175,7 @@ def of_call(
         if counted is not None:
             labels = jnp.where(counted, labels, 0)
         if weights is not None:
-            label_weights = _of_labels(weights, jnp.squeeze(labels, axes), names)
+            label_weights = _weights.of_labels(weights, jnp.squeeze(labels, axes), names)
             if counted is not None:
                 label_weights = jnp.where(jnp.squeeze(counted, axes), label_weights, 0.0)
     terms = LossTerms(label_weights, smoothing, z_loss, row_weights)
@@ -196,7 +202,7 @@ def of_rows(
 ) -> Loss:
     """`of_call` for a function without labels: which rows count, their weights, and the reduction."""
     counted = counted_rows(None, None, where, axes, names)
-    weights, hidden = _row_weights(call, logits, axes, counted)
+    weights, hidden = _weights.of_rows(call, logits, axes, counted)
     return Loss(None, None, counted, hidden, LossTerms(weights=weights), reduction_of(call), row_names)
 
 
@@ -207,44 +213,3 @@ def reduction_of(call: Call) -> Reduction:
         choices = ", ".join(map(repr, get_args(Reduction)))
         raise call.error(ValueError, f"there is no reduction {reduction!r}", f"write one of {choices}")
     return reduction
-
-
-def _row_weights(
-    call: Call, logits: Logits, axes: Axes, counted: Array | None
-) -> tuple[Array | None, Array | None]:
-    """The weights of the rows, without the class axes; and which are 0, with length 1 on the class axes."""
-    weights = call.row_weights(logits, axes, rules.computing_dtype(logits.dtype))
-    if weights is None:
-        return None, None
-    per_row = tuple(1 if i in axes else n for i, n in enumerate(logits.shape))
-    weights = _sharding.sharded_like(jnp.broadcast_to(weights, per_row), logits)
-    if counted is not None:
-        weights = jnp.where(counted, weights, 0)
-    return jnp.squeeze(weights, axes), weights == 0
-
-
-def _of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:
-    """The class weight of each label, from whichever shard has the class."""
-    if not names:
-        return taken(weights, labels)
-    last = weights.size * _sharding.shard_count(names) - 1
-    labels = jnp.clip(labels, 0, min(last, jnp.iinfo(labels.dtype).max))
-    labels = _sharding.ids_of_shard(labels, weights.size, names)
-    here = (labels >= 0) & (labels < weights.size)
-    return rules.across(names, jnp.where(here, taken(weights, labels), 0.0))[0]
-
-
-def taken(values: Array, index: Array) -> Array:
-    """The entries of a one-dimensional array at these indices, clipped; sharded like the indices."""
-    index = jnp.clip(index, 0, values.size - 1)
-    of_values, of_index = _sharding.spec(values), _sharding.spec(index)
-    layout = _sharding.partition_spec(index, *of_index)
-    if layout is None or not any((*of_values, *of_index)):
-        return values[index]
-    if set(of_values) & set(of_index):
-        values = jax.sharding.reshard(values, PartitionSpec(None))  # one mesh axis cannot shard both
-    if of_values == (None,):
-        return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
-    # If explicit axes shard the values: a masked sum, so that no device gathers them.
-    hit = _reductions.is_label(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
-    return jnp.sum(jnp.where(hit, values, 0.0), -1)

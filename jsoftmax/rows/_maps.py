@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import rules
-from jsoftmax.backends import _accelerators, _sinks
-from jsoftmax.backends._choice import Request, choose
+from jsoftmax import online, rules
+from jsoftmax.backends import _accelerators, _kernels, _sinks
+from jsoftmax.backends._choice import choose, choose_kernel, kernels
+from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities
+from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
 from jsoftmax.transforms._sharding import on_first_shard
@@ -42,7 +44,8 @@ class _Saved(NamedTuple):
     """The residuals of a map: one array in the shape of its output, and possibly the state of every row.
 
     `kept` are the logits for 16 bits, which would round p too far; with a temperature, whose derivative needs
-    the logits; and for sharded classes, where the state saves a sum over shards. Else they are p.
+    the logits; for sharded classes, where the state saves a sum over shards; and for kernels, which make only
+    one array. Else they are p.
     """
 
     kept: Array
@@ -101,7 +104,8 @@ class _Saved(NamedTuple):
 
 
 def _keeps_p(dtype: jnp.dtype, scaling: Scaling, names: tuple[str, ...]) -> bool:
-    return rules.computing_dtype(dtype) == dtype and scaling.temperature is None and not names
+    wide = rules.computing_dtype(dtype) == dtype
+    return wide and scaling.temperature is None and not names and not _modes.kernels()
 
 
 def _applied(
@@ -178,10 +182,31 @@ def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved
 
 
 def _pull_with(
-    rule: Callable[..., Array], **kinds: bool
+    rule: Callable[..., Array], name: _kernels.Name, **kinds: bool
 ) -> Callable[[Axes, _Saved, Array], tuple[Array, Scaling]]:
     def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
-        return saved.pull(_applied(axes, saved, g, rule, **kinds), rules.split_axes(axes)[1])
+        own, names = rules.split_axes(axes)
+
+        def by_rule(saved: _Saved, g: Array) -> tuple[Array, Scaling]:
+            return saved.pull(_applied(axes, saved, g, rule, **kinds), names)
+
+        def in_a_kernel(platform: _kernels.Platform, saved: _Saved, g: Array) -> tuple[Array, Scaling]:
+            def of_kernel(x: Array, scaling: Scaling, state: online.State, g: Array) -> Array:
+                of_row = {"top": state.max.astype(state.rest.dtype), "rest": state.rest, "g": g}
+                dx: Array = _kernels.called(name, platform, _kernels.arrays_of(x, scaling, **of_row))
+                return dx
+
+            def plain(x: Array, scaling: Scaling, state: online.State, g: Array) -> Array:
+                return by_rule(_Saved(x, scaling, state), g)[0]
+
+            dx = _kernels.with_plain_tangent(of_kernel, plain)(saved.kept, saved.scaling, saved.state, g)
+            # XLA removes this, except for the cotangent of a temperature if that is asked for.
+            return dx, by_rule(saved, g)[1]
+
+        kernel = _kernels.Wanted(name, saved.scaling.where) if saved.scaling.sink is None else None
+        request = Request("derivative of a map", saved.kept, own, bool(names), kernel=kernel)
+        own_forms = choose_kernel(request).functions(kernels(in_a_kernel))
+        return by_platform("the derivative of a map", saved, g, plain=by_rule, **own_forms)
 
     return pull
 
@@ -191,7 +216,9 @@ def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
     return found.out.astype(saved.kept.dtype)
 
 
-softmax = with_rules(_softmax_save, _pull_with(rules.softmax_product, weighted=True), _softmax_push)
+softmax = with_rules(
+    _softmax_save, _pull_with(rules.softmax_product, "softmax backward", weighted=True), _softmax_push
+)
 
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
@@ -208,6 +235,5 @@ def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
     return _scaling.masked(found.out, saved.scaling.where).astype(saved.kept.dtype)
 
 
-log_softmax = with_rules(
-    _log_softmax_save, _pull_with(rules.log_softmax_vjp, marks_empty=True), _log_softmax_push
-)
+_log_softmax_pull = _pull_with(rules.log_softmax_vjp, "log_softmax backward", marks_empty=True)
+log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

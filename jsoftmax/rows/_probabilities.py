@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu, _sinks
-from jsoftmax.backends._choice import Request, UsedFor, choose
+from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
+from jsoftmax.backends._choice import choose, kernels
+from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, with_slip
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
@@ -18,7 +19,7 @@ from jsoftmax.transforms._platforms import by_platform, hidden
 
 Axes = tuple[int | str, ...]
 Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
-Forms = dict[str, Callable[..., Any]]  # by the name of a `_choice.Form`
+Forms = dict[str, Callable[..., Any]]  # by the name of a `_request.Form`
 
 
 def of_shifted(z: Shifted, rest: Array) -> Array:
@@ -67,15 +68,22 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
         total = total + _sinks.term(scaling.sink, top)
         return found(terms / (total + 2.0**-60), _sinks.probability(state, scaling), state)
 
-    def from_state(x: Array, scaling: Scaling) -> Probabilities:
+    def p_and_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state = state_with_sink(x, scaling, axes)
-        p_sink = None if scaling.sink is None else _sinks.probability(state, scaling)
-        return found(of_shifted(shifted(x, scaling, state.max), state.rest), p_sink, state)
+        return of_shifted(shifted(x, scaling, state.max), state.rest), state
+
+    def from_state(x: Array, scaling: Scaling) -> Probabilities:
+        p, state = p_and_state(x, scaling)
+        return found(p, None if scaling.sink is None else _sinks.probability(state, scaling), state)
 
     def in_one_kernel(x: Array, scaling: Scaling) -> Probabilities:
         state = state_with_sink(x, scaling, axes) if with_state else None
         row = _accelerators.fused_row(x, scaling, own)
         return found(row.p, row.p_sink, state)
+
+    def in_a_kernel(platform: _kernels.Platform, x: Array, scaling: Scaling) -> Probabilities:
+        p, state = _of_kernel("softmax", platform, x, scaling, p_and_state)
+        return found(p, None, state)
 
     def in_blocks(size: int, x: Array, scaling: Scaling) -> Probabilities:
         return found(*_cpu.softmax_in_blocks(size, own[0], x, scaling.sink), None)
@@ -84,7 +92,9 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
     bare = scaling._replace(sink=None) == Scaling(None) and not with_state
     plain = from_state if scaling.sink is not None and scaling.temperature is not None else in_one_chain
     forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
-    own_forms = choose(Request("softmax", x, own, bool(names), bare)).functions(forms)
+    forms |= kernels(in_a_kernel)
+    kernel = _kernels.Wanted("softmax", scaling.where) if scaling.sink is None else None
+    own_forms = choose(Request("softmax", x, own, bool(names), bare, kernel=kernel)).functions(forms)
     return by_platform("the map", x, scaling, plain=plain, **own_forms)
 
 
@@ -105,10 +115,31 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
         state = state_with_sink(x, scaling, axes, "differences")
         return of_state(*hidden((x, scaling, state))), state
 
+    def in_a_kernel(platform: _kernels.Platform, x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+        return _of_kernel("log_softmax", platform, x, scaling, from_state)
+
     own, names = rules.split_axes(axes)
     forms: Forms = {"from the sums": from_state_on_cpu, "one kernel": with_separate_state}
-    own_forms = choose(Request("log_softmax", x, own, bool(names))).functions(forms)
+    forms |= kernels(in_a_kernel)
+    kernel = _kernels.Wanted("log_softmax", scaling.where) if scaling.sink is None else None
+    own_forms = choose(Request("log_softmax", x, own, bool(names), kernel=kernel)).functions(forms)
     return by_platform("the map", x, scaling, plain=from_state, **own_forms)
+
+
+def _of_kernel(
+    name: _kernels.Name,
+    platform: _kernels.Platform,
+    x: Array,
+    scaling: Scaling,
+    plain: Callable[[Array, Scaling], tuple[Array, online.State]],
+) -> tuple[Array, online.State]:
+    """A map and the state of every row from a kernel, with dtypes and derivatives of the plain form."""
+
+    def kernel(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
+        out, top, rest = _kernels.called(name, platform, _kernels.arrays_of(x, scaling))
+        return out.astype(rest.dtype), online.State(top.astype(x.dtype), rest)
+
+    return _kernels.with_plain_tangent(kernel, plain)(x, scaling)
 
 
 def is_live(rest: Array) -> Array:

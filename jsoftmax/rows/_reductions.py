@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _accelerators, _cpu, _reading
+from jsoftmax.backends import _accelerators, _cpu, _kernels, _reading
 from jsoftmax.backends._by_class import Label
-from jsoftmax.backends._choice import Request, UsedFor, choose
+from jsoftmax.backends._choice import choose, kernels
 from jsoftmax.backends._cpu_loops import sums
+from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._moments import MOMENT_SCALE, Moment
 from jsoftmax.logits._scaling import (
     Scaling,
@@ -66,7 +67,7 @@ def reduce(
 
     ``shares(maximum, logit of the label)`` returns the numbers of a shard, which are summed over the shards.
     With `for_label`, only −log p of the label has to be accurate. `result_used_for` is as in
-    `_choice.Request`, `at_top` as in `shifted`, `bounded` as in `peak`: then the rest of a row with +inf is
+    `_request.Request`, `at_top` as in `shifted`, `bounded` as in `peak`: then the rest of a row with +inf is
     +inf.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
@@ -75,11 +76,15 @@ def reduce(
     own, names = rules.split_axes(axes)
     two_passes = partial(_in_two_passes, static, shares)
 
-    def on_accelerator(pieces: int, *arrays: Any) -> tuple[online.State, Sums]:
-        state, sums, label_logit = _in_one_pass(static._replace(pieces=pieces), *arrays)
+    def in_one_pass(reader: int | _kernels.Platform, *arrays: Any) -> tuple[online.State, Sums]:
+        state, sums, label_logit = _in_one_pass(static._replace(reader=reader), *arrays)
         return state, sums._replace(shares=shares(state.max, label_logit))
 
-    own_forms = choose(Request("state", x, own, bool(names))).functions({"one pass": on_accelerator})
+    only_state = not (kinds or entropy or at_top or bounded) and scaling.soft_cap is None
+    kernel = _kernels.Wanted("state", scaling.where) if only_state else None
+    own_forms = choose(Request("state", x, own, bool(names), kernel=kernel)).functions(
+        {"one pass": in_one_pass, **kernels(in_one_pass)}
+    )
     return by_platform("the sums of every row", *arrays, plain=two_passes, **own_forms)
 
 
@@ -91,7 +96,8 @@ class _Static(NamedTuple):
     for_label: bool
     result_used_for: UsedFor
     bounded: bool
-    pieces: int = 1  # of a row, if it is read in one pass
+    # What reads a row in one pass: XLA, in a number of pieces; or the kernel of a platform.
+    reader: int | _kernels.Platform = 1
 
     def moments(self, factors: tuple[Any, ...]) -> tuple[Moment, ...]:
         pairs = zip(self.kinds, factors, strict=True)
@@ -178,12 +184,17 @@ def _in_one_pass(
     """As `_in_two_passes`, but it returns the logit of the label instead of the shares."""
     own, _ = rules.split_axes(static.axes)
     axis = own[0]
+    if not isinstance(static.reader, int):
+        of_row = _kernels.arrays_of(x, scaling, labels=labels)
+        top, rest, label_logit = _kernels.called("state", static.reader, of_row)
+        label_logit = None if label_logit is None else label_logit.astype(x.dtype)
+        return online.State(top.astype(x.dtype), rest), Sums(None, (), ()), label_logit
     picked = (
         None if labels is None else jnp.where(is_label(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
     )
     moments = static.moments(factors)
     parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
-    row = _accelerators.one_pass(parts, own, static.pieces)
+    row = _accelerators.one_pass(parts, own, static.reader)
     state = online.State(row.top.astype(x.dtype), row.rest)
     label_logit = None if row.label_logit is None else row.label_logit.astype(x.dtype)
     return state, Sums(row.entropy, row.moments, ()), label_logit

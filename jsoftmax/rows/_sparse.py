@@ -17,9 +17,9 @@ from jsoftmax.logits import _moments
 from jsoftmax.logits._scaling import Scaling, mask_rows, one_if_unused
 from jsoftmax.rows import _events, _loss_terms
 from jsoftmax.rows._divergences import kullback_leibler
-from jsoftmax.rows._loss_terms import taken
 from jsoftmax.rows._row_numbers import numbers, on_one_axis
 from jsoftmax.rows._statistics import Numbers
+from jsoftmax.rows._weights import taken
 from jsoftmax.transforms._sharding import ids_of_shard, shard_count
 
 

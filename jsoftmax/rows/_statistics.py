@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends._choice import UsedFor
+from jsoftmax.backends._request import UsedFor
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
 from jsoftmax.logits._scaling import Scaling
@@ -81,7 +81,7 @@ def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
 def save(
     static: Static, row_args: RowArguments, result_used_for: UsedFor = "exponentials"
 ) -> tuple[Numbers, Saved]:
-    """The numbers, and the residuals of their derivative. `result_used_for` is as in `_choice.Request`."""
+    """The numbers, and the residuals of their derivative. `result_used_for` is as in `_request.Request`."""
     axis, names, wanted = static
     x, labels, weights, scaling, counted, hidden = row_args
     targets = None if are_ids(labels) or "nll" not in wanted else labels

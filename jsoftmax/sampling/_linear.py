@@ -10,10 +10,11 @@ from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 from jax.typing import ArrayLike
 
+from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.linear import _arguments, _block, _merging, _numbers, _plan, _products
-from jsoftmax.linear._arguments import Backend, BlockSize
+from jsoftmax.linear._arguments import BlockSize
 from jsoftmax.linear._merging import Part
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.logits import _scaling

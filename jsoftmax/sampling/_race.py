@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax.backends import _cpu
-from jsoftmax.backends._choice import Request, choose
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.border import _given
 from jsoftmax.border._arrays import rows_of, with_rank
 from jsoftmax.border._call import Axes, Call, Logits

@@ -35,12 +35,12 @@ from jsoftmax.transforms._rule_trees import (
 from jsoftmax.transforms._sharding import place, sharded_like_argument
 
 
-def _in_its_form(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function((form, static), …)``: later traces use the form in which the call was made."""
+def _in_its_modes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function((modes, static), …)``: later traces use the modes in which the call was made."""
 
-    def call(static: tuple[str | None, Any], *arguments: Any) -> Any:
-        form, own = static
-        with _modes.in_form(form):
+    def call(static: tuple[_modes.Traced, Any], *arguments: Any) -> Any:
+        modes, own = static
+        with modes.again():
             return function(own, *arguments)
 
     return call
@@ -65,15 +65,15 @@ def with_rules(
     derivative in one of these uses the rule as well. Otherwise JAX refuses a forward derivative of it in the
     arguments, such as ``jacfwd(grad(loss, argnums=z_loss))`` in the logits.
     """
-    alone = _in_its_form(value or (lambda static, *arguments: save(static, *arguments)[0]))
-    kept, push = with_arguments_kept(_in_its_form(save)), _in_its_form(push)
+    alone = _in_its_modes(value or (lambda static, *arguments: save(static, *arguments)[0]))
+    kept, push = with_arguments_kept(_in_its_modes(save)), _in_its_modes(push)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
         return alone(static, *arguments)
 
-    pull = jax.jit(_in_its_form(pull), static_argnums=(0, 1) if selective else 0)
+    pull = jax.jit(_in_its_modes(pull), static_argnums=(0, 1) if selective else 0)
 
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = values_and_asked(primals)
@@ -100,7 +100,7 @@ def with_rules(
 
         if any(jax.tree.leaves(sweeps)):
             swept = in_sweeps, "one sweep for each sum: XLA stores what two sums share"
-            with _modes.in_form(static[0]):
+            with static[0].again():
                 cotangents = by_platform(
                     "the gradients", residuals, cotangent, plain=at_once, gpu=swept, tpu=swept
                 )
@@ -130,7 +130,7 @@ def with_rules(
     traced = as_custom_vjp(differentiable)
 
     def call(static: Any, *arguments: Any, beside: Any = None) -> Any:
-        return traced((_modes.form(), static), beside, *arguments)
+        return traced((_modes.traced(), static), beside, *arguments)
 
     return call
 
@@ -163,8 +163,8 @@ def with_gradients(
     arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
     kept from forward to backward pass: JAX differentiates ``value(static, *arguments)`` instead.
     """
-    both = jax.jit(_in_its_form(value_and_gradients), static_argnums=(0, 1))
-    value = _in_its_form(value)
+    both = jax.jit(_in_its_modes(value_and_gradients), static_argnums=(0, 1))
+    value = _in_its_modes(value)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def function(static: Any, *arguments: Any) -> Any:
@@ -186,11 +186,15 @@ def with_gradients(
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
-        return along(lambda d, kind: sharded_like_argument(g * d, kind[1]).astype(kind[0]), gradients, kinds)
+
+        def scaled(d: Array, kind: Any) -> Array:
+            return sharded_like_argument(g * d.astype(g.dtype), kind[1]).astype(kind[0])
+
+        return along(scaled, gradients, kinds)
 
     function.defvjp(find, scale, symbolic_zeros=True)
     traced = as_custom_vjp(function)
-    return lambda static, *arguments: traced((_modes.form(), static), *arguments)
+    return lambda static, *arguments: traced((_modes.traced(), static), *arguments)
 
 
 def _sweeps(values: Any, asked: Any) -> Any:

@@ -5,8 +5,9 @@ A mode is part of the cache key of `jax.jit`: a function traced in two modes has
 
 from __future__ import annotations
 
-from contextlib import ContextDecorator
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,6 +16,8 @@ _forward_mode: Any = jax.make_user_context(default_value=False)
 # The form of every program: None (each platform has its own), "plain", "portable" (plain, without checks of
 # labels), or the names of the platforms whose forms are traced.
 _form: Any = jax.make_user_context(default_value=None)
+# Whether the kernels of this package may be used, where a platform has one for the computation.
+_kernels: Any = jax.make_user_context(default_value=False)
 # A `_platforms.Record`, which lists the forms that a trace chooses for one platform; or None.
 _record: Any = jax.make_user_context(default_value=None)
 
@@ -110,6 +113,34 @@ def form() -> str | tuple[str, ...] | None:
     """The form in which programs are traced now."""
     value: str | tuple[str, ...] | None = _form.value
     return value
+
+
+def kernels() -> bool:
+    """Whether the kernels of this package may be used."""
+    return bool(_kernels.value)
+
+
+def in_kernels(value: bool) -> Mode:
+    """Trace with the kernels of this package where they fit, or without."""
+    return Mode(_kernels, value)
+
+
+class Traced(NamedTuple):
+    """The modes of a call that later traces for it use again, such as that of its derivative."""
+
+    form: str | tuple[str, ...] | None
+    kernels: bool
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Trace in these modes."""
+        with in_form(self.form), in_kernels(self.kernels):
+            yield
+
+
+def traced() -> Traced:
+    """The modes of the call that is traced now."""
+    return Traced(form(), kernels())
 
 
 def recording(record: Any) -> Mode:

@@ -8,7 +8,8 @@ exponentials; but for 16-bit logits XLA would store their conversion to float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -93,6 +94,14 @@ def for_logits(*sizes: Any) -> _modes.Mode:
     form = _modes.form()
     few = form is None and all(isinstance(size, int) and size <= MOST_PLAIN for size in sizes)
     return _modes.in_form("plain" if few else form)
+
+
+@contextmanager
+def with_kernels() -> Iterator[None]:
+    """Trace with kernels where they fit, also in a call on few logits, which would be plain."""
+    form = _modes.form()
+    with _modes.Traced(None if form == "plain" else form, kernels=True).again():
+        yield
 
 
 def _behind_barrier(values: T, after: Any) -> T:

@@ -42,7 +42,7 @@ def row_wise(function: Function, *, outputs: Any = None, mapped: Function | None
             return function(static, rows, shared)
         found = outputs or compiled.eval_shape(static, rows, shared)
         counts = _Counts(*(len(jax.tree.leaves(part)) for part in (rows, *found)))
-        of_leaves = _Call(function, static, tree, counts, mapped, _modes.in_forward_mode(), _modes.form())
+        of_leaves = _Call(function, static, tree, counts, mapped, _modes.in_forward_mode(), _modes.traced())
         of_rows, others = jax.tree.unflatten(
             jax.tree.structure(found), _row_wise().bind(*leaves, call=of_leaves)
         )
@@ -68,10 +68,10 @@ class _Call(NamedTuple):
     counts: _Counts
     mapped: Function | None
     forward_mode: bool
-    form: Any
+    modes: _modes.Traced
 
     def __call__(self, *leaves: Any) -> list[Any]:
-        with _modes.in_mode(forward=self.forward_mode), _modes.in_form(self.form):
+        with _modes.in_mode(forward=self.forward_mode), self.modes.again():
             return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.tree, leaves)))
 
 
@@ -82,8 +82,10 @@ def _compute(*leaves: Any, call: _Call) -> list[Any]:
     return _run(call, *leaves)
 
 
-def _types(*leaves: Any, call: _Call) -> list[Any]:
-    return [jax.typeof(a) for a in _run.eval_shape(call, *leaves)]
+def _types_and_effects(*leaves: Any, call: _Call) -> tuple[list[Any], Any]:
+    """The types of the results; and the effects, which only interpreted kernels have."""
+    traced = _run.trace(call, *leaves)
+    return [jax.typeof(a) for a in traced.out_info], traced.jaxpr.effects
 
 
 def _map(leaves: Sequence[Any], axes: Sequence[int | None], *, call: _Call) -> tuple[list[Any], list[int]]:
@@ -178,7 +180,7 @@ def _row_wise() -> Any:
     row_wise: Any = Primitive("row_wise")
     row_wise.multiple_results = True
     row_wise.def_impl(_compute)
-    row_wise.def_abstract_eval(_types)
+    row_wise.def_effectful_abstract_eval(_types_and_effects)
     mlir.register_lowering(row_wise, mlir.lower_fun(_compute, multiple_results=True))
     batching.primitive_batchers[row_wise] = _map
     ad.primitive_jvps[row_wise] = _push

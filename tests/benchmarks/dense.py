@@ -70,12 +70,12 @@ def gradient(loss):
     return lambda x, y, axis: jax.grad(lambda x: jnp.mean(loss(x, jax.lax.stop_gradient(x * x), axis)))(x)
 
 
-def plain_backward(np, x, p, axis):
-    return p * (x - np.sum(p * x, axis, keepdims=True))
+def plain_backward(np, g, p, axis):
+    return p * (g - np.sum(p * g, axis, keepdims=True))
 
 
-def plain_log_backward(np, x, p, axis):
-    return x - p * np.sum(x, axis, keepdims=True)
+def plain_log_backward(np, g, p, axis):
+    return g - p * np.sum(g, axis, keepdims=True)
 
 
 def plain_entropy(np, log_p, axis):

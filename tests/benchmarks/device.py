@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks device``: on an accelerator, checks each case against float64, then times it.
 
-Ours, the peers and the limits take turns in one process. It prints a line for each case, and writes
-device.json, again after every case, and roofline.png. When the budget is used up, it lists the other cases
-for --only.
+Ours, plain and with kernels, the peers and the limits take turns in one process. It prints a line for each
+case, and writes device.json, again after every case, and roofline.png. When the budget is used up, it lists
+the other cases for --only.
 """
 
 import argparse
@@ -90,6 +90,7 @@ def measured(case, options):
     times = timing.seconds_each(calls, options.seconds, sample=sample)
     limit, least = case.limit(times)
     size, operations = case.work()
+    has_kernel = "ours" in who and "kernel" in who
 
     def rates(milliseconds):
         ms = float(np.median(milliseconds))
@@ -97,7 +98,7 @@ def measured(case, options):
 
     for name, record in who.items():
         record |= rates(times[name]) | {"of limit": quartiles(least / times[name])}
-    best = min((n for n in who if n != "ours"), key=lambda n: who[n]["ms"], default=None)
+    best = min((n for n in who if n not in ("ours", "kernel")), key=lambda n: who[n]["ms"], default=None)
     compared = quartiles(times[best] / times["ours"]) if best and "ours" in who else None
     return {
         "case": case.name,
@@ -112,13 +113,15 @@ def measured(case, options):
         "failed": failed,
         "best peer": best,
         "speed-up": compared,
+        "kernel, speed-up": quartiles(times["ours"] / times["kernel"]) if has_kernel else None,
     }
 
 
 def lines(r):
     """The record as text, with the failures below it."""
+    spread = "{low:5.2f}-{high:<6.2f}".format
     if "ours" in r["who"]:
-        ours, limit, spread = r["who"]["ours"], r["limit"], "{low:5.2f}-{high:<6.2f}".format
+        ours, limit = r["who"]["ours"], r["limit"]
         peer = ""
         if r["best peer"]:
             peer = f"{r['best peer']:20}{r['who'][r['best peer']]['ms']:9.3f}{r['speed-up']['ratio']:9.2f} "
@@ -126,6 +129,14 @@ def lines(r):
         yield (
             f"{r['case']:40}{ours['ms']:9.3f}  {limit['name']:16}{limit['ms']:9.3f}"
             f"{ours['of limit']['ratio']:9.2f} {spread(**ours['of limit'])}{peer:51}{ours['error']:9.1e}"
+        )
+    if r["kernel, speed-up"]:
+        kernel, limit = r["who"]["kernel"], r["limit"]
+        yield (
+            f"{'  with a kernel':40}{kernel['ms']:9.3f}  {limit['name']:16}{limit['ms']:9.3f}"
+            f"{kernel['of limit']['ratio']:9.2f} {spread(**kernel['of limit'])}{'ours, plain':20}"
+            f"{r['who']['ours']['ms']:9.3f}{r['kernel, speed-up']['ratio']:9.2f} "
+            f"{spread(**r['kernel, speed-up']):13}{kernel['error']:9.1e}"
         )
     yield from (f"{r['case']:40} {name} is not timed: {reason}" for name, reason in r["failed"].items())
 

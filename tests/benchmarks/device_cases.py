@@ -74,18 +74,31 @@ class Logits(NamedTuple):
     def peers(self):
         return device_peers.ROWS[self.function]
 
+    @property
+    def takes_cotangent(self):
+        """Whether the second array is a cotangent of the result, not class ids."""
+        return self.function.endswith("and backward")
+
     def arrays(self):
         index, distinct, _ = repeated(self.rows)
-        few = jax.random.normal(jax.random.key(0), (distinct, self.classes)).astype(self.dtype)
+        of_x, of_g = jax.random.split(jax.random.key(0))
+
+        def rows(key):
+            few = jax.random.normal(key, (distinct, self.classes)).astype(self.dtype)
+            return jnp.take(few, index, axis=0)
+
+        if self.takes_cotangent:
+            return rows(of_x), rows(of_g)
         y = np.random.default_rng(1).integers(0, self.classes, distinct)
-        return jnp.take(few, index, axis=0), jnp.asarray(y[index], jnp.int32)
+        return rows(of_x), jnp.asarray(y[index], jnp.int32)
 
     def programs(self):
-        functions = {"ours": dense.PAIRS[self.function].ours, self.peers.peer: self.peers.jax}
-        return {who: functools.partial(f, axis=-1) for who, f in functions.items()}
+        functions = {"ours": self.peers.ours, "kernel": self.peers.kernel, self.peers.peer: self.peers.jax}
+        return {who: functools.partial(f, axis=-1) for who, f in functions.items() if f is not None}
 
     def of_torch(self):
-        return device_peers.in_torch("torch", self.peers.torch, 1 if "gradient" in self.function else 0)
+        derivatives = 1 if "gradient" in self.function or self.takes_cotangent else 0
+        return device_peers.in_torch("torch", self.peers.torch, derivatives, self.takes_cotangent)
 
     def limits(self, sets):
         limits = {name: jax.jit(functools.partial(f, axis=-1)) for name, f in dense.LIMITS.items()}
@@ -93,9 +106,13 @@ class Logits(NamedTuple):
 
     def limit(self, times):
         """A copy is two passes; one pass is the time of a maximum, or of half a copy if that is faster."""
-        if self.peers.passes == 2:
-            return "copy", times["copy"]
-        return "one pass", np.minimum(times["max"], times["copy"] / 2)
+        one_pass = np.minimum(times["max"], times["copy"] / 2)
+        limits = {
+            1: ("one pass", one_pass),
+            2: ("copy", times["copy"]),
+            5: ("2½ copies", 2.5 * times["copy"]),
+        }
+        return limits[self.peers.passes]
 
     def work(self):
         """The bytes that have to be moved, and the operations."""
@@ -105,13 +122,22 @@ class Logits(NamedTuple):
     def exact(self, x, y):
         """The `parts` of the exact results."""
         index, distinct, first = repeated(self.rows)
-        few, labels = taken(x, first), taken(y, first).astype(int)
-        results = jax.tree.leaves(dense.PAIRS[self.function].exact(few, labels, -1))
+        few, second = taken(x, first), taken(y, first)
+        places = index[some(self.rows)]
+        if self.takes_cotangent:
+            name = self.function.removesuffix(" and backward")
+            exact = dense.PAIRS[name].exact(few, None, -1)
+            backward = {"softmax": dense.plain_backward, "log_softmax": dense.plain_log_backward}[name]
+            p = exact if name == "softmax" else np.exp(exact)
+            return [taken(exact, places), taken(backward(np, second, p, -1), places)]
+        results = jax.tree.leaves(dense.PAIRS[self.function].exact(few, second.astype(int), -1))
         if "gradient" in self.function:
             results[1] = results[1] * (distinct / self.rows)
-        return self.of_results(results, index[some(self.rows)], labels[index[some(self.rows)]])
+        return self.of_results(results, places, second[places].astype(int))
 
     def parts(self, results, x, y):
+        if self.takes_cotangent:
+            return [taken(result, some(self.rows)) for result in results]
         return self.of_results(results, some(self.rows), taken(y, some(self.rows)).astype(int))
 
     def of_results(self, results, rows, labels):
@@ -152,7 +178,7 @@ class Head(NamedTuple):
     def programs(self):
         losses = {"ours": linear.ours} | device_peers.HEADS
         if self.products == 1:
-            return losses
+            return losses | {"kernel": device_peers.head_in_kernels}
         return {who: jax.value_and_grad(loss, (0, 1)) for who, loss in losses.items()}
 
     def of_torch(self):

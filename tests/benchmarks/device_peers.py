@@ -1,15 +1,50 @@
-"""The programs of the peers on a device: jax.nn, optax, two plain formulas of a linear head, torch."""
+"""The other programs on a device: our kernels; jax.nn, optax, two plain formulas of a linear head, torch."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+import jsoftmax
 from tests.benchmarks import dense
 from tests.benchmarks.dense import torch
 
 CHUNK = 2048  # in classes, as in tokamax's chunked_xla
+
+
+def of_logits(function):
+    return lambda x, y, axis: function(x, axis)
+
+
+def value_and_backward(function):
+    """The value, and a cotangent g pulled back, as in a training step."""
+
+    def both(x, g, axis):
+        out, pull = jax.vjp(lambda x: function(x, axis), x)
+        return out, pull(g)[0]
+
+    return both
+
+
+def in_kernels(function, **options):
+    return functools.partial(function, backend="mosaic", **options)
+
+
+def loss_in_kernels(x, y, axis):
+    return jsoftmax.cross_entropy(x, y, axis=axis, backend="mosaic")
+
+
+def mean_in_kernels(x, y, axis):
+    def mean(x):
+        return jsoftmax.cross_entropy(x, y, axis=axis, reduction="mean", backend="mosaic")
+
+    return jax.value_and_grad(mean)(x)
+
+
+def head_in_kernels(h, w, y):
+    return jsoftmax.linear_cross_entropy(h, w, y, reduction="mean", backend="mosaic")
 
 
 def optax(x, y, axis):
@@ -18,11 +53,13 @@ def optax(x, y, axis):
 
 
 class Rows(NamedTuple):
-    """A function of full logits: the peers' programs, and the passes and operations that it needs.
+    """A function of full logits: its programs, and the passes and operations that it needs.
 
     The operations per logit: a comparison, a difference, an exponential, a sum, and those of the result.
     """
 
+    ours: object
+    kernel: object  # ours with kernels; None if there is none
     peer: str
     jax: object
     torch: object
@@ -30,25 +67,47 @@ class Rows(NamedTuple):
     operations: int
 
 
-def of_jax_nn(name, passes, operations):
-    pair = dense.PAIRS[name]
-    return Rows("jax.nn", pair.peer, lambda x, y: pair.torch(x, y, -1), passes, operations)
+def map_of(name, operations):
+    """The map, and the map with its backward pass, from the logits and a cotangent."""
+    ours, jaxs = getattr(jsoftmax, name), getattr(jax.nn, name)
+    kernel = in_kernels(ours)
+    theirs = None if torch is None else functools.partial(getattr(torch, name), dim=-1)
+    alone = [of_logits(f) for f in (ours, kernel, jaxs)]
+    both = [value_and_backward(f) for f in (ours, kernel, jaxs)]
+    return {
+        name: Rows(*alone[:2], "jax.nn", alone[2], lambda x, y: theirs(x), 2, operations),
+        f"{name} and backward": Rows(*both[:2], "jax.nn", both[2], theirs, 5, 2 * operations),
+    }
+
+
+def reduced(name, kernel, peer, jaxs, torchs, passes, operations):
+    return {name: Rows(dense.PAIRS[name].ours, kernel, peer, jaxs, torchs, passes, operations)}
 
 
 ROWS = {
-    "loss and gradient": Rows(
+    **reduced(
+        "loss and gradient",
+        mean_in_kernels,
         "optax",
         dense.value_and_gradient(optax),
         lambda x, y: torch.nn.functional.cross_entropy(x.float(), y),
         2,
         6,
     ),
-    "loss": Rows("optax", optax, lambda x, y: dense.PAIRS["loss"].torch(x.float(), y, -1), 1, 4),
-    "softmax": Rows("jax.nn", dense.PAIRS["softmax"].peer, lambda x, y: torch.softmax(x, -1), 2, 5),
-    "log_softmax": Rows(
-        "jax.nn", dense.PAIRS["log_softmax"].peer, lambda x, y: torch.log_softmax(x, -1), 2, 5
+    **reduced(
+        "loss",
+        loss_in_kernels,
+        "optax",
+        optax,
+        lambda x, y: dense.PAIRS["loss"].torch(x.float(), y, -1),
+        1,
+        4,
     ),
-    "logsumexp": Rows("jax.nn", dense.PAIRS["logsumexp"].peer, lambda x, y: torch.logsumexp(x, -1), 1, 4),
+    **map_of("softmax", 5),
+    **map_of("log_softmax", 5),
+    **reduced(
+        "logsumexp", None, "jax.nn", dense.PAIRS["logsumexp"].peer, lambda x, y: torch.logsumexp(x, -1), 1, 4
+    ),
 }
 
 
@@ -163,16 +222,17 @@ def launched(call, results):
     return lambda *arrays: InFlight(call(*arrays))
 
 
-def in_torch(name, loss, derivatives):
+def in_torch(name, loss, derivatives, takes_cotangent=False):
     """The function, eager and compiled; with derivatives in this number of first arguments, if asked for."""
 
     def called(function, *arrays):
         if not derivatives:
             with torch.no_grad():
                 return function(*arrays)
+        *arrays, g = arrays if takes_cotangent else (*arrays, None)
         leaves = [a.detach().requires_grad_() for a in arrays[:derivatives]]
         value = function(*leaves, *arrays[derivatives:])
-        return value.detach(), torch.autograd.grad(value, leaves)
+        return value.detach(), torch.autograd.grad(value, leaves, g)
 
     def of(function):
         return lambda *arrays: called(function, *arrays)

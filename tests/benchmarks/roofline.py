@@ -8,6 +8,8 @@ MARKERS = {
     "loss": ("v", "▼"),
     "softmax": ("o", "●"),
     "log_softmax": ("s", "■"),
+    "softmax and backward": ("P", "✚"),
+    "log_softmax and backward": ("X", "✖"),
     "logsumexp": ("^", "▲"),
 }
 

@@ -1,0 +1,215 @@
+"""The backend "mosaic": its kernels behind the public functions, in the interpreters for a GPU and a TPU."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jsoftmax
+from jsoftmax.transforms import _modes
+
+PLATFORMS = ("gpu", "tpu")
+needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
+
+
+@contextlib.contextmanager
+def interpreted(platform):
+    """Trace the forms of a platform, and run its kernels in Pallas' interpreter."""
+    if platform == "gpu":
+        from jax.experimental.pallas import mosaic_gpu
+
+        interpreter = mosaic_gpu.force_gpu_interpret_mode(mosaic_gpu.InterpretGPUParams())
+    else:
+        from jax.experimental.pallas import tpu
+
+        interpreter = tpu.force_tpu_interpret_mode(tpu.InterpretParams())
+    with _modes.in_form(platform), interpreter:
+        yield
+
+
+def of_maps(function, **options):
+    return lambda x, y, w, backend: function(x, backend=backend, **options)
+
+
+MASK = np.array([True, True, False, True, True, True, True, False, True])
+FUNCTIONS = {
+    "softmax": of_maps(jsoftmax.softmax),
+    "softmax, options": of_maps(jsoftmax.softmax, where=MASK, temperature=-0.7),
+    "log_softmax": of_maps(jsoftmax.log_softmax),
+    "log_softmax, options": of_maps(jsoftmax.log_softmax, where=MASK, temperature=0.7),
+    "loss": lambda x, y, w, backend: jsoftmax.cross_entropy(x, y, where=MASK, z_loss=0.01, backend=backend),
+    "mean loss": lambda x, y, w, backend: jsoftmax.cross_entropy(
+        x, y, weights=w, ignore_index=3, class_weights=jnp.arange(9.0), reduction="mean", backend=backend
+    ),
+    "sum of losses": lambda x, y, w, backend: jsoftmax.cross_entropy(
+        x, y, weights=w, where=MASK, temperature=0.7, reduction="sum", backend=backend
+    ),
+}
+
+
+def rows(dtype):
+    """With ties, dead classes, an empty row, overflows, a NaN, and a leading class."""
+    x = 3 * np.random.default_rng(0).normal(size=(2, 5, 9))
+    x[0, 0, 3:5] = x[0, 0].max() + 1
+    x[0, 1, 1] = x[0, 2, :] = -np.inf
+    x[0, 3, 4], x[0, 4, 5] = np.inf, np.nan
+    x[1, 0, 0] += 40
+    labels = jnp.array([[3, 1, 0, 4, 5], [0, 3, 8, -1, 2]])
+    weights = jnp.array([[1.0, 2.0, 0.5, 0.0, 0.0], [3.0, 0.0, 1.0, 0.0, 1.0]])
+    return jnp.asarray(x, dtype), labels, weights
+
+
+def value_gradients_and_curvature(function, backend, x, y, w):
+    def scalar(x, w):
+        out = function(x, y, w, backend)
+        live = jnp.where(jnp.isfinite(out), out, 0).astype(jnp.float32)
+        return jnp.sum(live * (1 + jnp.arange(out.size, dtype=jnp.float32) % 7).reshape(out.shape)), out
+
+    gradients, out = jax.grad(scalar, (0, 1), has_aux=True)(x, w)
+    along = jnp.cos(x).astype(x.dtype)
+    along = jnp.where(jnp.isfinite(along), along, 1)
+    return out, gradients, jax.jvp(lambda x: jax.grad(lambda x: scalar(x, w)[0])(x), (x,), (along,))[1]
+
+
+@needs_kernels
+@pytest.mark.diagonal
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_derivatives_are_those_without_kernels(name, platform, dtype):
+    arrays = rows(dtype)
+    found = functools.partial(value_gradients_and_curvature, FUNCTIONS[name])
+    with _modes.in_form(platform):
+        want = jax.jit(functools.partial(found, None))(*arrays)
+    with interpreted(platform):
+        got = jax.jit(functools.partial(found, "mosaic"))(*arrays)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert ours.dtype == theirs.dtype
+        rounding = 2**-7 if ours.dtype == jnp.bfloat16 else 2e-6
+        scale = np.nanmax(abs(np.where(np.isfinite(theirs), theirs, 0).astype(np.float64)), initial=0)
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=rounding, atol=rounding * scale
+        )
+
+
+@needs_kernels
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_vmap_turns_its_axis_into_more_rows(platform):
+    x, labels, _ = rows("float32")
+    masks = jnp.stack([MASK, ~MASK])
+
+    def of_one(backend):
+        def found(x, y, mask, g):
+            p, pull = jax.vjp(lambda x: jsoftmax.softmax(x, where=mask, backend=backend), x)
+            return p, pull(g), jsoftmax.log_softmax(x, backend=backend)
+
+        return jax.jit(jax.vmap(found, (0, 0, 0, None)))
+
+    arguments = x, labels, masks, jnp.cos(jnp.arange(45.0)).reshape(5, 9)
+    want = of_one(None)(*arguments)
+    with interpreted(platform):
+        program = of_one("mosaic")
+        got = program(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), got, want)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto, AxisType.Manual], ids=str)
+def test_sharded_rows_stay_on_their_devices(kind):
+    """With automatic axes XLA's program runs, because XLA would gather the operand of a kernel."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 9)), jnp.float32)
+    labels = jnp.arange(16) % 9
+    manual = kind == AxisType.Manual
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto if manual else kind,))
+
+    def step(backend):
+        def found(x, y):
+            names = {"row_axis_name": "rows"} if manual else {}
+            loss = functools.partial(jsoftmax.cross_entropy, reduction="mean", backend=backend, **names)
+            p, pull = jax.vjp(lambda x: jsoftmax.softmax(x, backend=backend), x)
+            return *jax.value_and_grad(loss)(x, y), pull(x * p)[0]
+
+        if not manual:
+            return jax.jit(found)
+        return jax.jit(
+            jax.shard_map(found, mesh=mesh, in_specs=(P("rows"),) * 2, out_specs=(P(), P("rows"), P("rows")))
+        )
+
+    with jax.set_mesh(mesh):
+        arguments = [jax.device_put(a, NamedSharding(mesh, P("rows"))) for a in (x, labels)]
+        want = step(None)(*arguments)
+        with interpreted("tpu"):
+            traced = step("mosaic").trace(*arguments)
+            got = traced.lower().compile()(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), got, want)
+    assert ("pallas_call" in str(traced.jaxpr)) == (kind != AxisType.Auto)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+
+
+@needs_kernels
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_explain_names_the_kernels_of_a_platform(platform):
+    x, y = jax.ShapeDtypeStruct((64, 4096), jnp.bfloat16), jax.ShapeDtypeStruct((64,), jnp.int32)
+
+    def mean(x, y, backend):
+        return jsoftmax.cross_entropy(x, y, reduction="mean", backend=backend)
+
+    plain, kernels = (
+        jsoftmax.explain(functools.partial(mean, backend=backend), x, y, platform=platform)
+        for backend in (None, "mosaic")
+    )
+    assert "Mosaic" not in str(plain)
+    assert ("Mosaic" in str(kernels)) == (platform != "cpu")
+    if platform == "cpu":
+        assert kernels.value == plain.value
+
+
+X = jnp.zeros((3, 4))
+IDS = jnp.zeros(3, jnp.int32)
+HEAD = jnp.zeros((3, 64), jnp.bfloat16), jnp.zeros((64, 16), jnp.bfloat16), IDS
+
+
+def in_float64(function, backend):
+    with jax.enable_x64(True):
+        return function(np.zeros((3, 4)), backend=backend)
+
+
+REFUSED = {
+    "the classes are not along the last axis": lambda b: jsoftmax.softmax(X, 0, backend=b),
+    "its kernels have no sink": lambda b: jsoftmax.log_softmax(X, sink=0.0, backend=b),
+    "there are no logits": lambda b: jsoftmax.softmax(X[:0], backend=b),
+    "the dtype is float64": lambda b: in_float64(jsoftmax.softmax, b),
+    "class ids, not for target probabilities": lambda b: jsoftmax.cross_entropy(X, X, backend=b),
+    "its kernels have no soft_cap": lambda b: jsoftmax.cross_entropy(X, IDS, soft_cap=5.0, backend=b),
+    "no label_smoothing": lambda b: jsoftmax.cross_entropy(X, IDS, label_smoothing=0.1, backend=b),
+    "its kernel has no temperature": lambda b: jsoftmax.linear_cross_entropy(
+        *HEAD, temperature=2.0, backend=b
+    ),
+    "its kernel computes no statistics": lambda b: jsoftmax.linear_cross_entropy(
+        *HEAD, statistics=True, backend=b
+    ),
+    "a portable program has no kernels": lambda b: jsoftmax.portable()(jsoftmax.softmax)(X, backend=b),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_kernels_cannot_compute_is_refused_with_the_reason(reason):
+    call = REFUSED[reason]
+    with pytest.raises(ValueError, match="backend 'mosaic' cannot compute this call") as raised:
+        call("mosaic")
+    if jax.__version_info__ >= (0, 11):
+        assert reason in str(raised.value)
+    jax.tree.map(np.testing.assert_array_equal, call(("mosaic", "xla")), call(None))
+
+
+def test_there_are_only_the_backends_that_the_error_lists():
+    with pytest.raises(ValueError, match="there is no backend 'triton'; write one of 'xla', 'mosaic'"):
+        jsoftmax.softmax(X, backend="triton")
+    with pytest.raises(ValueError, match="there is no backend 'mosaic'; write one of 'blocked', 'xla'"):
+        jsoftmax.linear_row_statistics(*HEAD, backend="mosaic")
