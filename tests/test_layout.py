@@ -46,6 +46,9 @@ MODULES = {
         "_cpu_loops",
         "_accelerators",
         "_kernel_rows",
+        "_mosaic_tpu_blocks",
+        "_mosaic_tpu_calls",
+        "_mosaic_tpu",
     ),
     "rows": (
         "_peaks",
