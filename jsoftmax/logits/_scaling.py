@@ -91,7 +91,9 @@ def ordered_live(x: Array, scaling: Scaling) -> Array:
 
 def times_sign(x: Array, temperature: Array) -> Array:
     """x, negated where T < 0, except that −inf (a dead class) and +inf (an overflow) stay as they are."""
-    return jnp.where(jnp.isinf(x), x, x * jnp.sign(temperature).astype(x.dtype))
+    # A kernel for a TPU with lax.sign cannot be lowered where there is no TPU.
+    sign = jnp.where(temperature < 0, -1, 1).astype(x.dtype)
+    return jnp.where(jnp.isinf(x), x, x * sign)
 
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:
