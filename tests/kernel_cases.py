@@ -14,7 +14,7 @@ import numpy as np
 from jsoftmax.backends._kernel_rows import Row
 
 TINY = float(np.finfo(np.float32).tiny)
-KERNELS = ("state", "softmax", "log_softmax", "backward of softmax", "backward of log_softmax", "gradient")
+KERNELS = ("state", "softmax", "log_softmax", "softmax backward", "log_softmax backward", "loss and gradient")
 
 
 def ahead(by):
@@ -97,6 +97,8 @@ def case(dtype, classes, mask=None, temperature=False, rows=None):
             where[-1] = False  # the last row is masked whole
         x = np.where(where | (rng.random(shape) < 0.5), x, np.asarray(np.nan, dtype))
         where = where.astype(np.int8)
+    scale = rng.normal(size=(shape[0], 1)).astype(np.float32)
+    scale[[i for i, name in enumerate(names) if name == "a +inf"]] = 0
     of_rows = rng.uniform(0.3, 3, (shape[0], 1)) * rng.choice([-1, 1], (shape[0], 1))
     g = rng.normal(size=shape).astype(dtype)
     if where is not None:
@@ -106,7 +108,7 @@ def case(dtype, classes, mask=None, temperature=False, rows=None):
         where,
         of_rows.astype(np.float32) if temperature else None,
         labels.astype(np.int32),
-        rng.normal(size=(shape[0], 1)).astype(np.float32),
+        scale,
         g,
         names,
     )
@@ -121,11 +123,11 @@ def results(module, kernel, given, interpret=None, jit=lambda f: f):
     elif kernel in ("softmax", "log_softmax"):
         names = (kernel, "top", "rest")
         found = jit(lambda row: getattr(module, kernel)(row, interpret))(row)
-    elif kernel == "gradient":
+    elif kernel == "loss and gradient":
         names = ("top", "rest", "label", kernel)
         found = jit(lambda *a: module.loss_and_gradient(*a, interpret))(row, labels, scale)
     else:
-        rule, names, by = kernel.removeprefix("backward of "), (kernel,), exact(given)
+        rule, names, by = kernel.removesuffix(" backward"), (kernel,), exact(given)
         with np.errstate(over="ignore"):
             state = (jnp.asarray(by[name].value.astype(np.float32)) for name in ("top", "rest"))
         found = (jit(lambda *a: module.backward(rule, *a, interpret))(row, *state, g),)
@@ -176,10 +178,10 @@ def exact(given):
     ids = np.arange(x.shape[1]) == given.labels
     is_class = ids.any(1, keepdims=True)
     others = np.where(first & ids, rest / total, 1 - p)  # 1 − p of the label
-    hit = ids & (z > -np.inf)
     scale = np.where(is_class, given.scale.astype(np.float64), np.nan)
-    dz = np.where(empty, 0, scale * np.where(hit, -others, p))
-    label = np.where(ids, x, 0).sum(1, keepdims=True)
+    unused = given.scale == 0
+    dz = np.where(empty | unused, 0, scale * np.where(ids, -others, p))
+    label = np.where(ids, np.where(live, x, -np.inf), 0).sum(1, keepdims=True)
 
     found = {
         "top": Exact(top, 0.0),
@@ -187,7 +189,7 @@ def exact(given):
         "label": Exact(label, 0.0),
         "softmax": Exact(p, 4 + gap),
         "log_softmax": Exact(log_p, 4 + np.where(first, lead, 0)),
-        "gradient": Exact(dz, 5 + gap_or_lead, lost=np.minimum(p, TINY) * abs(scale)),
+        "loss and gradient": Exact(dz, 5 + gap_or_lead, lost=np.minimum(p, TINY) * abs(scale)),
     }
     g = np.where(live, given.g.astype(np.float64), 0)
     for name, weight in (("softmax", p), ("log_softmax", np.ones_like(p))):
@@ -197,19 +199,19 @@ def exact(given):
         others_sum, others_size = (_of_others(a, first) for a in (v, abs(v)))
         of_g = p * abs(g)
         lost = np.where(np.minimum(p, of_g) < TINY, of_g, 0).sum(1, keepdims=True)
-        found[f"backward of {name}"] = Exact(
+        found[f"{name} backward"] = Exact(
             v * of_others - p * others_sum,
             6 + gap_or_lead,
             abs(v) * of_others + p * others_size,
             np.minimum(p, TINY) * (abs(g) + of_g.sum(1, keepdims=True)) + lost,
         )
-    for name in ("gradient", "backward of softmax", "backward of log_softmax"):
+    for name in ("loss and gradient", "softmax backward", "log_softmax backward"):
         value, *bound, size, lost = found[name]
         found[name] = Exact(
             *(np.where(live & ~empty, a, 0) for a in (value / t, *bound, size / abs(t), lost / abs(t)))
         )
     return {
-        name: e._replace(value=np.where(_broken(name, broken, live), np.nan, e.value))
+        name: e._replace(value=np.where(_broken(name, broken, live, unused), np.nan, e.value))
         for name, e in found.items()
     }
 
@@ -219,10 +221,12 @@ def _of_others(v, first):
     return np.where(first, np.where(first, 0, v).sum(1, keepdims=True), v.sum(1, keepdims=True) - v)
 
 
-def _broken(name, broken, live):
+def _broken(name, broken, live, unused):
     """Where a row with a NaN or +inf has NaN: a masked class has a gradient of 0 there too."""
     if name in ("top", "label"):
         return False
+    if name == "loss and gradient":
+        return broken & live & ~unused
     return broken if name in ("rest", "softmax", "log_softmax") else broken & live
 
 

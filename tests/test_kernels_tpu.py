@@ -77,19 +77,19 @@ def shapes(name, rows, classes, dtype, mask=None, temperature=False):
         "state": (_mosaic_tpu.state, (row, labels)),
         "softmax": (_mosaic_tpu.softmax, (row,)),
         "log_softmax": (_mosaic_tpu.log_softmax, (row,)),
-        "gradient": (_mosaic_tpu.loss_and_gradient, (row, labels, number)),
-        "backward of softmax": (
+        "loss and gradient": (_mosaic_tpu.loss_and_gradient, (row, labels, number)),
+        "softmax backward": (
             lambda *a: _mosaic_tpu.backward("softmax", *a),
             (row, number, number, x),
         ),
-        "backward of log_softmax": (
+        "log_softmax backward": (
             lambda *a: _mosaic_tpu.backward("log_softmax", *a),
             (row, number, number, x),
         ),
     }[name]
 
 
-PASSES = {"state": (1, 0), "softmax": (1, 1), "log_softmax": (1, 1), "gradient": (1, 1)}
+PASSES = {"state": (1, 0), "softmax": (1, 1), "log_softmax": (1, 1), "loss and gradient": (1, 1)}
 
 
 @pytest.mark.accelerators
@@ -131,8 +131,7 @@ COMPILED = (
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_compile(name, platform, options):
     function, arguments = shapes(name, *options)
-    kind = "backward" if name.startswith("backward") else name.replace("gradient", "loss_and_gradient")
-    assert _mosaic_tpu.refuses(arguments[0], kind) is None
+    assert _mosaic_tpu.refuses(arguments[0], name) is None
     compiled_for(platform, function, *arguments)
 
 
@@ -166,6 +165,6 @@ def test_kernels_in_shard_map_take_and_return_shards(name):
     ],
 )
 def test_what_kernels_refuse(shape, dtype, reason):
-    *_, (row, *_) = shapes("backward of softmax", *shape, dtype, "each", True)
-    found = _mosaic_tpu.refuses(row, "backward")
+    *_, (row, *_) = shapes("softmax backward", *shape, dtype, "each", True)
+    found = _mosaic_tpu.refuses(row, "softmax backward")
     assert (found is None) if reason is None else reason in found

@@ -21,8 +21,15 @@ from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 
 Map = Literal["softmax", "log_softmax"]
-Kernel = Literal["state", "softmax", "log_softmax", "backward", "loss_and_gradient"]
-WIDE: dict[Kernel, int] = {"state": 1, "softmax": 2, "log_softmax": 2, "backward": 3, "loss_and_gradient": 2}
+# The arrays of a kernel in the shape of the logits.
+WIDE = {
+    "state": 1,
+    "softmax": 2,
+    "log_softmax": 2,
+    "softmax backward": 3,
+    "log_softmax backward": 3,
+    "loss and gradient": 2,
+}
 SMALL_REST = 2.0**-80  # exponentials that are 0 because they are below the normal numbers matter to less
 
 
@@ -31,12 +38,12 @@ class Numbers(NamedTuple):
 
     top: Array  # the largest live logit, in the order of z
     rest: Array
-    label: Array | None  # the logit of the label; 0 without a class of this id
+    label: Array | None  # the logit of the label, −inf if it is masked; 0 without a class of this id
 
 
-def refuses(row: Row, kernel: Kernel) -> str | None:
+def refuses(row: Row, name: str) -> str | None:
     """Why a kernel cannot take these rows, or None."""
-    return calls.refuses(row, WIDE[kernel])
+    return calls.refuses(row, WIDE[name])
 
 
 def state(row: Row, labels: Array | None, interpret: Any = None) -> Numbers:
@@ -128,9 +135,9 @@ def _gradient(group: Group, given: dict[str, Any], out: list[Any]) -> None:
 
     def step(chunk: Chunk, _: None) -> None:
         z = chunk.shifted(found.top)
-        is_live_label = chunk.is_class(labels) & (z.u != -jnp.inf)
-        residual = jnp.where(is_live_label, at_label, _scaling.exponentials(z) * inverse)
-        group.store(out[-1], chunk, _in_x(scale * residual, chunk.scaling))
+        residual = jnp.where(chunk.is_class(labels), at_label, _scaling.exponentials(z) * inverse)
+        dz = jnp.where(scale == 0, 0, scale * residual)  # a row of scale 0 may hold anything
+        group.store(out[-1], chunk, _in_x(dz, chunk.scaling))
 
     group.over_classes(step, None)
 
@@ -153,7 +160,8 @@ def _numbers(group: Group, labels: Array | None) -> Numbers:
         top = jnp.maximum(found[0], blocks.folded(chunk.ordered(), jnp.maximum))
         if labels is None:
             return (top,)
-        return top, found[1] + blocks.folded(jnp.where(chunk.is_class(labels), chunk.x, 0))
+        live = _scaling.live(chunk.x, chunk.scaling)
+        return top, found[1] + blocks.folded(jnp.where(chunk.is_class(labels), live, 0))
 
     none = (group.lanes(-jnp.inf),) if labels is None else (group.lanes(-jnp.inf), group.lanes(0))
     highest_of, *label_of = group.over_classes(highest, none)
