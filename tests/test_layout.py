@@ -46,6 +46,11 @@ MODULES = {
         "_cpu_loops",
         "_accelerators",
         "_kernel_rows",
+        "_mosaic_gpu_plan",
+        "_mosaic_gpu_moves",
+        "_mosaic_gpu_passes",
+        "_mosaic_gpu_body",
+        "_mosaic_gpu",
     ),
     "rows": (
         "_peaks",

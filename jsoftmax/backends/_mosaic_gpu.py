@@ -30,6 +30,10 @@ class Numbers(NamedTuple):
     rest: Any = None
 
 
+LIMITS = Limits()
+NONE = Numbers()
+
+
 def refuses(row: Row, *, backward: bool = False) -> str | None:
     """Why the kernels cannot take these rows, or None; `backward` also holds the cotangent of every row."""
     if jax.__version_info__ < (0, 11):
@@ -39,7 +43,7 @@ def refuses(row: Row, *, backward: bool = False) -> str | None:
     if not row.x.size:
         return "there are no logits"
     size = _class_bytes(row, backward)
-    shape = plan(*row.x.shape, size)
+    shape = plan(*row.x.shape, size, LIMITS)
     if block_bytes(shape, size) > SHARED_MEMORY:
         most = (SHARED_MEMORY - block_bytes(shape, 0)) * 8 // size
         return f"a row of {row.x.shape[1]} classes does not fit in the shared memory, about {most} do"
@@ -65,7 +69,7 @@ def log_softmax(row: Row, interpret: Any = None) -> tuple[Array, Array, Array]:
 def loss_and_gradient(
     row: Row, labels: Array, scale: Array, interpret: Any = None
 ) -> tuple[Array, Array, Array, Array]:
-    """The maximum, the rest and the label's logit of every row, and the gradient of its loss times `scale`."""
+    """The maximum, the rest, the label's logit of every row, and the gradient of its loss times `scale`."""
     dx, top, rest, label = _run(row, "loss", interpret, labels=labels, numbers=Numbers(scale=scale))
     return top, rest, label, dx
 
@@ -86,20 +90,21 @@ def _run(
     *,
     labels: Array | None = None,
     g: Array | None = None,
-    numbers: Numbers = Numbers(),
-    limits: Limits = Limits(),
+    numbers: Numbers = NONE,
 ) -> tuple[Any, ...]:
     """The result in the shape of the logits, the maximum, the rest and the label's logit of every row."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     rows, classes = row.x.shape
-    shape = plan(rows, classes, _class_bytes(row, g is not None), limits)
     large = {"x": row.x, "where": row.where, "g": g}
+    large = {name: a for name, a in large.items() if a is not None}
+    if classes < 128 and not all(moves.by_engine(classes, a.dtype.itemsize) for a in large.values()):
+        return _run_wider(row, task, interpret, labels=labels, g=g, numbers=numbers)
+    shape = plan(rows, classes, _class_bytes(row, g is not None), LIMITS)
     per_row = numbers._replace(temperature=row.temperature)._asdict() | {"labels": labels}
     count = -(-rows // WARPS) * WARPS
     # Each array is padded to whole groups of rows: a warpgroup reads and writes the numbers of four rows.
-    given = {name: a for name, a in large.items() if a is not None}
-    given |= {n: _padded(a.reshape(rows), count) for n, a in per_row.items() if a is not None}
+    given = large | {n: _padded(a.reshape(rows), count) for n, a in per_row.items() if a is not None}
     out: dict[str, Any] = {}
     if task != "state":
         out["out"] = jax.ShapeDtypeStruct((rows, classes), row.x.dtype)
@@ -119,9 +124,8 @@ def _run(
     scratch: dict[str, Any] = {
         f"{name}_parts": plgpu.SMEM((shape.stages, shape.warpgroups, WARPS, shape.width), a.dtype)
         for name, a in large.items()
-        if a is not None
     }
-    moved = [a for a in large.values() if a is not None and moves.by_engine(classes, a.dtype.itemsize)]
+    moved = [a for a in large.values() if moves.by_engine(classes, a.dtype.itemsize)]
     if moved:
         scratch["loaded"] = plgpu.Barrier(
             num_arrivals=WARPS * len(moved), num_barriers=shape.stages * shape.warpgroups
@@ -153,6 +157,19 @@ def _run(
     results = dict(zip(out, found, strict=True))
     of_rows = (results[name][:rows, None] if name in results else None for name in ("top", "rest", "label"))
     return results.get("out"), *of_rows
+
+
+def _run_wider(row: Row, task: str, interpret: Any, **options: Any) -> tuple[Any, ...]:
+    """As `_run`, with dead classes added to short rows until the copy engine can address all of them."""
+    classes = row.x.shape[1]
+    wider = [(0, 0), (0, -classes % 16)]
+    x = jnp.pad(row.x, wider, constant_values=-jnp.inf)
+    where = None if row.where is None else jnp.pad(row.where, wider)
+    g, labels = options.pop("g"), options.pop("labels")
+    g = None if g is None else jnp.pad(g, wider)
+    labels = None if labels is None else jnp.where(labels < classes, labels, -1)
+    out, *numbers = _run(Row(x, where, row.temperature), task, interpret, g=g, labels=labels, **options)
+    return None if out is None else out[:, :classes], *numbers
 
 
 def _padded(numbers: Array, count: int) -> Array:

@@ -20,7 +20,7 @@ LARGE = ("x", "where", "g")
 
 
 def run(task: str, plgpu: Any, plan: Plan, refs: dict[str, Any]) -> None:
-    """The body of the kernel for `task`; `refs` are its arrays, its scratch memory and its barriers by name."""
+    """The body of the kernel for `task`; `refs` are its arrays, scratch memory and barriers, by name."""
     from jax.experimental import pallas as pl
 
     place = Place(plgpu, plan, lax.axis_index("block"), lax.axis_index("warpgroup"))
@@ -81,7 +81,8 @@ class Group:
         parts = {name: refs[f"{name}_parts"].at[stage, place.warpgroup] for name in LARGE if name in refs}
         self.passes = Passes(place, **parts, temperature=self.number("temperature"))
         stand_in = refs["stand_in"].at[lax.axis_index("cluster")] if "stand_in" in refs else None
-        self.slots = Slots(tuple(refs[f"slot{i}"] for i in range(2) if "slot0" in refs), refs.get("met"), stand_in)
+        slots = tuple(refs[name] for name in ("slot0", "slot1") if name in refs)
+        self.slots = Slots(slots, refs.get("met"), stand_in)
         # Where the result has 16 bits, a power of two of a product is accurate enough, and faster.
         self.fast = refs["x"].dtype.itemsize == 2 and task not in ("state", "loss")
 
@@ -99,7 +100,9 @@ class Group:
         if name not in self.refs:
             return None
         ref = self.refs[name]
-        return self.vector(ref.at[pl_slice(self.group * WARPS, WARPS)]) if self.place.plan.short else ref[self.group]
+        if self.place.plan.short:
+            return self.vector(ref.at[pl_slice(self.group * WARPS, WARPS)])
+        return ref[self.group]
 
     def vector(self, ref: Any) -> Array:
         layout = passes.tile_layout(self.place.plgpu, self.refs["x"].dtype).reduce(1)
@@ -230,7 +233,7 @@ class Group:
         return Label(ids, *map(self.vector, arrays))
 
     def label_of(self, row: Array) -> tuple[Array, Array]:
-        """The logit of the label of one row, and its live logit in the order of z; both 0 if it is no class."""
+        """The logit of a row's label, and its live logit in the order of z; both 0 if it is no class."""
         last = self.place.plan.classes - 1
         given = self.refs["labels"][row]
         at = jnp.clip(given, 0, last)

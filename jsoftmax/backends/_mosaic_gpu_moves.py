@@ -92,9 +92,8 @@ def stores(place: Place, source: Any, target: Any, group: Array) -> None:
         full = start + plan.width <= plan.classes
         pl.when(full)(lambda warp=warp, start=start: store(warp, group, start, 0, plan.width))
         if plan.tail:
-            last = plan.classes - plan.tail
-            offset = plan.width - plan.tail
-            pl.when(start == last)(lambda warp=warp, last=last: store(warp, group, last, offset, plan.tail))
+            at = plan.classes - plan.tail, plan.width - plan.tail, plan.tail
+            pl.when(start == at[0])(lambda warp=warp, at=at: store(warp, group, *at))
     if engine:
         plgpu.commit_smem_to_gmem_group()
 

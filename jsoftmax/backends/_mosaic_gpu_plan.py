@@ -19,7 +19,6 @@ from typing import NamedTuple
 WARPS = 4  # of a warpgroup, hence also its parts
 TILE = 256  # classes of a part that one step computes, 8 per thread
 SHARED_MEMORY = 227 * 1024  # bytes of a block, and of a multiprocessor
-MULTIPROCESSORS = 132
 RESERVED = 4 * 1024  # for barriers and what parts exchange
 LARGEST_CLUSTER = 8
 WARPGROUP_BYTES = 16 * 1024
@@ -34,6 +33,7 @@ class Limits(NamedTuple):
     warpgroup: int = WARPGROUP_BYTES
     block: int = BLOCK_BYTES
     blocks: int = 8  # that reside on a multiprocessor, if the rows are short
+    multiprocessors: int = 132
 
 
 class Plan(NamedTuple):
@@ -65,13 +65,13 @@ class Plan(NamedTuple):
         return self.classes % self.size
 
 
-def plan(rows: int, classes: int, class_bytes: int, limits: Limits = Limits()) -> Plan:
+def plan(rows: int, classes: int, class_bytes: int, limits: Limits) -> Plan:
     """The plan for rows whose classes take `class_bytes` bytes each in shared memory."""
     padded = -(-classes // TILE) * TILE
     if padded * class_bytes <= limits.short:
         groups = -(-rows // WARPS)
         resident = min(limits.blocks, SHARED_MEMORY // (2 * WARPS * padded * class_bytes + 1024))
-        grid = min(groups, MULTIPROCESSORS * resident)
+        grid = min(groups, limits.multiprocessors * resident)
         stages = 1 if grid == groups else 2
         return Plan(rows, classes, 1, 1, padded, classes, stages, grid, True)
     cluster = 1
