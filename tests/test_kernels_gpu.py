@@ -176,13 +176,17 @@ def interpreter():
 
 
 def ulps(ours, exact, size=None):
-    """The error in ulp of the exact value, or of a given size; 0 where that is below the normal numbers."""
+    """The error in ulp of the exact value, or of a given size; 0 where that is below the normal numbers.
+
+    Also where it is just above them and ours is 0: a factor of it is subnormal, and a CPU sets that to 0.
+    """
     info = jnp.finfo(ours.dtype)
     ours, size = np.asarray(ours).astype(np.float64), abs(exact if size is None else size)
     with np.errstate(all="ignore"):
         exponent = np.floor(np.log2(np.clip(size, float(info.tiny), float(info.max))))
         same = (ours == exact) | (np.isnan(ours) & np.isnan(exact))
         same |= (size < float(info.tiny)) & (abs(ours) < 2 * float(info.tiny))
+        same |= (size < 16 * float(info.tiny)) & (ours == 0)
         return np.where(same, 0, abs(ours - exact) / np.exp2(exponent - info.nmant))
 
 
@@ -208,9 +212,7 @@ def test_results_within_the_contract(task, name, monkeypatch):
         gap = (terms * np.where(np.isinf(want.gap), 0, want.gap)).sum(1, keepdims=True) / np.maximum(
             want.rest, 1e-30
         )
-        precise = given.row.x.dtype == jnp.float32 or task in ("state", "loss")
-        bound = 4 + gap if precise else 2.0**14
-        assert (ulps(rest, want.rest) <= np.where(np.isnan(want.rest), 4, bound)).all()
+        assert (ulps(rest, want.rest) <= np.where(np.isnan(want.rest), 4, 4 + gap)).all()
     if label is not None:
         np.testing.assert_array_equal(np.asarray(label), want.label.astype(np.float32))
     if out is None:

@@ -149,15 +149,16 @@ class Passes:
         x = self.load(self.x, i)
         return shifted(x, self.scaling(x), across(x)(top))
 
-    def exp(self, u: Array, is_fast: bool) -> Array:
-        return jnp.exp2(u * (1 / math.log(2))) if is_fast else jnp.exp(u)
+    def exp(self, u: Array) -> Array:
+        """``exp(u)``; for 16 bits, whose u is nearly exact, by half the instructions, to 2 + |u| ulp."""
+        return jnp.exp2(u * (1 / math.log(2))) if self.x.dtype.itemsize == 2 else jnp.exp(u)
 
-    def state(self, top: Array, is_fast: bool) -> online.State:
+    def state(self, top: Array) -> online.State:
         """The state of each part. A term is left out of the rest if u is 0, as in `online.rest_terms`."""
 
         def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             u = self.shifted(i, top)
-            term = self.exp(u, is_fast)
+            term = self.exp(u)
             return sums[0] + term, sums[1] + jnp.where(u < 0, term, 0.0)
 
         sums = self.each(step, (self.filled(0), self.filled(0)))
