@@ -43,10 +43,11 @@ def refuses(row: Row, *, backward: bool = False) -> str | None:
     if not row.x.size:
         return "there are no logits"
     size = _class_bytes(row, backward)
-    shape = plan(*row.x.shape, size, LIMITS)
+    rows, classes = row.x.shape
+    shape = plan(rows, classes, size, LIMITS)
     if block_bytes(shape, size) > SHARED_MEMORY:
         most = (SHARED_MEMORY - block_bytes(shape, 0)) * 8 // size
-        return f"a row of {row.x.shape[1]} classes does not fit in the shared memory, about {most} do"
+        return f"a row of {classes} classes does not fit in the shared memory, about {most} do"
     return None
 
 
@@ -96,8 +97,7 @@ def _run(
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     rows, classes = row.x.shape
-    large = {"x": row.x, "where": row.where, "g": g}
-    large = {name: a for name, a in large.items() if a is not None}
+    large = {name: a for name, a in (("x", row.x), ("where", row.where), ("g", g)) if a is not None}
     if classes < 128 and not all(moves.by_engine(classes, a.dtype.itemsize) for a in large.values()):
         return _run_wider(row, task, interpret, labels=labels, g=g, numbers=numbers)
     shape = plan(rows, classes, _class_bytes(row, g is not None), LIMITS)

@@ -211,7 +211,7 @@ class Group:
             p, g, leads = tile(i)
             dz = apply(p, g, sums=rules.RowSums(*map(across(p), sums)), leads=leads)
             if self.passes.temperature is not None:
-                dz, _ = rules.temperature_vjp(p, dz, across(p)(self.passes.temperature))
+                dz = rules.temperature_vjp(p, dz, across(p)(self.passes.temperature))[0]
             dz = jnp.where(across(p)(is_empty) > 0, 0.0, dz)
             self.passes.store(self.passes.x, i, self.unmasked(i, dz))
 
@@ -236,12 +236,11 @@ class Group:
         given = self.refs["labels"][row]
         at = jnp.clip(given, 0, last)
         logit = self.refs["x"][row, at].astype(jnp.float32)
-        where = temperature = None
+        where: Array | None = None
         if "where" in self.refs:
             mask = self.refs["where"]
             where = mask[0 if mask.shape[0] == 1 else row, at].astype(jnp.int32) != 0
-        if "temperature" in self.refs:
-            temperature = self.refs["temperature"][row]
+        temperature = self.refs["temperature"][row] if "temperature" in self.refs else None
         live = _scaling.ordered_live(logit, Scaling(where, temperature))
         is_class = given == at
         return jnp.where(is_class, logit, 0.0), jnp.where(is_class, live, 0.0)

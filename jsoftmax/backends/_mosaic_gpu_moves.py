@@ -11,6 +11,7 @@ another part, and is dead in this one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -86,14 +87,14 @@ def stores(place: Place, source: Any, target: Any, group: Array) -> None:
     for warp in range(WARPS):
         if plan.short:
             row = group * WARPS + warp
-            pl.when(row < plan.rows)(lambda warp=warp, row=row: store(warp, row, 0, 0, plan.classes))
+            pl.when(row < plan.rows)(partial(store, warp, row, 0, 0, plan.classes))
             continue
         start = (place.first_part() + warp) * plan.width
         full = start + plan.width <= plan.classes
-        pl.when(full)(lambda warp=warp, start=start: store(warp, group, start, 0, plan.width))
+        pl.when(full)(partial(store, warp, group, start, 0, plan.width))
         if plan.tail:
             at = plan.classes - plan.tail, plan.width - plan.tail, plan.tail
-            pl.when(start == at[0])(lambda warp=warp, at=at: store(warp, group, *at))
+            pl.when(start == at[0])(partial(store, warp, group, *at))
     if engine:
         plgpu.commit_smem_to_gmem_group()
 
