@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.xdist_group("h200"),
 ]
 ROWS = 4096
+PTX = []  # of the last program, if it is printed
 READS = {
     "state": 1,
     "softmax": 1,
@@ -47,6 +48,7 @@ def compiled(task, row, capfd, monkeypatch):
     # The compiler keeps what it compiled before, and then prints nothing.
     program = compiled_for("h200", lambda *arguments: function(*arguments), *arguments)
     report = "".join(capfd.readouterr())
+    PTX[:] = [report]
     spills = [int(n) for n in re.findall(r"(\d+) bytes (?:spill|stack)", report)]
     (registers,) = re.findall(r"Used (\d+) registers", report)
     return Program(program, row.x.size), int(registers), sum(spills)
@@ -75,6 +77,15 @@ def test_one_kernel_reads_and_writes_once_and_spills_nothing(task, dtype, classe
     # 512 threads of two blocks, or 1024 of one, have 64 registers each.
     assert registers <= 64
     assert program.temporaries < 1024
+
+
+def test_the_blocks_of_a_cluster_read_each_others_slots(capfd, monkeypatch):
+    """Two numbers of each of four blocks, after one meeting; and a second one before a block ends."""
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
+    compiled("softmax", Row(logits(131072, jnp.bfloat16, ROWS + 1)), capfd, monkeypatch)
+    text = PTX.pop()
+    assert len(re.findall(r"ld\.shared::cluster", text)) == 2 * 4
+    assert len(re.findall(r"mbarrier\.arrive\.shared::cluster", text)) == 2
 
 
 @pytest.mark.diagonal
