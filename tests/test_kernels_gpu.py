@@ -176,16 +176,16 @@ def interpreter():
 
 
 def ulps(ours, exact, size=None):
-    """The error in ulp of the exact value, or of a given size; 0 below 16 times the least normal number.
+    """The error in ulp of the exact value, or of a given size.
 
-    Just above that number a factor or a term may be subnormal, and the CPU, unlike a GPU, sets it to 0.
+    A CPU, unlike a GPU, sets subnormal numbers to 0: up to four of them, as factors and terms, count as none.
     """
     info = jnp.finfo(ours.dtype)
     ours, size = np.asarray(ours).astype(np.float64), abs(exact if size is None else size)
     with np.errstate(all="ignore"):
         exponent = np.floor(np.log2(np.clip(size, float(info.tiny), float(info.max))))
         same = (ours == exact) | (np.isnan(ours) & np.isnan(exact))
-        same |= (size < 16 * float(info.tiny)) & (abs(ours) < 32 * float(info.tiny))
+        same |= abs(ours - exact) < 4 * float(np.finfo(np.float32).tiny)
         return np.where(same, 0, abs(ours - exact) / np.exp2(exponent - info.nmant))
 
 
