@@ -131,15 +131,20 @@ def _merged(
     The 1 of every state k with maxₖ = max is summed separately, so that it rounds away no digits of the rest.
     """
     top = largest([lax.stop_gradient(part.max) for part in parts])
+    floor = jnp.where(top == -jnp.inf, 0, top)
 
-    def shares(part: State) -> Array:
-        scale = jnp.where(part.max == -jnp.inf, 0, jnp.exp(part.max - jnp.where(top == -jnp.inf, 0, top)))
-        leads = (part.max == top) & (top > -jnp.inf)
-        rest = jnp.where(leads, part.rest, 1 + part.rest) * scale
-        return jnp.stack([rest, jnp.where(leads, scale, 0.0)])
+    def stacked(part: State) -> Array:
+        scale = jnp.where(part.max == -jnp.inf, 0, jnp.exp(part.max - floor))
+        return jnp.stack(shares(part, top, scale))
 
-    rest, leading = total([shares(part) for part in parts])
+    rest, leading = total([stacked(part) for part in parts])
     return State(top, rest + (leading - 1))
+
+
+def shares(part: State, top: Array, scale: Array) -> tuple[Array, Array]:
+    """What a state with ``scale = exp(max − top)`` adds to the rest of the merged one, and to its ones."""
+    leads = (part.max == top) & (top > -jnp.inf)
+    return jnp.where(leads, part.rest, 1 + part.rest) * scale, jnp.where(leads, scale, 0.0)
 
 
 def log_total(rest: Array) -> Array:

@@ -48,6 +48,10 @@ MODULES = {
     "logits": ("_moments", "_rounding", "_scaling"),
     "backends": (
         "_kernel_rows",
+        "_mosaic_gpu_plan",
+        "_mosaic_gpu_moves",
+        "_mosaic_gpu_passes",
+        "_mosaic_gpu_body",
         "_mosaic_gpu",
         "_mosaic_tpu_blocks",
         "_mosaic_tpu_calls",

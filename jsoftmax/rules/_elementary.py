@@ -24,10 +24,10 @@ log1p.defjvps(lambda dr, _, r: dr / (1 + r))
 
 def expm1_series(d: Array) -> Array:
     """``(expm1(d) − d)/d² = 1/2! + d/3! + d²/4! + …`` for |d| < 1."""
-    total = jnp.zeros_like(d)
+    total: Array | float = 0.0
     for n in range(13 if d.dtype == jnp.float32 else 20, 1, -1):
         total = 1 / math.factorial(n) + d * total
-    return total
+    return jnp.asarray(total)
 
 
 def expm1(d: Array) -> Array:
