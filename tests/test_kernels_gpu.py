@@ -93,6 +93,7 @@ def inputs(form):
     if form.scaled:
         temperature = random.choice([-2.5, 0.7, 1.3], (9, 1)).astype(np.float32)
     scale, g = random.normal(size=(9, 1)), random.normal(size=(9, n))
+    scale[8] = 0
     kept = list(form.regimes)
     x, labels, scale, g = (a[kept] for a in (x, labels, scale, g))
     where = where[kept] if form.mask == "each" else where
@@ -138,9 +139,10 @@ def exact(name):
         p, log_p = terms / total, u - np.log1p(np.where(empty, 0, rest))
         hit = np.arange(form.classes) == labels
         at_label = -np.where(hit, 0, p).sum(1, keepdims=True)
-        loss = scale / t * np.where(hit & live, at_label, p)
+        loss = scale / t * np.where(hit, at_label, p)
         is_class = (labels >= 0) & (labels < form.classes)
-        loss = np.where(is_class | empty | ~where, loss, np.nan)
+        loss = np.where(is_class, loss, np.nan)
+        loss = np.where(empty | ~where | (scale == 0), 0, loss)
         masked_g = np.where(where, g, 0)
         results, sizes = {"softmax": p, "log_softmax": log_p, "loss": loss}, {}
         for rule, weighted in (("softmax", p * masked_g), ("log_softmax", masked_g)):
@@ -148,9 +150,10 @@ def exact(name):
             results[f"{rule} backward"] = dz / t
             sizes[f"{rule} backward"] = (abs(weighted) + p * abs(weighted).sum(1, keepdims=True)) / abs(t)
         for task, result in results.items():
-            result[np.broadcast_to(bad, x.shape) & (where | (task in ("softmax", "log_softmax")))] = np.nan
+            seen = where | (task in ("softmax", "log_softmax"))
+            result[bad & seen & (scale != 0 if task == "loss" else True)] = np.nan
         at = np.where(is_class, labels, 0).astype(int)
-        label = np.where(is_class, np.take_along_axis(x, at, 1), 0)
+        label = np.where(is_class, np.take_along_axis(np.where(where, x, -np.inf), at, 1), 0)
     return Exact(np.where(bad, np.nan, top), np.where(bad, np.nan, rest), label, -u, results, sizes)
 
 
@@ -201,7 +204,7 @@ def test_results_within_the_contract(task, name, monkeypatch):
     form = FORMS[name]
     monkeypatch.setattr(_mosaic_gpu, "LIMITS", form.limits)
     given, want = inputs(form), exact(name)
-    assert _mosaic_gpu.refuses(given.row, backward="backward" in task) is None
+    assert _mosaic_gpu.refuses(given.row, task) is None
     out, top, rest, label = run(task, name, given)
     if top is not None:
         finite = ~np.isnan(want.top)
@@ -248,8 +251,8 @@ def test_refusals():
     def row(classes, dtype=jnp.float32):
         return Row(jax.ShapeDtypeStruct((8, classes), dtype))
 
-    assert _mosaic_gpu.refuses(row(262144)) is None
-    assert "does not fit in the shared memory" in _mosaic_gpu.refuses(row(262144), backward=True)
-    assert _mosaic_gpu.refuses(row(262144, jnp.bfloat16), backward=True) is None
-    assert "not float64" in _mosaic_gpu.refuses(row(8, np.dtype("float64")))
-    assert "no logits" in _mosaic_gpu.refuses(row(0))
+    assert _mosaic_gpu.refuses(row(262144), "softmax") is None
+    assert "does not fit in the shared memory" in _mosaic_gpu.refuses(row(262144), "softmax backward")
+    assert _mosaic_gpu.refuses(row(262144, jnp.bfloat16), "softmax backward") is None
+    assert "not float64" in _mosaic_gpu.refuses(row(8, np.dtype("float64")), "state")
+    assert "no logits" in _mosaic_gpu.refuses(row(0), "state")

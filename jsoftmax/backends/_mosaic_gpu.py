@@ -34,15 +34,15 @@ LIMITS = Limits()
 NONE = Numbers()
 
 
-def refuses(row: Row, *, backward: bool = False) -> str | None:
-    """Why the kernels cannot take these rows, or None; `backward` also holds the cotangent of every row."""
+def refuses(row: Row, name: str) -> str | None:
+    """Why a kernel cannot take these rows, or None; a backward pass also holds the cotangent of every row."""
     if jax.__version_info__ < (0, 11):
         return f"the kernels need jax 0.11 or later, and this is jax {jax.__version__}"
     if row.x.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return f"the kernels take bfloat16, float16 and float32, not {row.x.dtype}"
     if not row.x.size:
         return "there are no logits"
-    size = _class_bytes(row, backward)
+    size = _class_bytes(row, "backward" in name)
     rows, classes = row.x.shape
     shape = plan(rows, classes, size, LIMITS)
     if block_bytes(shape, size) > SHARED_MEMORY:
@@ -70,7 +70,7 @@ def log_softmax(row: Row, interpret: Any = None) -> tuple[Array, Array, Array]:
 def loss_and_gradient(
     row: Row, labels: Array, scale: Array, interpret: Any = None
 ) -> tuple[Array, Array, Array, Array]:
-    """The maximum, the rest, the label's logit of every row, and the gradient of its loss times `scale`."""
+    """The maximum, the rest and the label's logit of every row, and ``scale·(p − e_y)/T``."""
     dx, top, rest, label = _run(row, "loss", interpret, labels=labels, numbers=Numbers(scale=scale))
     return top, rest, label, dx
 
@@ -137,7 +137,7 @@ def _run(
     elif shape.warpgroups > 1:
         scratch["met"] = plgpu.Barrier(num_arrivals=shape.warpgroups)
     if labels is not None and shape.short:
-        scratch |= {name: plgpu.SMEM((WARPS,), jnp.float32) for name in ("label_logits", "live_logits")}
+        scratch |= {name: plgpu.SMEM((WARPS,), jnp.float32) for name in ("label_logits", "ordered_logits")}
     found = plgpu.kernel(
         body,
         out_type=list(out.values()),

@@ -66,11 +66,11 @@ def run(task: str, plgpu: Any, plan: Plan, refs: dict[str, Any]) -> None:
 
 
 class Label(NamedTuple):
-    """The label of a row: its id, its logit as it is, and its live logit in the order of z."""
+    """The label of a row: its id, and its logit, −inf if it is masked, as it is and in the order of z."""
 
     id: Array
     logit: Array
-    live: Array
+    ordered: Array
 
 
 class Group:
@@ -160,16 +160,18 @@ class Group:
         scale = jnp.where(is_valid, scale, jnp.nan)
         if temperature is not None:
             scale, _ = rules.temperature_vjp(scale, scale, temperature)
-        scale = jnp.where(state.rest < 0, 0.0, scale)
+        # An empty row has no gradient; a row of scale 0 has none either, whatever it holds.
+        has_none = jnp.where((state.rest < 0) | (scale == 0), 1.0, 0.0)
         of_others = passes.reciprocal_total(state.rest) * scale
-        at_label = passes.label_gradient(state, label.live, temperature) * scale
+        at_label = passes.label_gradient(state, label.ordered, temperature) * scale
         ids = self.passes.class_ids()
 
         def step(i: Array, _: None) -> None:
             u = self.passes.shifted(i, state.max)
             p = self.passes.exp(u) * across(u)(of_others)
             hit = ids + i * u.shape[1] == across(u)(label.id)
-            self.passes.store(self.passes.x, i, self.unmasked(i, jnp.where(hit, across(u)(at_label), p)))
+            dz = jnp.where(across(u)(has_none) > 0, 0.0, jnp.where(hit, across(u)(at_label), p))
+            self.passes.store(self.passes.x, i, self.unmasked(i, dz))
 
         self.passes.each(step)
 
@@ -222,7 +224,7 @@ class Group:
         assert ids is not None
         if not self.place.plan.short:
             return Label(ids, *self.label_of(self.group))
-        arrays = self.refs["label_logits"], self.refs["live_logits"]
+        arrays = self.refs["label_logits"], self.refs["ordered_logits"]
         self.place.plgpu.commit_smem()  # the threads have read those of the last rows
         for warp in range(WARPS):
             for array, value in zip(arrays, self.label_of(self.place.row_of(self.group, warp)), strict=True):
@@ -231,7 +233,7 @@ class Group:
         return Label(ids, *map(self.vector, arrays))
 
     def label_of(self, row: Array) -> tuple[Array, Array]:
-        """The logit of a row's label, and its live logit in the order of z; both 0 if it is no class."""
+        """The logit of a row's label, as it is and in the order of z; both 0 if it is no class."""
         last = self.place.plan.classes - 1
         given = self.refs["labels"][row]
         at = jnp.clip(given, 0, last)
@@ -240,7 +242,8 @@ class Group:
         if "where" in self.refs:
             mask = self.refs["where"]
             where = mask[0 if mask.shape[0] == 1 else row, at].astype(jnp.int32) != 0
-        temperature = self.refs["temperature"][row] if "temperature" in self.refs else None
-        live = _scaling.ordered_live(logit, Scaling(where, temperature))
+        logit = ordered = _scaling.live(logit, Scaling(where))
+        if "temperature" in self.refs:
+            ordered = _scaling.times_sign(logit, self.refs["temperature"][row])
         is_class = given == at
-        return jnp.where(is_class, logit, 0.0), jnp.where(is_class, live, 0.0)
+        return jnp.where(is_class, logit, 0.0), jnp.where(is_class, ordered, 0.0)

@@ -231,7 +231,7 @@ def log_total(rest: Array) -> Array:
 
 
 def label_gradient(state: online.State, label: Array, temperature: Array | None) -> Array:
-    """`rules.label_residual` at the label, whose ordered logit is `label`; 0 if its class is dead."""
+    """`rules.label_residual` at the label, whose logit in the order of z is `label`."""
     scaling = Scaling(None, None if temperature is None else jnp.abs(temperature))
     nll = log_total(state.rest) - shifted(label, scaling, state.max)
-    return jnp.where(label == -jnp.inf, 0.0, rules.expm1(-nll))
+    return rules.expm1(-nll)
