@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -150,6 +151,31 @@ def test_sharded_rows_stay_on_their_devices(kind):
     assert ("pallas_call" in str(traced.jaxpr)) == (kind != AxisType.Auto)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Manual], ids=str)
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "mosaic_gpu"), ("tpu", "tpu_custom_call")])
+def test_a_program_for_a_device_has_the_kernels_and_gathers_nothing(platform, kernel, kind):
+    manual = kind == AxisType.Manual
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto if manual else kind,))
+
+    def step(x, y):
+        names = {"row_axis_name": "rows"} if manual else {}
+        loss = functools.partial(jsoftmax.cross_entropy, reduction="mean", backend="mosaic", **names)
+        p, pull = jax.vjp(lambda x: jsoftmax.softmax(x, backend="mosaic"), x)
+        return jax.grad(loss)(x, y) + pull(x * p)[0]
+
+    rows = P("rows")
+    if manual:
+        step = jax.shard_map(step, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    with jax.set_mesh(mesh):
+        placed = NamedSharding(mesh, rows)
+        x = jax.ShapeDtypeStruct((64, 2048), jnp.bfloat16, sharding=placed)
+        y = jax.ShapeDtypeStruct((64,), jnp.int32, sharding=placed)
+        text = export.export(jax.jit(step), platforms=[platform])(x, y).mlir_module()
+    assert kernel in text
+    assert "all_gather" not in text
 
 
 @needs_kernels

@@ -23,7 +23,7 @@ from jsoftmax.border._call import Call
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import is_portable, with_kernels
-from jsoftmax.transforms._sharding import is_known, partition_spec, sharded_like, spec
+from jsoftmax.transforms._sharding import is_known, partition_spec, sharded_like, spec, varying
 
 Name = Literal[
     "state", "softmax", "log_softmax", "softmax backward", "log_softmax backward", "loss and gradient"
@@ -150,7 +150,10 @@ def _kernel(name: Name, platform: Platform) -> Callable[..., Any]:
 
     @jax.custom_batching.custom_vmap
     def kernel(*arrays: Array | None) -> Any:
-        return _run(name, _MODULES[platform], Arrays(*arrays))  # type: ignore[arg-type]
+        found = _run(name, _MODULES[platform], Arrays(*arrays))  # type: ignore[arg-type]
+        return jax.tree.map(
+            lambda a: varying(a, arrays), found
+        )  # a kernel for a GPU does not mark its results
 
     @kernel.def_vmap
     def more_rows(size: int, is_mapped: Any, *arrays: Array | None) -> Any:

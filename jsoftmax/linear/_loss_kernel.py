@@ -17,7 +17,7 @@ from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows._statistics import Numbers, Saved, zero_unless_counted
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import on_one_device, spec
+from jsoftmax.transforms._sharding import on_one_device, spec, varying
 
 WANTED = frozenset({"nll", "log_normalizer"})
 REASON = "a Mosaic kernel, which multiplies and sums without storing logits"
@@ -43,7 +43,8 @@ def or_blocks(static: Static, blocks: Callable[[Rows, Shared], Found], rows: Row
 
 def _of_kernel(static: Static, rows: Rows, shared: Shared) -> Found:
     rows = rows.of_block(None)
-    top, rest, logit = _state(static.vocab_axis)(rows.hidden, shared.weight, rows.labels)
+    given = rows.hidden, shared.weight, rows.labels
+    top, rest, logit = (varying(a, given) for a in _state(static.vocab_axis)(*given))
     is_id = (rows.labels >= 0) & (rows.labels < shared.weight.shape[static.vocab_axis])
     empty, log_total = rest < 0, online.log_total(rest)
     found = {

@@ -25,7 +25,7 @@ from jsoftmax.rows._row_numbers import numbers
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import sharded_like
+from jsoftmax.transforms._sharding import sharded_like, varying
 
 NLL = frozenset({"nll"})
 
@@ -53,7 +53,7 @@ def reduced(loss: Loss, x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Ar
             weights = weights / jnp.where(count == 0, 1, count)
     labels = reported_ids(loss.labels, x.shape[-1], ())
     scaling = Scaling(scaling.where, *of_used_rows(scaling[1:], loss.counted, loss.hidden))
-    total, _ = _total(axes, x, labels, scaling, weights[..., None])
+    total, _ = _total(axes, x, labels, scaling, varying(weights[..., None], x, labels))
     return rules.across(loss.row_names, total)[0]
 
 
