@@ -174,6 +174,7 @@ def test_modes():
         assert record["operations, reverse"] > 0
 
 
+@pytest.mark.long
 def test_the_command_evaluate(monkeypatch):
     """Four batches, and every metric beside its definition; the child process is left out."""
     monkeypatch.setattr(evaluating, "peak", lambda folder: 0)

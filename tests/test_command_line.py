@@ -468,6 +468,7 @@ def test_a_text_of_ones_own_and_a_wrong_gradient(poem, tmp_path, monkeypatch, ca
     assert_is_a_picture(tmp_path / "out" / "next-words.png")
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_language(poem):
     corpus = text.load(poem, 9)  # most of its words are unknown
 

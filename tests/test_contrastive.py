@@ -257,6 +257,7 @@ def test_sixteen_bits():
         )
 
 
+@pytest.mark.long
 def test_eager_mapped_and_negative(x64):
     """Without jit; in a portable program; under vmap, also of T, of which the negative is that of −a."""
     a, b, t = arrays()

@@ -71,6 +71,7 @@ def assert_is_a_picture(path):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50, path
 
 
+@pytest.mark.long
 def test_every_option_at_once_gives_the_numbers_of_the_arrays(digits, tmp_path, capsys):
     """Three batches, of which the last is filled up, beside `evaluation` on the whole arrays."""
     logits, labels = digits
@@ -120,6 +121,7 @@ def test_every_option_at_once_gives_the_numbers_of_the_arrays(digits, tmp_path, 
         assert_is_a_picture(out / name)
 
 
+@pytest.mark.long
 def test_probabilities_and_soft_labels(digits, tmp_path, capsys):
     """Of several axes of rows, and more classes than a confusion matrix may have."""
     logits, labels = (array[:1200] for array in digits)

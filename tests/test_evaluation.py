@@ -497,6 +497,7 @@ def test_the_derivative_is_that_of_the_mean_loss():
     np.testing.assert_allclose(tangent, jnp.vdot(losses, x), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
 def test_the_derivative_has_a_derivative(forward):

@@ -143,6 +143,7 @@ def test_values_and_gradients_are_those_of_all_classes(what, mode, x64, monkeypa
         agree(got, total)
 
 
+@pytest.mark.long
 def test_tiny_and_empty_tails():
     """In multi-precision: tiny tails of targets and of logits, and K = V, where rounding leaves a tail."""
     cases = []

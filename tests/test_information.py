@@ -287,6 +287,7 @@ def by_scipy(p_logits, q_logits):
     return p, q, special.rel_entr(p, q).sum(-1), js
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @corners
 def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward):
@@ -322,6 +323,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
     assert_derivatives_are(np.isfinite, results)
 
 
+@pytest.mark.long
 @pytest.mark.share(6)
 @corners
 @pytest.mark.parametrize("huge", [1e20, 1e36])

@@ -143,6 +143,7 @@ def test_the_metrics_of_scikit_learn():
         np.testing.assert_allclose(getattr(found, name), want, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_cells_of_confidence_change_little():
     """Beside the exact order of all confidences."""
     x, y = digits()
@@ -170,6 +171,7 @@ def test_a_row_on_the_edge_of_a_bin_of_equal_mass():
     np.testing.assert_array_equal(found, 3 * of_definition)
 
 
+@pytest.mark.long
 def test_many_rows_in_groups_keep_their_digits():
     """A plain scatter of 200 000 equal numbers would lose most of them; one group is far smaller."""
     rows = 200_000
@@ -185,6 +187,7 @@ def test_many_rows_in_groups_keep_their_digits():
     np.testing.assert_allclose(state.cells.confidence.high.sum(), rows / 2 + rows / 4e3 + 1.5, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_shards_merge_to_the_whole(axis_type):
@@ -211,6 +214,7 @@ def test_shards_merge_to_the_whole(axis_type):
             np.testing.assert_allclose(flat(found)[name], want, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_an_interval_is_as_wide_as_the_theory_says():
     """The standard error of a mean, for rows that are drawn alone and for groups of equal rows."""
     rng, rows = np.random.default_rng(0), 4000
@@ -255,6 +259,7 @@ def test_replicates_see_the_rows_that_count():
     assert np.isnan(evaluation.confidence_intervals(bad).nll).all()
 
 
+@pytest.mark.long
 def test_target_probabilities():
     x, y = (a[:64] for a in digits())
     rng = np.random.default_rng(0)
@@ -326,6 +331,7 @@ def test_a_group_that_does_not_exist_leaves_no_plausible_number():
         np.testing.assert_array_equal(found.groups.weight, [0, 7, 0])
 
 
+@pytest.mark.long
 def test_row_statistics_measure_classes_groups_and_risk():
     x, y = digits()
     groups, p = groups_of(len(y)), np.asarray(jsoftmax.softmax(x))

@@ -30,6 +30,7 @@ Name = Literal[
 ]
 Platform = Literal["gpu", "tpu"]
 BACKENDS = ("xla", "mosaic")
+HOPPER = "9.0"
 DTYPES = ("bfloat16", "float16", "float32")
 _MODULES: dict[Platform, Any] = {"gpu": _mosaic_gpu, "tpu": _mosaic_tpu}
 
@@ -86,6 +87,8 @@ def refuses(wanted: Wanted, x: Any, axes: tuple[int, ...], platform: Platform) -
 def _refuses_here(wanted: Wanted, x: Any, axes: tuple[int, ...]) -> str | None:
     """Why no kernel can compute rows like these on JAX's default device; on CPU: on a GPU and on a TPU."""
     here = jax.default_backend()
+    if here == "gpu" and (found := getattr(jax.devices()[0], "compute_capability", "")) != HOPPER:
+        return f"the GPU has compute capability {found}, not {HOPPER} as those of the Hopper generation"
     of_here: list[Platform] = ["tpu"] if here == "tpu" else ["gpu"] if here == "gpu" else ["gpu", "tpu"]
     reasons = [refuses(wanted, x, axes, platform) for platform in of_here]
     return reasons[0] if all(reasons) else None
