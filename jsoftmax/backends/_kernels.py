@@ -154,9 +154,8 @@ def _kernel(name: Name, platform: Platform) -> Callable[..., Any]:
     @jax.custom_batching.custom_vmap
     def kernel(*arrays: Array | None) -> Any:
         found = _run(name, _MODULES[platform], Arrays(*arrays))  # type: ignore[arg-type]
-        return jax.tree.map(
-            lambda a: varying(a, arrays), found
-        )  # a kernel for a GPU does not mark its results
+        # A kernel for a GPU does not mark its results as varying over the axes of `jax.shard_map`.
+        return jax.tree.map(lambda a: varying(a, arrays), found)
 
     @kernel.def_vmap
     def more_rows(size: int, is_mapped: Any, *arrays: Array | None) -> Any:
