@@ -20,8 +20,10 @@ needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the k
 
 @contextlib.contextmanager
 def interpreted(platform):
-    """Trace the forms of a platform, and run its kernels in Pallas' interpreter."""
-    if platform == "gpu":
+    """Trace the forms of a platform, and run its kernels in Pallas' interpreter; a CPU has none."""
+    if platform == "cpu":
+        interpreter = contextlib.nullcontext()
+    elif platform == "gpu":
         from jax.experimental.pallas import mosaic_gpu
 
         interpreter = mosaic_gpu.force_gpu_interpret_mode(mosaic_gpu.InterpretGPUParams())
@@ -45,7 +47,7 @@ FUNCTIONS = {
     "log_softmax, options": of_maps(jsoftmax.log_softmax, where=MASK, temperature=0.7),
     "loss": lambda x, y, w, backend: jsoftmax.cross_entropy(x, y, where=MASK, z_loss=0.01, backend=backend),
     "mean loss": lambda x, y, w, backend: jsoftmax.cross_entropy(
-        x, y, weights=w, ignore_index=3, class_weights=jnp.arange(9.0), reduction="mean", backend=backend
+        x, y, weights=w, ignore_index=3, class_weights=jnp.arange(9.0) % 5, reduction="mean", backend=backend
     ),
     "sum of losses": lambda x, y, w, backend: jsoftmax.cross_entropy(
         x, y, weights=w, where=MASK, temperature=0.7, reduction="sum", backend=backend
@@ -80,7 +82,7 @@ def value_gradients_and_curvature(function, backend, x, y, w):
 @needs_kernels
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", ["cpu", *PLATFORMS])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_derivatives_are_those_without_kernels(name, platform, dtype):
     arrays = rows(dtype)
@@ -179,6 +181,62 @@ def test_a_program_for_a_device_has_the_kernels_and_gathers_nothing(platform, ke
 
 
 @needs_kernels
+@pytest.mark.parametrize("sharded", [True, False])
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "mosaic_gpu"), ("tpu", "tpu_custom_call")])
+def test_a_mapped_axis_may_be_sharded(platform, kernel, sharded):
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = NamedSharding(mesh, P("rows" if sharded else None))
+        x = jax.ShapeDtypeStruct((8, 4, 2048), jnp.float32, sharding=placed)
+        mapped = jax.jit(jax.vmap(functools.partial(jsoftmax.softmax, backend="mosaic")))
+        text = export.export(mapped, platforms=[platform])(x).mlir_module()
+    assert kernel in text
+    assert "all_gather" not in text
+
+
+@needs_kernels
+def test_gpus_of_another_maker_run_the_program_without_kernels():
+    x = jax.ShapeDtypeStruct((8, 2048), jnp.float32)
+    program = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(jsoftmax.softmax(x, backend="mosaic")))))
+    assert "mosaic" not in export.export(program, platforms=["rocm"])(x).mlir_module()
+
+
+@needs_kernels
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_kernels_of_32_bits_where_float64_is_enabled(platform):
+    def loss(x, y):
+        return jsoftmax.cross_entropy(x, y, temperature=0.5, reduction="mean", backend="mosaic")
+
+    with jax.enable_x64(True):
+        x, y = jax.ShapeDtypeStruct((8, 2048), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int64)
+        export.export(jax.jit(jax.grad(loss)), platforms=[platform])(x, y)
+        hidden, weight = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((8, 64), (64, 128)))
+        head = jax.jit(functools.partial(jsoftmax.linear_cross_entropy, backend="mosaic"))
+        export.export(head, platforms=[platform])(hidden, weight, y)
+
+
+@needs_kernels
+def test_a_small_gradient_survives_the_scaling_of_a_loss_in_float16():
+    """So no kernel rounds it before the scale is known."""
+    x = jax.random.normal(jax.random.key(0), (512, 1000)).astype(jnp.float16)
+
+    def gradient(backend):
+        def scaled(x):
+            return 2.0**15 * jsoftmax.cross_entropy(x, jnp.arange(512), reduction="mean", backend=backend)
+
+        return jax.jit(jax.grad(scaled))(x)
+
+    np.testing.assert_array_equal(gradient("mosaic"), gradient(None))
+
+
+@needs_kernels
+def test_no_rows_are_mapped():
+    softmax = functools.partial(jsoftmax.softmax, backend="mosaic")
+    with interpreted("tpu"):
+        assert jax.vmap(softmax)(jnp.zeros((0, 3, 4))).shape == (0, 3, 4)
+
+
+@needs_kernels
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_explain_names_the_kernels_of_a_platform(platform):
     x, y = jax.ShapeDtypeStruct((64, 4096), jnp.bfloat16), jax.ShapeDtypeStruct((64,), jnp.int32)
@@ -198,6 +256,7 @@ def test_explain_names_the_kernels_of_a_platform(platform):
 
 X = jnp.zeros((3, 4))
 IDS = jnp.zeros(3, jnp.int32)
+FEW = jsoftmax.SparseTargets(jnp.zeros((3, 1), jnp.int32), jnp.zeros((3, 1)))
 HEAD = jnp.zeros((3, 64), jnp.bfloat16), jnp.zeros((64, 16), jnp.bfloat16), IDS
 
 
@@ -212,6 +271,7 @@ REFUSED = {
     "there are no logits": lambda b: jsoftmax.softmax(X[:0], backend=b),
     "the dtype is float64": lambda b: in_float64(jsoftmax.softmax, b),
     "class ids, not for target probabilities": lambda b: jsoftmax.cross_entropy(X, X, backend=b),
+    "class ids, not for target": lambda b: jsoftmax.cross_entropy(X, FEW, backend=b),
     "its kernels have no soft_cap": lambda b: jsoftmax.cross_entropy(X, IDS, soft_cap=5.0, backend=b),
     "no label_smoothing": lambda b: jsoftmax.cross_entropy(X, IDS, label_smoothing=0.1, backend=b),
     "its kernel has no temperature": lambda b: jsoftmax.linear_cross_entropy(
@@ -237,5 +297,7 @@ def test_what_kernels_cannot_compute_is_refused_with_the_reason(reason):
 def test_there_are_only_the_backends_that_the_error_lists():
     with pytest.raises(ValueError, match="there is no backend 'triton'; write one of 'xla', 'mosaic'"):
         jsoftmax.softmax(X, backend="triton")
+    with pytest.raises(ValueError, match="backend is an empty sequence; write 'xla'"):
+        jsoftmax.softmax(X, backend=())
     with pytest.raises(ValueError, match="there is no backend 'mosaic'; write one of 'blocked', 'xla'"):
         jsoftmax.linear_row_statistics(*HEAD, backend="mosaic")

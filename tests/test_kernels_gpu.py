@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jsoftmax.backends import _mosaic_gpu
-from jsoftmax.backends._kernel_rows import Row
+from jsoftmax.backends._kernel_rows import Row, class_and_unused, with_unused
 from jsoftmax.backends._mosaic_gpu_plan import SHARED_MEMORY, Limits, block_bytes, plan
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the kernels need jax 0.11")
@@ -85,6 +85,7 @@ def inputs(form):
     x[8, -1] = np.inf
     labels = random.integers(0, n, (9, 1), np.int32)
     labels[0], labels[1], labels[2] = n, -1, np.argmax(x[2])
+    labels[8] = with_unused(labels[8], True)
     where = temperature = None
     if form.mask is not None:
         where = random.random((9 if form.mask == "each" else 1, n)) < 0.7
@@ -93,7 +94,6 @@ def inputs(form):
     if form.scaled:
         temperature = random.choice([-2.5, 0.7, 1.3], (9, 1)).astype(np.float32)
     scale, g = random.normal(size=(9, 1)), random.normal(size=(9, n))
-    scale[8] = 0
     kept = list(form.regimes)
     x, labels, scale, g = (a[kept] for a in (x, labels, scale, g))
     where = where[kept] if form.mask == "each" else where
@@ -137,12 +137,13 @@ def exact(name):
         rest = np.where(empty, -1, np.where(first, 0, terms).sum(1, keepdims=True))
         total = np.where(empty, 1, 1 + rest)
         p, log_p = terms / total, u - np.log1p(np.where(empty, 0, rest))
+        labels, unused = map(np.asarray, class_and_unused(labels))
         hit = np.arange(form.classes) == labels
         at_label = -np.where(hit, 0, p).sum(1, keepdims=True)
         loss = scale / t * np.where(hit, at_label, p)
         is_class = (labels >= 0) & (labels < form.classes)
         loss = np.where(is_class, loss, np.nan)
-        loss = np.where(empty | ~where | (scale == 0), 0, loss)
+        loss = np.where(empty | ~where | unused, 0, loss)
         masked_g = np.where(where, g, 0)
         results, sizes = {"softmax": p, "log_softmax": log_p, "loss": loss}, {}
         for rule, weighted in (("softmax", p * masked_g), ("log_softmax", masked_g)):
@@ -151,7 +152,7 @@ def exact(name):
             sizes[f"{rule} backward"] = (abs(weighted) + p * abs(weighted).sum(1, keepdims=True)) / abs(t)
         for task, result in results.items():
             seen = where | (task in ("softmax", "log_softmax"))
-            result[bad & seen & (scale != 0 if task == "loss" else True)] = np.nan
+            result[bad & seen & (~unused if task == "loss" else True)] = np.nan
         at = np.where(is_class, labels, 0).astype(int)
         label = np.where(is_class, np.take_along_axis(np.where(where, x, -np.inf), at, 1), 0)
     return Exact(np.where(bad, np.nan, top), np.where(bad, np.nan, rest), label, -u, results, sizes)

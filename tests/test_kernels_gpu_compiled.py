@@ -74,8 +74,8 @@ def test_one_kernel_reads_and_writes_once_and_spills_nothing(task, dtype, classe
     assert len(program.kernels) == 1
     assert "mosaic_gpu" in program.text
     assert spilled == 0
-    # 512 threads of two blocks, or 1024 of one, have 64 registers each.
-    assert registers <= 64
+    # 512 threads of two blocks, or 1024 of one, have 64 registers each; those of 7 blocks for short rows 73.
+    assert registers <= (73 if classes <= 1024 else 64)
     assert program.temporaries < 1024
 
 

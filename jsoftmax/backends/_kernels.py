@@ -91,6 +91,8 @@ def _refuses_here(wanted: Wanted, x: Any, axes: tuple[int, ...]) -> str | None:
         return f"the GPU has compute capability {found}, not {HOPPER} as those of the Hopper generation"
     of_here: list[Platform] = ["tpu"] if here == "tpu" else ["gpu"] if here == "gpu" else ["gpu", "tpu"]
     reasons = [refuses(wanted, x, axes, platform) for platform in of_here]
+    if len(set(reasons)) > 1 and all(reasons):
+        return f"for a GPU {reasons[0]}, and for a TPU {reasons[1]}"
     return reasons[0] if all(reasons) else None
 
 
@@ -104,8 +106,8 @@ def asked_by(call: Call, name: Name, x: Any, axes: tuple[int, ...], where: Array
             if given.get(option) is not None:
                 return f"its kernels have no {option}"
         if _given.known_number(given.get("label_smoothing", 0)) != 0:
-            return "its kernels have no label_smoothing"
-        if "labels" in given and not jnp.issubdtype(jnp.result_type(given["labels"]), jnp.integer):
+            return "its kernels have no label_smoothing but a known 0"
+        if "labels" in given and not call.has_class_ids():
             return "its kernels are for class ids, not for target probabilities"
         if is_portable():
             return "a portable program has no kernels"
@@ -121,60 +123,57 @@ def asked_by(call: Call, name: Name, x: Any, axes: tuple[int, ...], where: Array
 def called(name: Name, platform: Platform, arrays: Arrays) -> Any:
     """The results of a kernel, each in the shape of the logits or with length 1 along the classes.
 
-    Rows that explicit mesh axes shard stay where they are: every device runs the kernel on its own rows.
+    `jax.vmap` adds its mapped axis to the rows.
     """
+
+    @jax.custom_batching.custom_vmap
+    def function(arrays: Arrays) -> Any:
+        return _on_all_devices(name, platform, arrays)
+
+    @function.def_vmap
+    def with_more_rows(size: int, is_mapped: Any, arrays: Arrays) -> Any:
+        if not size:
+            one = jax.tree.map(
+                lambda a, m: jnp.zeros((1, *a.shape[1:]), a.dtype) if m else a, arrays, *is_mapped
+            )
+            found, are_mapped = with_more_rows(1, is_mapped, one)
+            return jax.tree.map(lambda a: a[:0], found), are_mapped
+        arrays = jax.tree.map(lambda a, mapped: a if mapped else a[None], arrays, *is_mapped)
+        full = jnp.broadcast_to(arrays.x, (size, *arrays.x.shape[1:]))
+        g = None if arrays.g is None else jnp.broadcast_to(arrays.g, full.shape)
+        found = function(arrays._replace(x=full, g=g))
+        return found, jax.tree.map(lambda _: True, found)
+
+    return function(arrays)
+
+
+def _on_all_devices(name: Name, platform: Platform, arrays: Arrays) -> Any:
+    """Rows that explicit mesh axes shard stay where they are: every device runs the kernel on its rows."""
     x, run = arrays.x, partial(_on_one_device, name, platform)
-    if not any(spec(x)) or partition_spec(x, *spec(x)) is None:
+    rows, mesh = partition_spec(x, *spec(x)), jax.typeof(x).sharding.mesh
+    if rows is None:
         return run(arrays)
     arrays = jax.tree.map(lambda a: sharded_like(a, x), arrays)
     layouts = jax.tree.map(lambda a: PartitionSpec(*spec(a)), arrays)
-    mesh, rows = jax.typeof(x).sharding.mesh, PartitionSpec(*spec(x))
     return jax.shard_map(run, mesh=mesh, in_specs=(layouts,), out_specs=rows)(arrays)
 
 
 def _on_one_device(name: Name, platform: Platform, arrays: Arrays) -> Any:
     rows = arrays.x.shape[:-1]
-
-    def flat(a: Array) -> Array:
-        if math.prod(a.shape[:-1]) == 1 and a is arrays.where:
-            return a.reshape(1, -1)
-        return jnp.broadcast_to(a, (*rows, a.shape[-1])).reshape(-1, a.shape[-1])
-
     where = arrays.where
     if where is not None:
         where = jnp.broadcast_to(where, (*where.shape[:-1], arrays.x.shape[-1])).astype(jnp.int8)
         arrays = arrays._replace(where=where)
-    found = _kernel(name, platform)(*jax.tree.map(flat, arrays))
-    return jax.tree.map(lambda a: a.reshape(*rows, a.shape[-1]), found)
 
+    def flat(a: Array) -> Array:
+        if math.prod(a.shape[:-1]) == 1 and a is where:
+            return a.reshape(1, -1)
+        return jnp.broadcast_to(a, (*rows, a.shape[-1])).reshape(-1, a.shape[-1])
 
-def _kernel(name: Name, platform: Platform) -> Callable[..., Any]:
-    """The kernel on two-dimensional arrays; `jax.vmap` turns its mapped axis into more rows."""
-
-    @jax.custom_batching.custom_vmap
-    def kernel(*arrays: Array | None) -> Any:
-        found = _run(name, _MODULES[platform], Arrays(*arrays))  # type: ignore[arg-type]
-        # A kernel for a GPU does not mark its results as varying over the axes of `jax.shard_map`.
-        return jax.tree.map(lambda a: varying(a, arrays), found)
-
-    @kernel.def_vmap
-    def more_rows(size: int, is_mapped: Any, *arrays: Array | None) -> Any:
-        def flat(a: Array | None, mapped: bool | None, of_mask: bool) -> Array | None:
-            if a is None or (of_mask and not mapped and len(a) == 1):
-                return a
-            a = a if mapped else jnp.broadcast_to(a, (size, *a.shape))
-            if of_mask:
-                a = jnp.broadcast_to(a, (size, rows, a.shape[-1]))
-            return a.reshape(-1, a.shape[-1])
-
-        x = Arrays(*arrays).x  # type: ignore[arg-type]
-        rows = x.shape[1 if is_mapped[0] else 0]
-        marks = (i == Arrays._fields.index("where") for i in range(len(arrays)))
-        found = kernel(*map(flat, arrays, is_mapped, marks))
-        of_each = jax.tree.map(lambda a: a.reshape(size, -1, a.shape[-1]), found)
-        return of_each, jax.tree.map(lambda _: True, of_each)
-
-    return kernel
+    with jax.enable_x64(False):  # a number of Python would have 64 bits in the kernel
+        found = _run(name, _MODULES[platform], jax.tree.map(flat, arrays))
+    # A kernel for a GPU does not mark its results as varying over the axes of `jax.shard_map`.
+    return jax.tree.map(lambda a: varying(a, arrays).reshape(*rows, a.shape[-1]), found)
 
 
 def _run(name: Name, module: Any, arrays: Arrays) -> Any:

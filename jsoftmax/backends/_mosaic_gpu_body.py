@@ -10,6 +10,7 @@ from jax import Array, lax
 from jsoftmax import online, rules
 from jsoftmax.backends import _mosaic_gpu_moves as moves
 from jsoftmax.backends import _mosaic_gpu_passes as passes
+from jsoftmax.backends._kernel_rows import class_and_unused
 from jsoftmax.backends._mosaic_gpu_moves import Place, pl_slice
 from jsoftmax.backends._mosaic_gpu_passes import Passes, Slots, across
 from jsoftmax.backends._mosaic_gpu_plan import WARPS, Plan
@@ -66,11 +67,12 @@ def run(task: str, plgpu: Any, plan: Plan, refs: dict[str, Any]) -> None:
 
 
 class Label(NamedTuple):
-    """The label of a row: its id, and its logit, −inf if it is masked, as it is and in the order of z."""
+    """The label of a row."""
 
     id: Array
-    logit: Array
-    ordered: Array
+    is_unused: Array  # whether the row is unused
+    logit: Array  # −inf if masked
+    ordered: Array  # the same in the order of z
 
 
 class Group:
@@ -160,8 +162,7 @@ class Group:
         scale = jnp.where(is_valid, scale, jnp.nan)
         if temperature is not None:
             scale, _ = rules.temperature_vjp(scale, scale, temperature)
-        # An empty row has no gradient; a row of scale 0 has none either, whatever it holds.
-        has_none = jnp.where((state.rest < 0) | (scale == 0), 1.0, 0.0)
+        has_none = jnp.where((state.rest < 0) | label.is_unused, 1.0, 0.0)
         of_others = passes.reciprocal_total(state.rest) * scale
         at_label = passes.label_gradient(state, label.ordered, temperature) * scale
         ids = self.passes.class_ids()
@@ -223,19 +224,19 @@ class Group:
         ids = self.number("labels")
         assert ids is not None
         if not self.place.plan.short:
-            return Label(ids, *self.label_of(self.group))
+            return Label(*class_and_unused(ids), *self.label_of(self.group))
         arrays = self.refs["label_logits"], self.refs["ordered_logits"]
         self.place.plgpu.commit_smem()  # the threads have read those of the last rows
         for warp in range(WARPS):
             for array, value in zip(arrays, self.label_of(self.place.row_of(self.group, warp)), strict=True):
                 array[warp] = value
         self.place.plgpu.commit_smem()
-        return Label(ids, *map(self.vector, arrays))
+        return Label(*class_and_unused(ids), *map(self.vector, arrays))
 
     def label_of(self, row: Array) -> tuple[Array, Array]:
         """The logit of a row's label, as it is and in the order of z; both 0 if it is no class."""
         last = self.place.plan.classes - 1
-        given = self.refs["labels"][row]
+        given, _ = class_and_unused(self.refs["labels"][row])
         at = jnp.clip(given, 0, last)
         logit = self.refs["x"][row, at].astype(jnp.float32)
         where: Array | None = None

@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     short: int = SHORT_BYTES
     warpgroup: int = WARPGROUP_BYTES
     block: int = BLOCK_BYTES
-    blocks: int = 8  # that reside on a multiprocessor, if the rows are short
+    blocks: int = 7  # that reside on a multiprocessor, if the rows are short: 128 threads of 73 registers
     multiprocessors: int = 132
 
 

@@ -82,7 +82,7 @@ def loss_and_gradient(
 
 
 def _state(group: Group, given: dict[str, Any], out: list[Any]) -> None:
-    labels = group.labels(given["labels"]) if "labels" in given else None
+    labels = group.labels(given["labels"])[0] if "labels" in given else None
     group.store_numbers(out, _numbers(group, labels))
 
 
@@ -124,11 +124,13 @@ def _backward(rule: Map, group: Group, given: dict[str, Any], out: list[Any]) ->
 
 
 def _gradient(group: Group, given: dict[str, Any], out: list[Any]) -> None:
-    labels, scale = group.labels(given["labels"]), group.number(given["scale"])
+    labels, is_unused = group.labels(given["labels"])
+    scale = group.number(given["scale"])
     found = _numbers(group, labels)
     group.store_numbers(out, found)
     inverse = _inverse(found.rest)
-    scale = jnp.where(found.rest < 0, 0, rules.nan_where(labels < 0, scale))
+    scale = rules.nan_where(labels < 0, scale)
+    has_none = (found.rest < 0) | is_unused
     label = Chunk(jnp.asarray(found.label), Scaling(None, group.temperature), 0, group.is_wide)
     nll = online.log_total(found.rest) - label.shifted(found.top).u
     at_label = rules.label_residual(jnp.zeros_like(nll), nll, jnp.ones(nll.shape, bool))
@@ -136,7 +138,7 @@ def _gradient(group: Group, given: dict[str, Any], out: list[Any]) -> None:
     def step(chunk: Chunk, _: None) -> None:
         z = chunk.shifted(found.top)
         residual = jnp.where(chunk.is_class(labels), at_label, _scaling.exponentials(z) * inverse)
-        dz = jnp.where(scale == 0, 0, scale * residual)  # a row of scale 0 may hold anything
+        dz = jnp.where(has_none, 0, scale * residual)
         group.store(out[-1], chunk, _in_x(dz, chunk.scaling))
 
     group.over_classes(step, None)

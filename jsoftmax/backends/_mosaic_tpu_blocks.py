@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
+from jsoftmax.backends._kernel_rows import class_and_unused
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
 
@@ -63,10 +64,11 @@ class Group(NamedTuple):
         """One number for each row of the group."""
         return ref[self._rows(), :]
 
-    def labels(self, ref: Any) -> Array:
-        """The label of each row of the group, −1 if it is no class: else it might hit the padding."""
-        ids = self.number(ref)
-        return jnp.where((ids >= 0) & (ids < self.classes), ids, -1)
+    def labels(self, ref: Any) -> tuple[Array, Array]:
+        """The class id of each row of the group, −1 if it is no class; and whether the row is unused."""
+        ids, is_unused = class_and_unused(self.number(ref))
+        # An id beyond the last class might hit the padding.
+        return jnp.where((ids >= 0) & (ids < self.classes), ids, -1), is_unused
 
     def store_numbers(self, refs: Iterable[Any], numbers: Iterable[Array | None]) -> None:
         """Stores numbers of each row of the group; those that are not None."""

@@ -18,7 +18,9 @@ def of_call(call: Call, names: tuple[str, ...], refused: Callable[[], str | None
     if given is None:
         return names[0]
     asked = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
-    for name in asked or (None,):
+    if not asked:
+        raise call.error(ValueError, "backend is an empty sequence", f"write {names[0]!r}, or leave it out")
+    for name in asked:
         if name not in names:
             problem = f"there is no backend {name!r}"
             raise call.error(ValueError, problem, f"write one of {', '.join(map(repr, names))}")
@@ -27,4 +29,4 @@ def of_call(call: Call, names: tuple[str, ...], refused: Callable[[], str | None
         if name != "mosaic" or reason is None:
             return name
     problem = f"backend 'mosaic' cannot compute this call: {reason}"
-    raise call.error(ValueError, problem, f"write backend=('mosaic', {names[0]!r}), or leave it out")
+    raise call.error(ValueError, problem, f"leave it out, or write backend=('mosaic', {names[0]!r})")

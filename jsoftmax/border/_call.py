@@ -132,6 +132,11 @@ class Call(Arrays):
         wide = _given.too_wide(self.arguments["labels"])
         return self.array("labels") if wide is None else jnp.asarray(_given.narrowed(wide, self._index()))
 
+    def has_class_ids(self) -> bool:
+        """Whether the labels are class ids, not target probabilities of all or of some classes."""
+        labels = self.arguments["labels"]
+        return not isinstance(labels, tuple) and bool(jnp.issubdtype(jnp.result_type(labels), jnp.integer))
+
     def class_ids(self, shape: tuple[int, ...], axes: Axes) -> Array:
         """The labels as integer class ids, one per row, with length 1 on the class axes."""
         return self._ids(self.labels_given(), shape, axes, or_targets=False)

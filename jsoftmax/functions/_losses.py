@@ -147,11 +147,11 @@ def cross_entropy(
     names = _mesh_axes.of_classes(call, ("logits",))
     scaling = _scaling.of_call(call, x, axes)
     row_names = _mesh_axes.of_rows(call, "logits")
-    if isinstance(labels, SparseTargets):
-        return _sparse.loss_of_call(call, x, axes, names, row_names, scaling)
-    loss = _loss_terms.of_call(call, x, axes, names, row_names, scaling.where)
     with _kernels.asked_by(call, "loss and gradient", x, axes, scaling.where):
-        if _modes.kernels() and _fused_loss.fits(loss):
+        if isinstance(labels, SparseTargets):
+            return _sparse.loss_of_call(call, x, axes, names, row_names, scaling)
+        loss = _loss_terms.of_call(call, x, axes, names, row_names, scaling.where)
+        if _modes.kernels() and _fused_loss.fits(loss, x):
             return _fused_loss.reduced(loss, x, scaling, axes)
         arrays = x, loss.labels, scaling, loss.class_weights, loss.counted
         found = numbers(axes, loss.terms.wanted, *arrays, names, hidden=loss.hidden, beside=loss.terms)

@@ -167,9 +167,8 @@ def _no_kernel(call: Call, head: Head) -> str | None:
     if given["statistics"]:
         return "its kernel computes no statistics"
     if _given.known_number(given["label_smoothing"]) != 0:
-        return "its kernel has no label_smoothing"
-    is_few = isinstance(given["labels"], tuple)  # `SparseTargets`
-    if is_few or not jnp.issubdtype(jnp.result_type(given["labels"]), jnp.integer):
+        return "its kernel has no label_smoothing but a known 0"
+    if not call.has_class_ids():
         return "its kernel is for class ids, not for target probabilities"
     if is_portable():
         return "a portable program has no kernels"

@@ -17,7 +17,7 @@ from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows._statistics import Numbers, Saved, zero_unless_counted
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import on_one_device, spec, varying
+from jsoftmax.transforms._sharding import on_one_device, partition_spec, spec, varying
 
 WANTED = frozenset({"nll", "log_normalizer"})
 REASON = "a Mosaic kernel, which multiplies and sums without storing logits"
@@ -27,7 +27,7 @@ Found = tuple[Numbers, Saved]
 def refuses(hidden: Array, weight: Array, vocab_axis: int) -> str | None:
     """Why the kernel cannot compute the losses of a head without options; None if it can."""
     known = on_one_device(hidden, *range(hidden.ndim)) and on_one_device(weight, 0, 1)
-    if not known or any((*spec(hidden), *spec(weight))):
+    if not known or partition_spec(hidden, *spec(hidden)) is not None:
         return "the arrays may be sharded: call it within jax.shard_map"
     rows: Any = jax.ShapeDtypeStruct((math.prod(hidden.shape[:-1]), hidden.shape[-1]), hidden.dtype)
     return _mosaic_gpu_head.refuses(rows, weight, vocab_axis)
@@ -60,7 +60,11 @@ def _of_kernel(static: Static, rows: Rows, shared: Shared) -> Found:
 
 def _state(vocab_axis: int) -> Callable[..., Any]:
     """The kernel; `jax.vmap` with one weight for all turns its mapped axis into more rows."""
-    kernel = partial(_mosaic_gpu_head.head_state, vocab_axis=vocab_axis)
+
+    def kernel(*arrays: Array) -> Any:
+        with jax.enable_x64(False):  # a number of Python would have 64 bits in the kernel
+            return _mosaic_gpu_head.head_state(*arrays, vocab_axis=vocab_axis)
+
     function = jax.custom_batching.custom_vmap(kernel)
 
     @function.def_vmap

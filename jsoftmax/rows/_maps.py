@@ -18,6 +18,7 @@ from jsoftmax.rows import _probabilities
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
+from jsoftmax.transforms._rule_trees import Static
 from jsoftmax.transforms._sharding import on_first_shard
 
 Axes = tuple[int | str, ...]
@@ -52,19 +53,21 @@ class _Saved(NamedTuple):
     scaling: Scaling
     state: Any  # an `online.State` with the sink; None for a softmax that keeps its probabilities
     p_sink: Any = None  # without a state, the probability of the sink
+    holds: Static = Static("x")  # or "p"
 
-    def is_p(self, names: tuple[str, ...]) -> bool:
+    @property
+    def is_p(self) -> bool:
         """Whether `kept` are the probabilities."""
-        return _keeps_p(self.kept.dtype, self.scaling, names)
+        return bool(self.holds.value == "p")
 
     # Without a barrier at each use of the logits, XLA on GPU stores the exponentials that the value shares.
 
-    def restore(self, names: tuple[str, ...]) -> _Row:
+    def restore(self) -> _Row:
         """The row that the derivative needs."""
         p_sink = self.p_sink
         if self.state is not None and self.scaling.sink is not None:
             p_sink = _sinks.probability(self.state, self.scaling)
-        if self.is_p(names):
+        if self.is_p:
             return _Row(self.kept, self.kept, p_sink)
         shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
         return _Row(_probabilities.of_shifted(shifted, self.state.rest), shifted.u, p_sink)
@@ -134,7 +137,7 @@ def _applied(
         return rules.sink_vjp(p_sink, p * v if weighted else v, axes, sums=sums)
 
     def after_two_sums(saved: _Saved, given: Any) -> _Applied:
-        p, u, p_sink = saved.restore(names)
+        p, u, p_sink = saved.restore()
         v = in_z(saved, u, given)
         out = rule(p, v, axes, sink=sink_of(saved, p_sink, given))
         out = out * _probabilities.is_live(saved.state.rest) if marks_empty else out
@@ -145,10 +148,10 @@ def _applied(
         return _Applied(u, out, of_sink(p, p_sink, in_z(saved, u, g)))
 
     def after_one_pass(saved: _Saved, given: Any) -> _Applied:
-        p, u, p_sink = saved.restore(names)
+        p, u, p_sink = saved.restore()
         v, sink = in_z(saved, u, given), sink_of(saved, p_sink, given)
         sums, leads = None, rules.leading(p)
-        if not saved.is_p(names):
+        if not saved.is_p:
             row = saved.kept, saved.scaling, saved.state._replace(max=hidden(saved.state.max))
             sums = _probabilities.lead_sums(*row, v, axes, weighted=weighted)
             if sink is not None and forward:
@@ -177,7 +180,7 @@ def _softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved
     keeps_p = _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1])
     found = _probabilities.all_probabilities(x, scaling, axes, with_state=not keeps_p)
     if keeps_p:
-        return found.p.astype(x.dtype), _Saved(found.p, scaling, None, found.p_sink)
+        return found.p.astype(x.dtype), _Saved(found.p, scaling, None, found.p_sink, Static("p"))
     return found.p.astype(x.dtype), _Saved(x, scaling, found.state)
 
 
@@ -223,10 +226,10 @@ softmax = with_rules(
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
     out, state = _probabilities.all_log_probabilities(x, scaling, axes)
-    kept = x
-    if _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1]):
-        kept = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
-    return out.astype(x.dtype), _Saved(kept, scaling, state)
+    if not _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1]):
+        return out.astype(x.dtype), _Saved(x, scaling, state)
+    p = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
+    return out.astype(x.dtype), _Saved(p, scaling, state, holds=Static("p"))
 
 
 def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:

@@ -37,7 +37,8 @@ def by_platform(
 ) -> Any:
     """``form(*arrays)``, for the form of the program's platform; `plain` if the platform has none of its own.
 
-    Any other platform uses the form for GPUs. `what` names the computation in the output of `explain`.
+    Any other platform uses the form for GPUs, or with kernels the plain form: these are for NVIDIA's. `what`
+    names the computation in the output of `explain`.
     """
     form, record = _modes.form(), _modes.record()
     platforms = _modes.PLATFORMS if form is None else () if isinstance(form, str) else form
@@ -56,7 +57,11 @@ def by_platform(
     branches: dict[str, Form] = {}
     for function, names in groups.items():
         branches |= dict.fromkeys(names, _traced_for(names, function))
-    default = branches.pop("gpu", None) or branches.pop(platforms[-1])
+    if "gpu" in branches and _modes.kernels():
+        branches["cuda"] = branches.pop("gpu")
+        default = _without_kernels(plain)
+    else:
+        default = branches.pop("gpu" if "gpu" in branches else platforms[-1])
     others = {platform: branch for platform, branch in branches.items() if branch is not default}
     return lax.platform_dependent(*arrays, default=default, **others)
 
@@ -66,6 +71,16 @@ def _traced_for(platforms: tuple[str, ...], function: Form) -> Form:
 
     def branch(*arrays: Any) -> Any:
         with _modes.in_form(platforms):
+            return function(*arrays)
+
+    return branch
+
+
+def _without_kernels(function: Form) -> Form:
+    """The function, traced for a GPU that has no kernels."""
+
+    def branch(*arrays: Any) -> Any:
+        with _modes.Traced(("gpu",), kernels=False).again():
             return function(*arrays)
 
     return branch
