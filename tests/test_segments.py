@@ -253,6 +253,43 @@ def test_losses_of_lists():
     assert "id 7 of row 1" in error.get()
 
 
+def test_weights_of_segments_are_weights_of_rows():
+    """Values and gradients of `cross_entropy`; a weight of 0 hides NaN, bad labels and bad temperatures."""
+    rng = np.random.default_rng(0)
+    rows, classes = 6, 4
+    x, t = (jnp.asarray(rng.normal(size=(rows, classes)), jnp.float32) for _ in range(2))
+    x, t = x.at[3, 1].set(NAN).at[4, 2].set(-INF), jax.nn.softmax(t).at[3, 0].set(NAN)
+    y, ignored = jnp.asarray([1, 0, 2, classes, -1, 3]), 2
+    w = jnp.asarray([2.0, 0, 0.5, 0, 0, -1])
+    temperature = jnp.asarray([1, 2, 1, NAN, 1, 0.5])
+    ids, flat = jnp.tile(jnp.arange(rows), classes), lambda a: a.T.ravel()
+    of_row = jnp.where((y >= 0) & (y < classes), y * rows + jnp.arange(rows), y * 100)
+
+    def of_segments(x, t, w, temperature):
+        given = {"weights": w, "temperature": temperature}
+        loss = partial(jsoftmax.segment_cross_entropy, flat(x), segment_ids=ids, num_segments=rows, **given)
+        mean = loss(labels=of_row, ignore_index=ignored * (rows + 1), reduction="mean")
+        return mean, loss(labels=flat(t))
+
+    def of_rows(x, t, w, temperature):
+        loss = partial(jsoftmax.cross_entropy, x, weights=w, temperature=temperature)
+        mean = loss(labels=y, ignore_index=ignored).sum() / jnp.where(y == ignored, 0, w).sum()
+        return mean, loss(labels=t)
+
+    @jax.jit
+    def both(*given):
+        def total(loss, *given):
+            return sum(jnp.sum(jnp.sin(found)) for found in jax.tree.leaves(loss(*given)))
+
+        return [jax.value_and_grad(partial(total, loss), range(4))(*given) for loss in (of_segments, of_rows)]
+
+    (value, gradients), want = both(x, t, w, temperature)
+    np.testing.assert_allclose(value, want[0], rtol=1e-6)
+    for got, wanted in zip(gradients, want[1], strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.share(3)
 @pytest.mark.parametrize("function", [*MAPS, jsoftmax.segment_logsumexp], ids=lambda f: f.__name__)
 def test_transformations(function):
@@ -345,6 +382,11 @@ def test_sharded(spec):
             r"one position for each segment, shape \(2,\)",
         ),
         (lambda x, i: jsoftmax.segment_cross_entropy(x, x > 0, i), TypeError, "integer positions of entries"),
+        (
+            lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, weights=jnp.ones(3)),
+            ValueError,
+            r"weights of shape \(3,\) is neither one number nor one per row; give it the shape \(2,\)",
+        ),
         (
             lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, reduction="avg"),
             ValueError,

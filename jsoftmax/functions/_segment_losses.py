@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -12,7 +13,7 @@ from jsoftmax import online, rules
 from jsoftmax.border import _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
-from jsoftmax.border._label_checks import is_other, reported_ids
+from jsoftmax.border._label_checks import are_classes, is_other, reported_ids
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _loss_terms, _probabilities, _segments
@@ -33,6 +34,7 @@ def segment_cross_entropy(
     temperature: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     reduction: Reduction = "none",
     indices_are_sorted: bool = False,
 ) -> Array:
@@ -58,8 +60,10 @@ def segment_cross_entropy(
       temperature: T, a number, or one per segment.
       where: True for the entries that count; broadcasts to the shape of `logits`.
       ignore_index: segments with this label have loss 0, and the mean excludes them.
+      weights: a number, or one per segment, which multiplies its loss, as the row weights of `cross_entropy`:
+        0 hides a segment whatever it contains, and the gradient of a weight is the loss.
       reduction: "none" for one loss per segment, "sum", or "mean": the sum divided by the number of segments
-        that count, or 0 if none does.
+        that count, or by the sum of their weights; 0 if none counts.
       indices_are_sorted: promises that the ids do not decrease.
 
     Returns:
@@ -88,6 +92,7 @@ def segment_cross_entropy(
         temperature=temperature,
         where=where,
         ignore_index=ignore_index,
+        weights=weights,
         reduction=reduction,
         indices_are_sorted=indices_are_sorted,
     )
@@ -97,18 +102,24 @@ def segment_cross_entropy(
     ignored = call.ignore_index(y)
     if ignored is not None:
         counted &= is_other(y, ignored)
+    rows = jax.ShapeDtypeStruct(counted.shape, x.dtype)
+    loss = _loss_terms.of_rows(call, rows, (), (), (), counted)
+    are_positions = jnp.issubdtype(y.dtype, jnp.integer)
+    if loss.hidden is not None and are_positions:
+        counted &= are_classes(y, len(x), ()) | ~loss.hidden
+    if ignored is not None or loss.hidden is not None:
         scaling = _scaling.mask_rows(scaling, segments.looked_up(counted))[0]
-    terms = _loss_terms.LossTerms()
-    loss = _loss_terms.Loss(y, None, counted, None, terms, _loss_terms.reduction_of(call), ())
+        scaling = Scaling(scaling.where, *_scaling.of_used_rows(scaling[1:], counted, loss.hidden))
     if not (x.size and kind.size):
-        losses = jnp.zeros(counted.shape, rules.computing_dtype(x.dtype))
-    elif jnp.issubdtype(y.dtype, jnp.integer):
+        return loss.reduced(jnp.zeros(counted.shape, rules.computing_dtype(x.dtype)), ())
+    if are_positions:
         y = reported_ids(jnp.where(counted, y, 0), len(x), ())
-        losses = _of_positions(kind, x, segments, scaling, segments.own(y, counted))
+        function, labels = _of_positions, segments.own(y, counted)
     else:
         of_entries = segments.looked_up(counted) & jnp.expand_dims(segments.exists, range(1, x.ndim))
-        losses = _of_targets(kind, x, segments, scaling, jnp.where(of_entries, y, 0))
-    return loss.reduced(losses, ())
+        function, labels = _of_targets, jnp.where(of_entries, y, 0)
+    losses = function(kind, x, segments, scaling, labels, loss.hidden, beside=loss.terms)
+    return loss.reduced(loss.terms.weighted(losses), ())
 
 
 class _OfPositions(NamedTuple):
@@ -126,21 +137,21 @@ class _OfPositions(NamedTuple):
 
 
 def _positions_save(
-    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Array
+    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Array, hidden: Array | None
 ) -> tuple[Array, _OfPositions]:
     u, saved = reduced(kind, x, segments, scaling)
     of_label = jnp.take_along_axis(u, jnp.maximum(y, 0), 0, mode="promise_in_bounds")
     is_empty = saved.state.rest < 0
     nll = jnp.where(is_empty, 0, online.log_total(saved.state.rest) - jnp.where(is_empty, 0, of_label))
-    nll = rules.nan_where(y < 0, nll)
+    nll, saved = saved.without(hidden, rules.nan_where(y < 0, nll))
     return nll, _OfPositions(saved, y, nll)
 
 
 def _positions_pull(
     kind: Kind, asked: Asked, saved: _OfPositions, g: Array
-) -> tuple[Array, None, Scaling, None]:
+) -> tuple[Array, None, Scaling, None, None]:
     residual, u = saved.residual()
-    return *saved.row.pull(kind, asked, u, saved.row.segments.spread(g) * residual), None
+    return *saved.row.pull(kind, asked, u, saved.row.segments.spread(g) * residual), None, None
 
 
 def _positions_push(kind: Kind, saved: _OfPositions, tangents: Tangents) -> Array:
@@ -170,19 +181,22 @@ def _surprise(segments: Segments, u: Array, rest: Array, t: Array) -> Array:
 
 
 def _targets_save(
-    kind: Kind, x: Array, segments: Segments, scaling: Scaling, t: Array
+    kind: Kind, x: Array, segments: Segments, scaling: Scaling, t: Array, hidden: Array | None
 ) -> tuple[Array, _OfTargets]:
     u, saved = reduced(kind, x, segments, scaling)
     wide = t.astype(u.dtype)
-    return segments.sum(kind, wide * _surprise(segments, u, saved.state.rest, wide)), _OfTargets(saved, t)
+    out = segments.sum(kind, wide * _surprise(segments, u, saved.state.rest, wide))
+    out, saved = saved.without(hidden, out)
+    return out, _OfTargets(saved, t if hidden is None else _scaling.masked(t, saved.scaling.where))
 
 
 def _targets_pull(
     kind: Kind, asked: Asked, saved: _OfTargets, g: Array
-) -> tuple[Array, None, Scaling, Array]:
+) -> tuple[Array, None, Scaling, Array, None]:
     in_z, in_t, u = saved.residuals(kind)
     of_entries = saved.row.segments.spread(g)
-    return *saved.row.pull(kind, asked, u, of_entries * in_z), (of_entries * in_t).astype(saved.t.dtype)
+    dt = (of_entries * in_t).astype(saved.t.dtype)
+    return *saved.row.pull(kind, asked, u, of_entries * in_z), dt, None
 
 
 def _targets_push(kind: Kind, saved: _OfTargets, tangents: Tangents) -> Array:

@@ -90,6 +90,16 @@ class Saved(NamedTuple):
         z = shifted(self.segments, self.x, self.scaling, self.state.max)
         return probabilities(self.segments, z, self.state.rest), z.u
 
+    def without(self, hidden: Array | None, numbers: Array) -> tuple[Array, Saved]:
+        """The numbers of segments, and the residuals, as if hidden segments with NaN were not there."""
+        if hidden is None:
+            return numbers, self
+        has_numbers = jnp.isfinite(numbers) | ~hidden
+        scaling, _ = _scaling.mask_rows(self.scaling, self.segments.looked_up(has_numbers))
+        none = online.empty(numbers.shape, numbers.dtype)
+        state = online.State(*(jnp.where(has_numbers, a, b) for a, b in zip(self.state, none, strict=True)))
+        return jnp.where(has_numbers, numbers, 0), self._replace(scaling=scaling, state=state)
+
     def pull(self, kind: Kind, asked: Asked, u: Array, dz: Array) -> tuple[Array, None, Scaling]:
         """The cotangents of the first arguments, from that of z."""
         dx, dscaling = pull(kind, self.segments, self.x, u, dz, self.scaling, asked[2])
