@@ -4,6 +4,7 @@
 segments have different lengths.
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -329,24 +330,46 @@ def test_what_is_kept_for_the_derivative(dtype):
         assert [leaf.dtype for leaf in kept if leaf.dtype != bool] == [dtype]
 
 
-@pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["entries", "heads"])
-def test_sharded(spec):
-    """Entries on several devices, or the heads of an attention."""
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+@jax.jit
+def maps_and_losses(x, ids, t, labels, temperature):
+    """Each function, and the gradients of a scalar of all."""
+
+    def f(x, t, temperature):
+        loss = partial(jsoftmax.segment_cross_entropy, temperature=temperature)
+        losses = loss(x, labels, ids, COUNT), loss(x, t, ids, COUNT, reduction="mean")
+        return [f(x, ids, COUNT) for f in (*MAPS, jsoftmax.segment_logsumexp)], losses
+
+    found, pull = jax.vjp(f, x, t, temperature)
+    return found, pull(jax.tree.map(lambda a: jnp.cos(finite(a)), found))
+
+
+@functools.cache
+def on_one_device():
     x, ids, g = entries((64, 4))
-    x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g, jnp.float32)
+    labels = jnp.stack([jnp.argmax(ids == s) for s in range(COUNT)])[:, None] * jnp.ones((1, 4), int)
+    given = jnp.float32(x), jnp.asarray(ids), jax.nn.softmax(jnp.float32(g)), labels, jnp.full(4, 2.0)
+    return given, maps_and_losses(*given)
 
-    @jax.jit
-    def of(x, ids):
-        found, pull = jax.vjp(lambda x: [f(x, ids, COUNT) for f in MAPS], x)
-        return found, pull([g, g])
 
-    want = of(x, jnp.asarray(ids))
-    placed = (
-        jax.device_put(x, NamedSharding(mesh, spec)),
-        jax.device_put(ids, NamedSharding(mesh, P(*spec[:1]))),
+@pytest.mark.diagonal
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("spec", [P(None, "d"), P("d")], ids=["heads", "entries"])
+def test_sharded(spec, kind):
+    """Entries on several devices, or the heads of an attention: outputs and gradients are sharded alike."""
+    mesh = jax.make_mesh((4, 2), ("d", "e"), axis_types=(kind, kind))
+    given, want = on_one_device()
+    specs = spec, P(*spec[:1]), spec, P(None, *spec[1:]), P(*spec[1:])
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(given, specs, strict=True)]
+        found, gradients = maps_and_losses(*placed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (found, gradients), want
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), of(*placed), want)
+    for a in (*found[0][:2], *gradients[:2]):
+        assert a.sharding.is_equivalent_to(placed[0].sharding, 2)
+    for a in (found[0][2], found[1][0]):
+        assert a.sharding.is_equivalent_to(placed[3].sharding, 2)
+    assert gradients[2].sharding.is_equivalent_to(placed[4].sharding, 1)
 
 
 @pytest.mark.parametrize(
@@ -364,6 +387,11 @@ def test_sharded(spec):
             jax.jit(jsoftmax.segment_softmax),
             ValueError,
             "write num_segments=, a number that is known outside",
+        ),
+        (
+            lambda x, i: jsoftmax.segment_softmax(x, i, axis_name="d"),
+            ValueError,
+            "'d' is not a mesh axis here",
         ),
         (lambda x, i: jsoftmax.segment_softmax(x, i, temperature=0), ValueError, "temperature is 0"),
         (

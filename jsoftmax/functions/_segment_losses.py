@@ -14,17 +14,19 @@ from jsoftmax.border import _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._label_checks import are_classes, is_other, reported_ids
+from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _loss_terms, _probabilities, _segments
 from jsoftmax.rows._loss_terms import Reduction
 from jsoftmax.rows._segment_numbers import Asked, Saved, Tangents, reduced
-from jsoftmax.rows._segments import Kind, Segments
+from jsoftmax.rows._segments import Kind, Labels, Segments
 from jsoftmax.transforms._autodiff import with_rules
 
 
 @_segment_ids.counted
-@compiled("num_segments", "ignore_index", "reduction", "indices_are_sorted")
+@compiled("num_segments", "ignore_index", "reduction", "indices_are_sorted", "axis_name")
+@_segment_ids.placed(by_entry=False)
 def segment_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -37,6 +39,7 @@ def segment_cross_entropy(
     weights: ArrayLike | None = None,
     reduction: Reduction = "none",
     indices_are_sorted: bool = False,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The cross-entropy of the softmax over each segment with one target, or with target probabilities.
 
@@ -65,6 +68,8 @@ def segment_cross_entropy(
       reduction: "none" for one loss per segment, "sum", or "mean": the sum divided by the number of segments
         that count, or by the sum of their weights; 0 if none counts.
       indices_are_sorted: promises that the ids do not decrease.
+      axis_name: the mesh axes of the shards of the entries, as in `segment_softmax`; positions count the
+        entries of all shards.
 
     Returns:
       The losses, shape ``(num_segments, *logits.shape[1:])``, in at least float32, or their mean or sum.
@@ -95,6 +100,7 @@ def segment_cross_entropy(
         weights=weights,
         reduction=reduction,
         indices_are_sorted=indices_are_sorted,
+        axis_name=axis_name,
     )
     x, segments, scaling, kind = _segments.of_call(call, "logits")
     y = _segment_ids.labels(call, x.shape, kind.size)
@@ -106,25 +112,26 @@ def segment_cross_entropy(
     loss = _loss_terms.of_rows(call, rows, (), (), (), counted)
     are_positions = jnp.issubdtype(y.dtype, jnp.integer)
     if loss.hidden is not None and are_positions:
-        counted &= are_classes(y, len(x), ()) | ~loss.hidden
+        counted &= are_classes(y, len(x), kind.names) | ~loss.hidden
     if ignored is not None or loss.hidden is not None:
         scaling = _scaling.mask_rows(scaling, segments.looked_up(counted))[0]
         scaling = Scaling(scaling.where, *_scaling.of_used_rows(scaling[1:], counted, loss.hidden))
     if not (x.size and kind.size):
         return loss.reduced(jnp.zeros(counted.shape, rules.computing_dtype(x.dtype)), ())
+    arguments = kind, x, segments, scaling
     if are_positions:
-        y = reported_ids(jnp.where(counted, y, 0), len(x), ())
-        function, labels = _of_positions, segments.own(y, counted)
+        y = reported_ids(jnp.where(counted, y, 0), len(x), kind.names)
+        of_segments = segments.labels(kind, y, counted)
+        losses = _of_positions(*arguments, of_segments, loss.hidden, beside=loss.terms)
     else:
         of_entries = segments.looked_up(counted) & jnp.expand_dims(segments.exists, range(1, x.ndim))
-        function, labels = _of_targets, jnp.where(of_entries, y, 0)
-    losses = function(kind, x, segments, scaling, labels, loss.hidden, beside=loss.terms)
+        losses = _of_targets(*arguments, jnp.where(of_entries, y, 0), loss.hidden, beside=loss.terms)
     return loss.reduced(loss.terms.weighted(losses), ())
 
 
 class _OfPositions(NamedTuple):
     row: Saved
-    y: Array
+    y: Array  # the position of the label on this shard, or −1
     nll: Array
 
     def residual(self) -> tuple[Array, Array]:
@@ -137,14 +144,15 @@ class _OfPositions(NamedTuple):
 
 
 def _positions_save(
-    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Array, hidden: Array | None
+    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Labels, hidden: Array | None
 ) -> tuple[Array, _OfPositions]:
     u, saved = reduced(kind, x, segments, scaling)
-    of_label = jnp.take_along_axis(u, jnp.maximum(y, 0), 0, mode="promise_in_bounds")
+    of_label = jnp.take_along_axis(u, jnp.maximum(y.position, 0), 0, mode="promise_in_bounds")
+    (of_label,) = rules.across(kind.names, jnp.where(y.position < 0, 0, of_label))
     is_empty = saved.state.rest < 0
     nll = jnp.where(is_empty, 0, online.log_total(saved.state.rest) - jnp.where(is_empty, 0, of_label))
-    nll, saved = saved.without(hidden, rules.nan_where(y < 0, nll))
-    return nll, _OfPositions(saved, y, nll)
+    nll, saved = saved.without(hidden, rules.nan_where(y.is_bad, nll))
+    return nll, _OfPositions(saved, y.position, nll)
 
 
 def _positions_pull(

@@ -20,10 +20,7 @@ Asked = tuple[Any, ...]  # which of these are differentiated
 def top_of(kind: Kind, segments: Segments, x: Array, scaling: Scaling, *, bounded: bool = False) -> Array:
     """The maximum of each segment in the order of z; −inf without a live entry, `bounded` as in `_peaks`."""
     ordered = lax.stop_gradient(_scaling.ordered_live(x, segments.scaling(scaling)))
-    dead = jnp.full((kind.size, *x.shape[1:]), -jnp.inf, rules.computing_dtype(x.dtype))
-    top = dead.at[segments.ids].max(
-        ordered.astype(dead.dtype), mode="promise_in_bounds", indices_are_sorted=kind.is_sorted
-    )
+    top = segments.maximum(kind, ordered.astype(rules.computing_dtype(x.dtype)), -jnp.inf)
     return rules.below_infinity(top) if bounded else top
 
 
@@ -45,6 +42,7 @@ def state(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.Stat
         .at[segments.ids]
         .add(leads.astype(jnp.int32), mode="promise_in_bounds", indices_are_sorted=kind.is_sorted)
     )
+    (ones,) = rules.across(kind.names, ones)
     return online.State(top, rest + (ones - 1).astype(rest.dtype))
 
 
