@@ -503,10 +503,10 @@ FUNCTIONS = (
         together(live_ids, temperature),
     ),
     Function(
-        "segment_cross_entropy, targets",
-        lambda x, t, axis: _in_segments(_segment_loss, x, axis, None, t, reduces=True),
-        definitions.cross_entropy,
-        targets,
+        "segment_cross_entropy, targets, weights",
+        lambda x, t, w, axis: _in_segments(_segment_loss, x, axis, None, t, reduces=True, weights=w),
+        lambda x, t, w, axis: w * definitions.cross_entropy(x, t, axis),
+        together(targets, temperature),
     ),
 )
 

@@ -69,10 +69,16 @@ def options(a, *names):
     return {name: a[name] for name in names}
 
 
+def in_segments(function, a, *labels, **options):
+    """A function of entries: the classes of a row are the entries of two segments, on all shards."""
+    ids = (a["class_weights"] > 1.2).astype(jnp.int32)
+    return function(a["x"].T, *labels, ids, 2, where=a["where"].T, **options).T
+
+
 LOSS = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
 # Each with its arguments, and how many numbers a row the shards of the classes send, all told: the maximum,
 # sums, whether a loss's mask leaves a class, a prediction or a label's weight; on the way back sums, the
-# gradients of a temperature and of hidden.
+# gradients of a temperature and of hidden. Of two segments they send two.
 FUNCTIONS = {
     "softmax": (
         lambda a, **on: jsoftmax.softmax(a["x"], where=a["where"], **on),
@@ -177,6 +183,38 @@ FUNCTIONS = {
         ),
         f"x targets where temperature {' '.join(LOSS[:2])}",
         [1, 1, 1, 3, 7],
+    ),
+    "segment_softmax": (
+        partial(in_segments, jsoftmax.segment_softmax),
+        "x where class_weights",
+        [2] * 4,
+    ),
+    "segment_log_softmax, temperature": (
+        lambda a, **on: in_segments(
+            jsoftmax.segment_log_softmax,
+            a,
+            temperature=jnp.outer(jnp.array([1.0, 2]), a["temperature"]),
+            **on,
+        ),
+        "x where class_weights temperature",
+        [2] * 6,
+    ),
+    "segment_logsumexp, temperature": (
+        lambda a, **on: in_segments(jsoftmax.segment_logsumexp, a, temperature=a["temperature"], **on),
+        "x where class_weights temperature",
+        [2] * 4,
+    ),
+    "segment_cross_entropy, ids, weights": (  # each label is that of one segment, and bad for the other
+        lambda a, **on: in_segments(
+            jsoftmax.segment_cross_entropy, a, jnp.stack([a["y"]] * 2), weights=a["label_smoothing"], **on
+        ),
+        "x y where class_weights label_smoothing",
+        [2] * 6,
+    ),
+    "segment_cross_entropy, targets": (
+        lambda a, **on: in_segments(jsoftmax.segment_cross_entropy, a, a["targets"].T, **on),
+        "x targets where class_weights",
+        [2] * 7,
     ),
     "linear_row_statistics": (
         lambda a, **on: jsoftmax.linear_row_statistics(

@@ -410,6 +410,7 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
     right = next(f for f in functions.FUNCTIONS if f.name == "logsumexp")
     monkeypatch.setattr(check, "FUNCTIONS", (dataclasses.replace(right, ours=lambda r: wrong(r.logits)),))
     monkeypatch.setattr(check, "INFORMATION", ())
+    monkeypatch.setattr(check, "OTHERS", ())
     monkeypatch.setattr(check.accuracy, "table", lambda: ())
     regimes = check.regimes()[:2]
     monkeypatch.setattr(check, "regimes", lambda: regimes)

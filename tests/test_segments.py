@@ -4,6 +4,7 @@
 segments have different lengths.
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -253,6 +254,43 @@ def test_losses_of_lists():
     assert "id 7 of row 1" in error.get()
 
 
+def test_weights_of_segments_are_weights_of_rows():
+    """Values and gradients of `cross_entropy`; a weight of 0 hides NaN, bad labels and bad temperatures."""
+    rng = np.random.default_rng(0)
+    rows, classes = 6, 4
+    x, t = (jnp.asarray(rng.normal(size=(rows, classes)), jnp.float32) for _ in range(2))
+    x, t = x.at[3, 1].set(NAN).at[4, 2].set(-INF), jax.nn.softmax(t).at[3, 0].set(NAN)
+    y, ignored = jnp.asarray([1, 0, 2, classes, -1, 3]), 2
+    w = jnp.asarray([2.0, 0, 0.5, 0, 0, -1])
+    temperature = jnp.asarray([1, 2, 1, NAN, 1, 0.5])
+    ids, flat = jnp.tile(jnp.arange(rows), classes), lambda a: a.T.ravel()
+    of_row = jnp.where((y >= 0) & (y < classes), y * rows + jnp.arange(rows), y * 100)
+
+    def of_segments(x, t, w, temperature):
+        given = {"weights": w, "temperature": temperature}
+        loss = partial(jsoftmax.segment_cross_entropy, flat(x), segment_ids=ids, num_segments=rows, **given)
+        mean = loss(labels=of_row, ignore_index=ignored * (rows + 1), reduction="mean")
+        return mean, loss(labels=flat(t))
+
+    def of_rows(x, t, w, temperature):
+        loss = partial(jsoftmax.cross_entropy, x, weights=w, temperature=temperature)
+        mean = loss(labels=y, ignore_index=ignored).sum() / jnp.where(y == ignored, 0, w).sum()
+        return mean, loss(labels=t)
+
+    @jax.jit
+    def both(*given):
+        def total(loss, *given):
+            return sum(jnp.sum(jnp.sin(found)) for found in jax.tree.leaves(loss(*given)))
+
+        return [jax.value_and_grad(partial(total, loss), range(4))(*given) for loss in (of_segments, of_rows)]
+
+    (value, gradients), want = both(x, t, w, temperature)
+    np.testing.assert_allclose(value, want[0], rtol=1e-6)
+    for got, wanted in zip(gradients, want[1], strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.share(3)
 @pytest.mark.parametrize("function", [*MAPS, jsoftmax.segment_logsumexp], ids=lambda f: f.__name__)
 def test_transformations(function):
@@ -292,24 +330,46 @@ def test_what_is_kept_for_the_derivative(dtype):
         assert [leaf.dtype for leaf in kept if leaf.dtype != bool] == [dtype]
 
 
-@pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["entries", "heads"])
-def test_sharded(spec):
-    """Entries on several devices, or the heads of an attention."""
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+@jax.jit
+def maps_and_losses(x, ids, t, labels, temperature):
+    """Each function, and the gradients of a scalar of all."""
+
+    def f(x, t, temperature):
+        loss = partial(jsoftmax.segment_cross_entropy, temperature=temperature)
+        losses = loss(x, labels, ids, COUNT), loss(x, t, ids, COUNT, reduction="mean")
+        return [f(x, ids, COUNT) for f in (*MAPS, jsoftmax.segment_logsumexp)], losses
+
+    found, pull = jax.vjp(f, x, t, temperature)
+    return found, pull(jax.tree.map(lambda a: jnp.cos(finite(a)), found))
+
+
+@functools.cache
+def on_one_device():
     x, ids, g = entries((64, 4))
-    x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g, jnp.float32)
+    labels = jnp.stack([jnp.argmax(ids == s) for s in range(COUNT)])[:, None] * jnp.ones((1, 4), int)
+    given = jnp.float32(x), jnp.asarray(ids), jax.nn.softmax(jnp.float32(g)), labels, jnp.full(4, 2.0)
+    return given, maps_and_losses(*given)
 
-    @jax.jit
-    def of(x, ids):
-        found, pull = jax.vjp(lambda x: [f(x, ids, COUNT) for f in MAPS], x)
-        return found, pull([g, g])
 
-    want = of(x, jnp.asarray(ids))
-    placed = (
-        jax.device_put(x, NamedSharding(mesh, spec)),
-        jax.device_put(ids, NamedSharding(mesh, P(*spec[:1]))),
+@pytest.mark.diagonal
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("spec", [P(None, "d"), P("d")], ids=["heads", "entries"])
+def test_sharded(spec, kind):
+    """Entries on several devices, or the heads of an attention: outputs and gradients are sharded alike."""
+    mesh = jax.make_mesh((4, 2), ("d", "e"), axis_types=(kind, kind))
+    given, want = on_one_device()
+    specs = spec, P(*spec[:1]), spec, P(None, *spec[1:]), P(*spec[1:])
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(given, specs, strict=True)]
+        found, gradients = maps_and_losses(*placed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (found, gradients), want
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), of(*placed), want)
+    for a in (*found[0][:2], *gradients[:2]):
+        assert a.sharding.is_equivalent_to(placed[0].sharding, 2)
+    for a in (found[0][2], found[1][0]):
+        assert a.sharding.is_equivalent_to(placed[3].sharding, 2)
+    assert gradients[2].sharding.is_equivalent_to(placed[4].sharding, 1)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +388,11 @@ def test_sharded(spec):
             ValueError,
             "write num_segments=, a number that is known outside",
         ),
+        (
+            lambda x, i: jsoftmax.segment_softmax(x, i, axis_name="d"),
+            ValueError,
+            "'d' is not a mesh axis here",
+        ),
         (lambda x, i: jsoftmax.segment_softmax(x, i, temperature=0), ValueError, "temperature is 0"),
         (
             lambda x, i: jsoftmax.segment_softmax(x, i, temperature=jnp.ones(5)),
@@ -345,6 +410,11 @@ def test_sharded(spec):
             r"one position for each segment, shape \(2,\)",
         ),
         (lambda x, i: jsoftmax.segment_cross_entropy(x, x > 0, i), TypeError, "integer positions of entries"),
+        (
+            lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, weights=jnp.ones(3)),
+            ValueError,
+            r"weights of shape \(3,\) is neither one number nor one per row; give it the shape \(2,\)",
+        ),
         (
             lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, reduction="avg"),
             ValueError,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import jsoftmax
 from jsoftmax._cli import accuracy, definitions
 from jsoftmax._cli.functions import FUNCTIONS, INFORMATION, Function, Rows
+from jsoftmax._cli.other_functions import OTHERS
 
 Reals = NDArray[np.floating[Any]]
 
@@ -103,7 +104,7 @@ def regimes() -> tuple[Regime, ...]:
 
 def lines() -> Iterator[Line]:
     """Compare every function, in value and gradient, over all regimes and transformations."""
-    for function in (*FUNCTIONS, *INFORMATION):
+    for function in (*FUNCTIONS, *INFORMATION, *OTHERS):
         modes = _modes(function)
         values, gradients = [], []
         for regime in regimes():
@@ -130,6 +131,8 @@ def _modes(function: Function) -> dict[str, Callable[..., Any]]:
         return jax.vmap(lambda row, g: compute(row, g, **temperature))(rows, g)
 
     jit = partial(jax.jit, static_argnames="temperature")
+    if function.has_one_program:
+        return {"jit": jit(compute)}
     return {"jit": jit(compute), "vmap": jit(compute_each)}
 
 
@@ -142,6 +145,8 @@ def _compare(
 ) -> Iterator[tuple[Line, Line]]:
     """The value and the gradient of one function in one regime, a pair of lines for each mode."""
     rows, temperature, options, roundings = regime.rows, np.float64(1), {}, 1
+    if function.has_one_program and rows.where is None:
+        rows = rows._replace(where=np.ones(rows.logits.shape, bool))
     if regime.temperature is not None:
         # The function gets the float32 temperature. The division by it rounds x - max a second time.
         temperature = np.float64(np.float32(regime.temperature))

@@ -71,3 +71,51 @@ def js_divergence(xp: ModuleType, x: Any, y: Any, where: Any = True) -> Any:
     log_m = xp.log(xp.where(where, (p + q) / 2, 1))
     log_p, log_q = (xp.where(where, log_softmax(xp, z, where), 0) for z in (x, y))
     return xp.sum(p * (log_p - log_m) + q * (log_q - log_m), axis=-1) / 2
+
+
+def log_odds(xp: ModuleType, x: Any, labels: Any, where: Any = True) -> Any:
+    """log(p / (1 - p)) of the label: x_label - logsumexp of the other entries."""
+    others = where & (xp.arange(x.shape[-1]) != labels[..., None])
+    return xp.take_along_axis(x, labels[..., None], axis=-1)[..., 0] - logsumexp(xp, x, others)
+
+
+def focal_loss(xp: ModuleType, x: Any, labels: Any, gamma: float, where: Any = True) -> Any:
+    """(1 - p)^gamma (-log p) of the label."""
+    nll = cross_entropy_with_integer_labels(xp, x, labels, where)
+    return (-xp.expm1(-nll)) ** gamma * nll
+
+
+def poly_loss(xp: ModuleType, x: Any, labels: Any, epsilon: float, where: Any = True) -> Any:
+    """-log p + epsilon (1 - p) of the label."""
+    nll = cross_entropy_with_integer_labels(xp, x, labels, where)
+    return nll - epsilon * xp.expm1(-nll)
+
+
+def softplus(xp: ModuleType, x: Any) -> Any:
+    """log(1 + exp(x))."""
+    is_positive = xp.real(x) > 0
+    return xp.where(is_positive, x, 0) + xp.log1p(xp.exp(xp.where(is_positive, -x, x)))
+
+
+def binary_cross_entropy(xp: ModuleType, x: Any, targets: Any) -> Any:
+    """-t log sigmoid(x) - (1 - t) log sigmoid(-x)."""
+    return targets * softplus(xp, -x) + (1 - targets) * softplus(xp, x)
+
+
+def entmax(xp: ModuleType, x: Any, alpha: float, where: Any = True) -> Any:
+    """(b (x_i - tau))^(1/b) where positive, else 0; b = alpha - 1 up to 1, and with tau the sum is 1."""
+    power = 1 / (alpha - 1)
+    x = xp.where(where, x, xp.min(xp.real(x)) - 2 * power)  # too low for the support
+    u = (x - xp.max(xp.real(x), axis=-1, keepdims=True)) / power
+    h = 1  # Newton's method from above: the sum is convex and increasing in h
+    for step in range(16):
+        base = h + (u if step > 13 else xp.real(u))  # the last steps differentiate too
+        total, slope = (xp.sum(_power(xp, base, k), axis=-1, keepdims=True) for k in (power, power - 1))
+        h = h - (total - 1) / (power * slope)
+    return _power(xp, h + u, power)
+
+
+def _power(xp: ModuleType, base: Any, exponent: float) -> Any:
+    """The power of a positive base, else 0."""
+    inside = xp.real(base) > 0
+    return xp.where(inside, xp.where(inside, base, 1) ** exponent, 0)

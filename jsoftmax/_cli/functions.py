@@ -42,6 +42,8 @@ class Function:
     has_temperature: bool = False
     # A p that is flushed to zero may be multiplied by a logarithm: its largest factor in the error.
     lost_logarithms: int = 1
+    # Whether `check` compiles it once only: with a mask in every regime, and not for each row by jax.vmap.
+    has_one_program: bool = False
 
 
 def _sum(xp: ModuleType, values: Any) -> Any:

@@ -16,6 +16,7 @@ from jsoftmax.border import _given
 from jsoftmax.border._call import Call
 from jsoftmax.border._label_checks import are_classes
 from jsoftmax.transforms._platforms import hidden
+from jsoftmax.transforms._sharding import on_automatic_axes, partition_spec, spec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +43,36 @@ def counted(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def placed(*, by_entry: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: on a mesh with explicit axes, XLA places the arrays within a function of segments.
+
+    Its output has an entry for each entry of the first argument, or else for each segment, or is a sum. It is
+    sharded like that argument, without the mesh axes of the entries if it has none.
+    """
+
+    def with_placement(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = (a for a in (*args, *kwargs.values()) if isinstance(a, Array))
+            like = next((a for a in given if partition_spec(a) is not None), None)
+            if like is None:
+                return function(*args, **kwargs)
+            arguments = signature.bind(*args, **kwargs).arguments
+            arrays = {name: value for name, value in arguments.items() if isinstance(value, Array)}
+            entries = next(iter(arguments.values()))
+            names = spec(entries) if isinstance(entries, Array) else (None,) * np.ndim(entries)
+            if not by_entry:
+                names = (None, *names[1:]) if arguments.get("reduction", "none") == "none" else ()
+            on_any: Any = function
+            return on_automatic_axes(lambda arrays: on_any(**{**arguments, **arrays}), arrays, names, like)
+
+        return call
+
+    return with_placement
 
 
 def _count(ids: Any) -> int | None:

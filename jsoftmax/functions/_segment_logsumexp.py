@@ -10,6 +10,7 @@ from jsoftmax import online
 from jsoftmax.border import _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
+from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _segments
@@ -19,7 +20,8 @@ from jsoftmax.transforms._autodiff import with_rules
 
 
 @_segment_ids.counted
-@compiled("num_segments", "indices_are_sorted")
+@compiled("num_segments", "indices_are_sorted", "axis_name")
+@_segment_ids.placed(by_entry=False)
 def segment_logsumexp(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -28,6 +30,7 @@ def segment_logsumexp(
     temperature: ArrayLike | None = None,
     where: ArrayLike | None = None,
     indices_are_sorted: bool = False,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The log-sum-exp of x/T over the entries of each segment.
 
@@ -58,6 +61,7 @@ def segment_logsumexp(
         temperature=temperature,
         where=where,
         indices_are_sorted=indices_are_sorted,
+        axis_name=axis_name,
     )
     a, segments, scaling, kind = _segments.of_call(call, "x")
     narrow = call.narrow_type("x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -12,18 +13,20 @@ from jsoftmax import online, rules
 from jsoftmax.border import _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
-from jsoftmax.border._label_checks import is_other, reported_ids
+from jsoftmax.border._label_checks import are_classes, is_other, reported_ids
+from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _loss_terms, _probabilities, _segments
 from jsoftmax.rows._loss_terms import Reduction
 from jsoftmax.rows._segment_numbers import Asked, Saved, Tangents, reduced
-from jsoftmax.rows._segments import Kind, Segments
+from jsoftmax.rows._segments import Kind, Labels, Segments
 from jsoftmax.transforms._autodiff import with_rules
 
 
 @_segment_ids.counted
-@compiled("num_segments", "ignore_index", "reduction", "indices_are_sorted")
+@compiled("num_segments", "ignore_index", "reduction", "indices_are_sorted", "axis_name")
+@_segment_ids.placed(by_entry=False)
 def segment_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -33,8 +36,10 @@ def segment_cross_entropy(
     temperature: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_index: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     reduction: Reduction = "none",
     indices_are_sorted: bool = False,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The cross-entropy of the softmax over each segment with one target, or with target probabilities.
 
@@ -58,9 +63,13 @@ def segment_cross_entropy(
       temperature: T, a number, or one per segment.
       where: True for the entries that count; broadcasts to the shape of `logits`.
       ignore_index: segments with this label have loss 0, and the mean excludes them.
+      weights: a number, or one per segment, which multiplies its loss, as the row weights of `cross_entropy`:
+        0 hides a segment whatever it contains, and the gradient of a weight is the loss.
       reduction: "none" for one loss per segment, "sum", or "mean": the sum divided by the number of segments
-        that count, or 0 if none does.
+        that count, or by the sum of their weights; 0 if none counts.
       indices_are_sorted: promises that the ids do not decrease.
+      axis_name: the mesh axes of the shards of the entries, as in `segment_softmax`; positions count the
+        entries of all shards.
 
     Returns:
       The losses, shape ``(num_segments, *logits.shape[1:])``, in at least float32, or their mean or sum.
@@ -88,8 +97,10 @@ def segment_cross_entropy(
         temperature=temperature,
         where=where,
         ignore_index=ignore_index,
+        weights=weights,
         reduction=reduction,
         indices_are_sorted=indices_are_sorted,
+        axis_name=axis_name,
     )
     x, segments, scaling, kind = _segments.of_call(call, "logits")
     y = _segment_ids.labels(call, x.shape, kind.size)
@@ -97,23 +108,30 @@ def segment_cross_entropy(
     ignored = call.ignore_index(y)
     if ignored is not None:
         counted &= is_other(y, ignored)
+    rows = jax.ShapeDtypeStruct(counted.shape, x.dtype)
+    loss = _loss_terms.of_rows(call, rows, (), (), (), counted)
+    are_positions = jnp.issubdtype(y.dtype, jnp.integer)
+    if loss.hidden is not None and are_positions:
+        counted &= are_classes(y, len(x), kind.names) | ~loss.hidden
+    if ignored is not None or loss.hidden is not None:
         scaling = _scaling.mask_rows(scaling, segments.looked_up(counted))[0]
-    terms = _loss_terms.LossTerms()
-    loss = _loss_terms.Loss(y, None, counted, None, terms, _loss_terms.reduction_of(call), ())
+        scaling = Scaling(scaling.where, *_scaling.of_used_rows(scaling[1:], counted, loss.hidden))
     if not (x.size and kind.size):
-        losses = jnp.zeros(counted.shape, rules.computing_dtype(x.dtype))
-    elif jnp.issubdtype(y.dtype, jnp.integer):
-        y = reported_ids(jnp.where(counted, y, 0), len(x), ())
-        losses = _of_positions(kind, x, segments, scaling, segments.own(y, counted))
+        return loss.reduced(jnp.zeros(counted.shape, rules.computing_dtype(x.dtype)), ())
+    arguments = kind, x, segments, scaling
+    if are_positions:
+        y = reported_ids(jnp.where(counted, y, 0), len(x), kind.names)
+        of_segments = segments.labels(kind, y, counted)
+        losses = _of_positions(*arguments, of_segments, loss.hidden, beside=loss.terms)
     else:
         of_entries = segments.looked_up(counted) & jnp.expand_dims(segments.exists, range(1, x.ndim))
-        losses = _of_targets(kind, x, segments, scaling, jnp.where(of_entries, y, 0))
-    return loss.reduced(losses, ())
+        losses = _of_targets(*arguments, jnp.where(of_entries, y, 0), loss.hidden, beside=loss.terms)
+    return loss.reduced(loss.terms.weighted(losses), ())
 
 
 class _OfPositions(NamedTuple):
     row: Saved
-    y: Array
+    y: Array  # the position of the label on this shard, or −1
     nll: Array
 
     def residual(self) -> tuple[Array, Array]:
@@ -126,21 +144,22 @@ class _OfPositions(NamedTuple):
 
 
 def _positions_save(
-    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Array
+    kind: Kind, x: Array, segments: Segments, scaling: Scaling, y: Labels, hidden: Array | None
 ) -> tuple[Array, _OfPositions]:
     u, saved = reduced(kind, x, segments, scaling)
-    of_label = jnp.take_along_axis(u, jnp.maximum(y, 0), 0, mode="promise_in_bounds")
+    of_label = jnp.take_along_axis(u, jnp.maximum(y.position, 0), 0, mode="promise_in_bounds")
+    (of_label,) = rules.across(kind.names, jnp.where(y.position < 0, 0, of_label))
     is_empty = saved.state.rest < 0
     nll = jnp.where(is_empty, 0, online.log_total(saved.state.rest) - jnp.where(is_empty, 0, of_label))
-    nll = rules.nan_where(y < 0, nll)
-    return nll, _OfPositions(saved, y, nll)
+    nll, saved = saved.without(hidden, rules.nan_where(y.is_bad, nll))
+    return nll, _OfPositions(saved, y.position, nll)
 
 
 def _positions_pull(
     kind: Kind, asked: Asked, saved: _OfPositions, g: Array
-) -> tuple[Array, None, Scaling, None]:
+) -> tuple[Array, None, Scaling, None, None]:
     residual, u = saved.residual()
-    return *saved.row.pull(kind, asked, u, saved.row.segments.spread(g) * residual), None
+    return *saved.row.pull(kind, asked, u, saved.row.segments.spread(g) * residual), None, None
 
 
 def _positions_push(kind: Kind, saved: _OfPositions, tangents: Tangents) -> Array:
@@ -170,19 +189,22 @@ def _surprise(segments: Segments, u: Array, rest: Array, t: Array) -> Array:
 
 
 def _targets_save(
-    kind: Kind, x: Array, segments: Segments, scaling: Scaling, t: Array
+    kind: Kind, x: Array, segments: Segments, scaling: Scaling, t: Array, hidden: Array | None
 ) -> tuple[Array, _OfTargets]:
     u, saved = reduced(kind, x, segments, scaling)
     wide = t.astype(u.dtype)
-    return segments.sum(kind, wide * _surprise(segments, u, saved.state.rest, wide)), _OfTargets(saved, t)
+    out = segments.sum(kind, wide * _surprise(segments, u, saved.state.rest, wide))
+    out, saved = saved.without(hidden, out)
+    return out, _OfTargets(saved, t if hidden is None else _scaling.masked(t, saved.scaling.where))
 
 
 def _targets_pull(
     kind: Kind, asked: Asked, saved: _OfTargets, g: Array
-) -> tuple[Array, None, Scaling, Array]:
+) -> tuple[Array, None, Scaling, Array, None]:
     in_z, in_t, u = saved.residuals(kind)
     of_entries = saved.row.segments.spread(g)
-    return *saved.row.pull(kind, asked, u, of_entries * in_z), (of_entries * in_t).astype(saved.t.dtype)
+    dt = (of_entries * in_t).astype(saved.t.dtype)
+    return *saved.row.pull(kind, asked, u, of_entries * in_z), dt, None
 
 
 def _targets_push(kind: Kind, saved: _OfTargets, tangents: Tangents) -> Array:

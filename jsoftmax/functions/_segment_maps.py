@@ -13,6 +13,7 @@ from jsoftmax import online, rules
 from jsoftmax.border import _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.border._eager import compiled
+from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _segment_numbers, _segments
@@ -24,7 +25,8 @@ Asked = tuple[bool, Any, Scaling]
 
 
 @_segment_ids.counted
-@compiled("num_segments", "indices_are_sorted")
+@compiled("num_segments", "indices_are_sorted", "axis_name")
+@_segment_ids.placed(by_entry=True)
 def segment_softmax(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -33,6 +35,7 @@ def segment_softmax(
     temperature: ArrayLike | None = None,
     where: ArrayLike | None = None,
     indices_are_sorted: bool = False,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The softmax of x/T over the entries of each segment.
 
@@ -55,6 +58,9 @@ def segment_softmax(
       where: True for the entries that count; broadcasts to the shape of `x`.
       indices_are_sorted: promises that the ids do not decrease, which is faster. Else, the result is
         undefined.
+      axis_name: within `jax.shard_map`, the mesh axis or axes over which the entries are sharded. A segment
+        may have entries on any shard; ids and `num_segments` refer to the segments of all shards. `x`,
+        `segment_ids` and `where` hold the entries of the shard.
 
     Returns:
       Probabilities in the shape and the dtype of `x`.
@@ -78,12 +84,14 @@ def segment_softmax(
         temperature=temperature,
         where=where,
         indices_are_sorted=indices_are_sorted,
+        axis_name=axis_name,
     )
     return _mapped(call, _softmax, 0.0)
 
 
 @_segment_ids.counted
-@compiled("num_segments", "indices_are_sorted")
+@compiled("num_segments", "indices_are_sorted", "axis_name")
+@_segment_ids.placed(by_entry=True)
 def segment_log_softmax(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -92,6 +100,7 @@ def segment_log_softmax(
     temperature: ArrayLike | None = None,
     where: ArrayLike | None = None,
     indices_are_sorted: bool = False,
+    axis_name: MeshAxes = None,
 ) -> Array:
     """The logarithm of `segment_softmax`, accurate even where that rounds to 0 or to 1.
 
@@ -120,6 +129,7 @@ def segment_log_softmax(
         temperature=temperature,
         where=where,
         indices_are_sorted=indices_are_sorted,
+        axis_name=axis_name,
     )
     return _mapped(call, _log_softmax, -jnp.inf)
 

@@ -20,10 +20,7 @@ Asked = tuple[Any, ...]  # which of these are differentiated
 def top_of(kind: Kind, segments: Segments, x: Array, scaling: Scaling, *, bounded: bool = False) -> Array:
     """The maximum of each segment in the order of z; −inf without a live entry, `bounded` as in `_peaks`."""
     ordered = lax.stop_gradient(_scaling.ordered_live(x, segments.scaling(scaling)))
-    dead = jnp.full((kind.size, *x.shape[1:]), -jnp.inf, rules.computing_dtype(x.dtype))
-    top = dead.at[segments.ids].max(
-        ordered.astype(dead.dtype), mode="promise_in_bounds", indices_are_sorted=kind.is_sorted
-    )
+    top = segments.maximum(kind, ordered.astype(rules.computing_dtype(x.dtype)), -jnp.inf)
     return rules.below_infinity(top) if bounded else top
 
 
@@ -45,6 +42,7 @@ def state(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.Stat
         .at[segments.ids]
         .add(leads.astype(jnp.int32), mode="promise_in_bounds", indices_are_sorted=kind.is_sorted)
     )
+    (ones,) = rules.across(kind.names, ones)
     return online.State(top, rest + (ones - 1).astype(rest.dtype))
 
 
@@ -89,6 +87,16 @@ class Saved(NamedTuple):
         """The probabilities and u."""
         z = shifted(self.segments, self.x, self.scaling, self.state.max)
         return probabilities(self.segments, z, self.state.rest), z.u
+
+    def without(self, hidden: Array | None, numbers: Array) -> tuple[Array, Saved]:
+        """The numbers of segments, and the residuals, as if hidden segments with NaN were not there."""
+        if hidden is None:
+            return numbers, self
+        has_numbers = jnp.isfinite(numbers) | ~hidden
+        scaling, _ = _scaling.mask_rows(self.scaling, self.segments.looked_up(has_numbers))
+        none = online.empty(numbers.shape, numbers.dtype)
+        state = online.State(*(jnp.where(has_numbers, a, b) for a, b in zip(self.state, none, strict=True)))
+        return jnp.where(has_numbers, numbers, 0), self._replace(scaling=scaling, state=state)
 
     def pull(self, kind: Kind, asked: Asked, u: Array, dz: Array) -> tuple[Array, None, Scaling]:
         """The cotangents of the first arguments, from that of z."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.border import _segment_ids
+from jsoftmax.border import _mesh_axes, _segment_ids
 from jsoftmax.border._call import Call
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms._autodiff import with_tangent
@@ -37,6 +37,14 @@ class Kind(NamedTuple):
 
     size: int
     is_sorted: bool
+    names: tuple[str, ...] = ()  # the mesh axes of the shards of the entries; each shard knows all segments
+
+
+class Labels(NamedTuple):
+    """The position of the label of each segment, −1 on a shard that does not have it; and which are bad."""
+
+    position: Array
+    is_bad: Array  # where the label is no entry of its segment
 
 
 class Segments(NamedTuple):
@@ -47,13 +55,19 @@ class Segments(NamedTuple):
     parents: tuple[Array, ...]  # of entries, of buckets, …: the segment s, or size + k for bucket k
 
     def sum(self, kind: Kind, terms: Array) -> Array:
-        """The sum of the terms of the entries of each segment."""
+        """The sum of the terms of the entries of each segment, on all shards."""
         total = jnp.zeros((kind.size, *terms.shape[1:]), terms.dtype)
         for parent, buckets in zip(self.parents, (*map(len, self.parents[1:]), 0), strict=True):
             table = jnp.concatenate([total, jnp.zeros((buckets, *terms.shape[1:]), terms.dtype)])
             table = table.at[parent].add(terms, mode="promise_in_bounds")
             total, terms = table[: kind.size], table[kind.size :]
-        return total
+        return rules.across(kind.names, total)[0]
+
+    def maximum(self, kind: Kind, entries: Array, least: float) -> Array:
+        """The maximum of the entries of each segment, on all shards; `least` if there is none."""
+        table = jnp.full((kind.size, *entries.shape[1:]), least, entries.dtype)
+        table = table.at[self.ids].max(entries, mode="promise_in_bounds", indices_are_sorted=kind.is_sorted)
+        return lax.pmax(table, kind.names) if kind.names else table
 
     def spread(self, numbers: Array) -> Array:
         """The number of its segment for each entry; its transpose is `sum`, which is as accurate."""
@@ -65,16 +79,15 @@ class Segments(NamedTuple):
 
     def any(self, kind: Kind, flags: Array) -> Array:
         """Whether any entry of each segment has a flag."""
-        none = jnp.zeros((kind.size, *flags.shape[1:]), jnp.int32)
-        flags = flags.astype(jnp.int32)
-        return none.at[self.ids].max(flags, mode="promise_in_bounds", indices_are_sorted=kind.is_sorted) > 0
+        return self.maximum(kind, flags.astype(jnp.int32), 0) > 0
 
-    def own(self, positions: Array, counted: Array) -> Array:
-        """Positions of entries, one per segment; −1 where it counts and the entry is not its own."""
+    def labels(self, kind: Kind, positions: Array, counted: Array) -> Labels:
+        """Positions of entries on this shard, one per segment; bad where it counts and has no such entry."""
         at = jnp.clip(positions, 0, len(self.ids) - 1)
         rows = jnp.arange(len(at), dtype=self.ids.dtype).reshape(-1, *(1,) * (at.ndim - 1))
         is_own = (at == positions) & (self.ids[at] == rows) & self.exists[at]
-        return jnp.where(is_own, at, jnp.where(counted, -1, 0))
+        (found,) = rules.across(kind.names, is_own.astype(jnp.int32))
+        return Labels(jnp.where(is_own, at, -1), counted & (found == 0))
 
     def rows(self, kind: Kind) -> rules.Rows:
         """The rows, as `rules` takes them for an axis."""
@@ -100,8 +113,9 @@ class Entries(NamedTuple):
 def of_call(call: Call, name: str) -> Entries:
     """The entries of a public call, whose logits have this name."""
     x = call.floats(name)
+    names = _mesh_axes.of_classes(call, (name, "segment_ids"))
     ids, exists, count = _segment_ids.of_call(call, x.shape)
-    kind = Kind(count, bool(call.arguments["indices_are_sorted"]))
+    kind = Kind(count, bool(call.arguments["indices_are_sorted"]), names)
     where, of_entries = call.mask(x.shape), jnp.expand_dims(exists, range(1, x.ndim))
     rows = jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
     temperature = call.per_row("temperature", rows, (), rules.computing_dtype(x.dtype))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Names = frozenset[Hashable]
 
@@ -73,6 +73,18 @@ def partition_spec(a: Array, *names: Any) -> PartitionSpec | None:
     """The `PartitionSpec` with these names, if the mesh of the array has explicit axes; else None."""
     kinds = jax.typeof(a).sharding.mesh.axis_types
     return PartitionSpec(*names) if AxisType.Explicit in kinds else None
+
+
+def on_automatic_axes(function: Callable[[Any], Any], arrays: Any, names: Sequence[Any], like: Any) -> Any:
+    """``function(arrays)``, as if the explicit axes of the mesh of `like` were automatic.
+
+    `names` are the mesh axes that shard each axis of the output; XLA places all other arrays.
+    """
+    mesh = jax.typeof(like).sharding.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = [name for name, kind in kinds if kind == AxisType.Explicit]
+    placed = NamedSharding(mesh, PartitionSpec(*names))
+    return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=placed)(arrays)
 
 
 def zeros(shape: tuple[int, ...], like: Any) -> Array:

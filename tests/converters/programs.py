@@ -11,7 +11,7 @@ import optax
 import jsoftmax
 
 SIZES = {"16 x 10": (16, 10), "512 x 1000": (512, 1000), "64 x 50257": (64, 50257)}
-FEATURES = 32
+FEATURES, TEMPERATURE = 32, 0.5
 # The first rows are one corner case each: they show what a converter loses. The other rows are ordinary.
 CORNERS = ("dead class", "dead label", "no live class", "confident", "infinity", "NaN")
 
@@ -33,7 +33,16 @@ def batch(rows, classes):
     targets[3] = np.arange(classes) == labels[3]
     hidden, weight = rng.normal(size=(rows, FEATURES)), rng.normal(size=(FEATURES, classes)) / FEATURES**0.5
     floats = {"hidden": hidden.astype(np.float32), "weight": weight.astype(np.float32)}
-    return floats | {"x": x, "other": other, "labels": labels, "targets": targets}
+    floats |= {"other features": rng.normal(size=(rows, FEATURES)).astype(np.float32)}
+    shares, segments = rng.random((rows, classes)).astype(np.float32), np.zeros(classes, np.int32)
+    return floats | {
+        "x": x,
+        "other": other,
+        "labels": labels,
+        "targets": targets,
+        "shares": shares,
+        "segments": segments,
+    }
 
 
 # The results by the contract, in float64.
@@ -110,6 +119,64 @@ def row_statistics(x, labels):
     return normalizer, id_loss(x, labels), entropy(x), np.argmax(x, -1)
 
 
+def log_odds(x, labels):
+    """The logit of the label minus the log-sum-exp of the others."""
+    is_label = np.arange(x.shape[-1]) == labels[..., None]
+    own = np.where(is_label, x, 0).sum(-1, dtype=np.float64)
+    others = np.where(is_label, -np.inf, x)
+    wrong = ~np.isfinite(np.max(x, -1)) & live(x)
+    with np.errstate(invalid="ignore"):
+        odds = np.where(live(x), own - logsumexp(others), 0)
+    return np.where(wrong | ~is_label.any(-1), np.nan, odds)
+
+
+def focal_loss(x, labels):
+    n = id_loss(x, labels)
+    return -np.expm1(-n) * n
+
+
+def poly_loss(x, labels):
+    n = id_loss(x, labels)
+    return n - np.expm1(-n)
+
+
+def softplus(x):
+    with np.errstate(invalid="ignore"):
+        return np.logaddexp(0, x.astype(np.float64))
+
+
+def binary_loss(x, shares):
+    return summed(np.stack([shares, 1 - shares], -1), np.stack([softplus(-x), softplus(x)], -1))
+
+
+def entmax(alpha):
+    """By bisection for the threshold; a row with an infinity or a NaN is NaN, and 0 without a live class."""
+
+    def of(x):
+        shifted, beta = terms(x)[0], alpha - 1
+        u = np.where(np.isnan(shifted), 0, beta * shifted)
+        low, high = (np.full((len(x), 1), edge, np.float64) for edge in (0, 1))
+        for _ in range(60):
+            middle = (low + high) / 2
+            few = np.sum(np.maximum(u + middle, 0) ** (1 / beta), -1, keepdims=True) < 1
+            low, high = np.where(few, middle, low), np.where(few, high, middle)
+        return np.where(np.isnan(shifted), np.nan, np.maximum(u + high, 0) ** (1 / beta))
+
+    return of
+
+
+def next_to_one(function):
+    """1 + p, whose relative error is the absolute error of p: at the edge of the support, p has no other."""
+    return lambda x: 1 + function(x)
+
+
+def contrast(a, b):
+    """The loss of CLIP, the same number for every row."""
+    logits = a.astype(np.float64) @ b.astype(np.float64).T / TEMPERATURE
+    own = np.arange(len(a))
+    return np.full(len(a), np.mean(id_loss(logits, own) + id_loss(logits.T, own)) / 2)
+
+
 def of_product(function):
     return lambda hidden, weight, labels: function(
         hidden.astype(np.float64) @ weight.astype(np.float64), labels
@@ -130,6 +197,22 @@ def statistics_of_jax(x, labels):
     return jax.nn.logsumexp(x, -1), nll, entropy_of_jax(x), jnp.argmax(x, -1).astype(jnp.int32)
 
 
+def total_of_jax(segments, entries):
+    """The log-sum-exp of the one segment."""
+    top = jax.ops.segment_max(entries, segments, 1)
+    return top + jnp.log(jax.ops.segment_sum(jnp.exp(entries - top[segments]), segments, 1))
+
+
+def segment_log_softmax_of_jax(segments, x):
+    return (x.T - total_of_jax(segments, x.T)[segments]).T
+
+
+def contrast_of_optax(a, b):
+    logits, own = a @ b.T / TEMPERATURE, jnp.arange(len(a))
+    losses = id_loss_of_optax(logits, own) + id_loss_of_optax(logits.T, own)
+    return jnp.full(len(a), jnp.mean(losses) / 2)
+
+
 class Program(NamedTuple):
     ours: Callable
     twin: Callable | None
@@ -139,6 +222,8 @@ class Program(NamedTuple):
 
 
 ROW, IDS, TARGETS = ("x",), ("x", "labels"), ("x", "targets")
+# Entries, along the first axis, are the classes of all rows: a segment of a row is the row.
+SEGMENTS, SEGMENTS_IDS = ("segments", "x"), ("segments", "x", "labels")
 PAIR, HEAD = ("other", "x"), ("hidden", "weight", "labels")
 
 PROGRAMS = {
@@ -187,5 +272,51 @@ PROGRAMS = {
         lambda x, y: jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], -1)[:, 0],
         lambda x, y: -id_loss(x, y),
         IDS,
+    ),
+    "log_odds": Program(jsoftmax.log_odds, None, log_odds, IDS),
+    "focal_loss": Program(lambda x, y: jsoftmax.focal_loss(x, y, gamma=1.0), None, focal_loss, IDS),
+    "poly_loss": Program(jsoftmax.poly_loss, None, poly_loss, IDS),
+    "log_sigmoid": Program(jsoftmax.log_sigmoid, jax.nn.log_sigmoid, lambda x: -softplus(-x), ROW),
+    "binary_cross_entropy": Program(
+        jsoftmax.binary_cross_entropy, optax.sigmoid_binary_cross_entropy, binary_loss, ("x", "shares")
+    ),
+    "sparsemax": Program(
+        next_to_one(jsoftmax.sparsemax),
+        next_to_one(jax.vmap(optax.projections.projection_simplex)),
+        next_to_one(entmax(2)),
+        ROW,
+    ),
+    "entmax15": Program(next_to_one(jsoftmax.entmax15), None, next_to_one(entmax(1.5)), ROW),
+    "entmax": Program(next_to_one(lambda x: jsoftmax.entmax(x, 1.25)), None, next_to_one(entmax(1.25)), ROW),
+    "segment_softmax": Program(
+        lambda ids, x: jsoftmax.segment_softmax(x.T, ids, 1).T,
+        lambda ids, x: jnp.exp(segment_log_softmax_of_jax(ids, x)),
+        lambda ids, x: softmax(x),
+        SEGMENTS,
+    ),
+    "segment_log_softmax": Program(
+        lambda ids, x: jsoftmax.segment_log_softmax(x.T, ids, 1).T,
+        segment_log_softmax_of_jax,
+        lambda ids, x: log_softmax(x),
+        SEGMENTS,
+    ),
+    "segment_logsumexp": Program(
+        lambda ids, x: jsoftmax.segment_logsumexp(x.T, ids, 1)[0],
+        lambda ids, x: total_of_jax(ids, x.T)[0],
+        lambda ids, x: logsumexp(x),
+        SEGMENTS,
+    ),
+    "segment_cross_entropy": Program(
+        lambda ids, x, y: jsoftmax.segment_cross_entropy(x.T, y[None], ids, 1)[0],
+        lambda ids, x, y: -jnp.take_along_axis(segment_log_softmax_of_jax(ids, x), y[:, None], -1)[:, 0],
+        lambda ids, x, y: id_loss(x, y),
+        SEGMENTS_IDS,
+    ),
+    "contrastive_loss": Program(
+        lambda a, b: jnp.full(len(a), jsoftmax.contrastive_loss(a, b, temperature=TEMPERATURE)),
+        contrast_of_optax,
+        contrast,
+        ("hidden", "other features"),
+        corners=False,
     ),
 }
