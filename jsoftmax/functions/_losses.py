@@ -95,8 +95,8 @@ def cross_entropy(
       row_axis_name: within `jax.shard_map`, the mesh axis or axes over which the rows are sharded. The sum or
         mean is then over the rows of all shards, also where these count different numbers of rows.
       backend: as in `softmax`. The kernels of "mosaic" are for class ids, without a soft cap and smoothing.
-        With "mean" or "sum" and no z-loss, one of them reads the logits once and writes their gradient, unless
-        they are in float16.
+        With "mean" or "sum" and no z-loss, one of them reads the logits once and writes their gradient,
+        unless they are in float16.
 
     Returns:
       The losses, in the shape of `logits` without `axis`, or their mean or sum.

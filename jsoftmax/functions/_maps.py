@@ -56,9 +56,8 @@ def softmax(
       axis_name: within `jax.shard_map`, the mesh axis or axes over which the classes are sharded. `x` and
         `where` hold the classes of the shard, the same number on each: pad the last, and mask the padding.
       backend: "xla", or "mosaic" for kernels on a Hopper GPU and on a TPU, which read each row once, forward
-        and backward. On other platforms, and where a mesh may shard the classes or shards the rows in a way
-        unknown at trace time, XLA's program runs. A sequence means the first that can compute the call. None
-        for "xla".
+        and backward. On a CPU, and where a mesh shards the classes, or the rows in a way unknown at trace
+        time, XLA's program runs. A sequence means the first that can compute the call. None for "xla".
 
     Returns:
       Probabilities in the shape of `x`.
