@@ -100,6 +100,30 @@ def test_values_and_derivatives_are_those_without_kernels(name, platform, dtype)
         )
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="JAX 0.12 interprets tensor cores")
+def test_a_head_has_its_losses_from_the_kernel_and_its_gradients_from_products():
+    rng = np.random.default_rng(0)
+    hidden, weight = (jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in ((20, 64), (136, 64)))
+    labels = jnp.asarray(rng.integers(0, 136, 20), jnp.int32).at[3].set(-1)
+    options = {"vocab_axis": 0, "ignore_index": -1, "z_loss": 0.01}
+
+    def found(backend, hidden, weight, labels):
+        loss = functools.partial(jsoftmax.linear_cross_entropy, backend=backend, **options)
+        each = loss(hidden, weight, labels)
+        mean = loss(hidden, weight, labels, reduction="mean")
+        mapped = jax.vmap(lambda h, y: loss(h, weight, y))(hidden.reshape(4, 5, 64), labels.reshape(4, 5))
+        gradients = jax.grad(lambda *a: jnp.sum(loss(*a, labels)), (0, 1))(hidden, weight)
+        return each, mean, mapped, gradients
+
+    want = jax.jit(functools.partial(found, None))(hidden, weight, labels)
+    with interpreted("gpu"):
+        got = jax.jit(functools.partial(found, "mosaic"))(hidden, weight, labels)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        rounding = 2**-7 if ours.dtype == jnp.bfloat16 else 1e-5
+        ours, theirs = (np.asarray(a, np.float64) for a in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=1e-5)
+
+
 @needs_kernels
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_vmap_turns_its_axis_into_more_rows(platform):
