@@ -65,6 +65,8 @@ class Arrays(NamedTuple):
 
 def refuses(wanted: Wanted, x: Any, axes: tuple[int, ...], platform: Platform) -> str | None:
     """Why the kernel of this platform cannot compute rows like these; None if it can."""
+    if jax.__version_info__ < (0, 11):
+        return f"the kernels need jax 0.11 or later, and this is jax {jax.__version__}"
     if axes != (x.ndim - 1,):
         return "the classes are not along the last axis"
     if x.dtype.name not in DTYPES:
