@@ -91,8 +91,8 @@ def ordered_live(x: Array, scaling: Scaling) -> Array:
 
 def times_sign(x: Array, temperature: Array) -> Array:
     """x, negated where T < 0, except that −inf (a dead class) and +inf (an overflow) stay as they are."""
-    # A kernel for a TPU with lax.sign cannot be lowered where there is no TPU.
-    sign = jnp.where(temperature < 0, -1, 1).astype(x.dtype)
+    # Not jnp.sign: a kernel for a TPU that has it cannot be lowered where there is no TPU.
+    sign = (temperature / jnp.abs(temperature)).astype(x.dtype)
     return jnp.where(jnp.isinf(x), x, x * sign)
 
 
