@@ -10,6 +10,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_accelerators import Program, compiled_for
 
 import jsoftmax
 from jsoftmax.transforms import _modes
@@ -202,6 +203,21 @@ def test_a_program_for_a_device_has_the_kernels_and_gathers_nothing(platform, ke
         text = export.export(jax.jit(step), platforms=[platform])(x, y).mlir_module()
     assert kernel in text
     assert "all_gather" not in text
+
+
+@needs_kernels
+@pytest.mark.accelerators
+@pytest.mark.parametrize(
+    "platform", [pytest.param(p, marks=pytest.mark.xdist_group(p)) for p in ("h200", "v6e")]
+)
+def test_a_mean_and_its_gradient_take_one_read_and_one_write(platform):
+    """The product of the gradient with a cotangent of 1 takes no pass."""
+    rows, classes = 8192, 131072
+    mean = functools.partial(jsoftmax.cross_entropy, reduction="mean", backend="mosaic")
+    x, y = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    program = Program(compiled_for(platform, jax.value_and_grad(mean), x, y), rows * classes)
+    assert program.passes() == (1, 1)
+    assert program.temporaries < 0.01 * program.logits
 
 
 @needs_kernels

@@ -203,7 +203,9 @@ def _pull_with(
                 return by_rule(_Saved(x, scaling, state), g)[0]
 
             dx = _kernels.with_plain_tangent(of_kernel, plain)(saved.kept, saved.scaling, saved.state, g)
-            # XLA removes this, except for the cotangent of a temperature if that is asked for.
+            if saved.scaling.temperature is None:
+                return dx, Scaling(None)
+            # XLA removes this unless the cotangent of the temperature is asked for.
             return dx, by_rule(saved, g)[1]
 
         kernel = _kernels.Wanted(name, saved.scaling.where) if saved.scaling.sink is None else None

@@ -56,31 +56,21 @@ def by_platform(
         return next(iter(groups), plain)(*arrays)
     branches: dict[str, Form] = {}
     for function, names in groups.items():
-        branches |= dict.fromkeys(names, _traced_for(names, function))
+        branches |= dict.fromkeys(names, _traced_for(names, function, kernels=_modes.kernels()))
     if "gpu" in branches and _modes.kernels():
         branches["cuda"] = branches.pop("gpu")
-        default = _without_kernels(plain)
+        default = _traced_for(("gpu",), plain, kernels=False)
     else:
         default = branches.pop("gpu" if "gpu" in branches else platforms[-1])
     others = {platform: branch for platform, branch in branches.items() if branch is not default}
     return lax.platform_dependent(*arrays, default=default, **others)
 
 
-def _traced_for(platforms: tuple[str, ...], function: Form) -> Form:
+def _traced_for(platforms: tuple[str, ...], function: Form, *, kernels: bool) -> Form:
     """The function, traced for these platforms: choices within it need no branches for the others."""
 
     def branch(*arrays: Any) -> Any:
-        with _modes.in_form(platforms):
-            return function(*arrays)
-
-    return branch
-
-
-def _without_kernels(function: Form) -> Form:
-    """The function, traced for a GPU that has no kernels."""
-
-    def branch(*arrays: Any) -> Any:
-        with _modes.Traced(("gpu",), kernels=False).again():
+        with _modes.Traced(platforms, kernels).again():
             return function(*arrays)
 
     return branch
