@@ -379,7 +379,7 @@ ON_GPU = {
     "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (15, 17)),
     "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (44, 47)),
     "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (6, 5), 1, (6, 9)),
-    "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (14, 18)),
+    "every option, curvature": Case(curvature(with_every_option()), (5, 5), 1, (13, 18)),
 }
 
 

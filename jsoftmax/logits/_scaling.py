@@ -91,9 +91,7 @@ def ordered_live(x: Array, scaling: Scaling) -> Array:
 
 def times_sign(x: Array, temperature: Array) -> Array:
     """x, negated where T < 0, except that −inf (a dead class) and +inf (an overflow) stay as they are."""
-    # Not jnp.sign: a kernel for a TPU that has it cannot be lowered where there is no TPU.
-    sign = (temperature / jnp.abs(temperature)).astype(x.dtype)
-    return jnp.where(jnp.isinf(x), x, x * sign)
+    return jnp.where(jnp.isinf(x), x, rules.signed(x, temperature))
 
 
 def is_peak(x: Array, scaling: Scaling, top: Array) -> Array:

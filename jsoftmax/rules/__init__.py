@@ -48,6 +48,7 @@ from jsoftmax.rules._rows import row_sums as row_sums
 from jsoftmax.rules._rows import scaled as scaled
 from jsoftmax.rules._rows import split_axes as split_axes
 from jsoftmax.rules._scaling import divided as divided
+from jsoftmax.rules._scaling import signed as signed
 from jsoftmax.rules._scaling import soft_cap_jvp, soft_cap_vjp, temperature_jvp, temperature_vjp
 from jsoftmax.rules._softmax import (
     RowSums,

@@ -56,6 +56,21 @@ def _soft_cap_slopes(a: Array) -> tuple[Array, Array]:
 
 
 @custom_jvp
+def signed(x: Array, temperature: Array) -> Array:
+    """``x·sign T``; its derivative in the temperature is 0, also where x is infinite.
+
+    Not jnp.sign: a kernel for a TPU that has it cannot be lowered where there is no TPU.
+    """
+    return x * (temperature / jnp.abs(temperature)).astype(x.dtype)
+
+
+@signed.defjvp
+def _signed_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, temperature), (dx, _) = primals, tangents
+    return signed(x, temperature), signed(dx, temperature)
+
+
+@custom_jvp
 def divided(u: Array, temperature: Array) -> Array:
     """``u/|T|``; −inf at a dead class, with a derivative of 0 in the temperature, where JAX's is infinite.
 
