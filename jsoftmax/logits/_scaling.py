@@ -130,12 +130,12 @@ def shifted(x: Array, scaling: Scaling, top: Array, at_top: bool = False) -> Shi
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
     """``fraction·u``; a fraction is a power of 2, so the product is exact."""
     z, z_top = ordered(x, scaling, top)
-    if at_top:
-        z = rules.rounded(z, z_top)
     if scaling.temperature is not None:
         fraction = fraction / 2  # the difference of two logits may overflow although its quotient does not
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
+    if at_top:
+        z = rules.rounded(z, z_top)
     u = z - z_top
     if scaling.soft_cap is not None:
         # XLA may compile tanh twice, with two roundings: this makes u 0 at the maximum and ≤ 0 elsewhere.

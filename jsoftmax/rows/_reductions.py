@@ -104,16 +104,26 @@ class _Static(NamedTuple):
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
     def terms(
-        self, z: Shifted, half_u: Array, half: Array, dead: Array | None, factors: tuple[Any, ...]
+        self,
+        z: Shifted,
+        half_u: Array,
+        half: Array,
+        quarter_u: Array | None,
+        dead: Array | None,
+        factors: tuple[Any, ...],
     ) -> tuple[Array, ...]:
         """The terms of Σ exp(u), of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
 
-        half is exp(u/2); only moments need `dead`.
+        half is exp(u/2); only the entropy needs u/4, and only moments need `dead`.
         """
         scaled = with_slip(half * (half * rules.SCALE), z)
-        e = scaled / rules.SCALE if self.entropy else exponentials(z)
+        e = exponentials(z)
         slip = 0 if z.slip is None else z.slip
-        of_entropy = (scaled * jnp.where(z.u == -jnp.inf, 0, z.u + slip),) if self.entropy else ()
+        of_entropy: tuple[Array, ...] = ()
+        if quarter_u is not None:
+            # exp(−∞)·(−∞) = 0. XLA:CPU fuses a maximum with sums, but not a select.
+            u = jnp.maximum(4 * quarter_u + slip, jnp.finfo(quarter_u.dtype).min)
+            of_entropy = (with_slip(rules.scaled(jnp.exp(2 * quarter_u)), z) * u,)
         if dead is None:
             return e, scaled, *of_entropy
         u = half_u * (2 * MOMENT_SCALE) + slip * MOMENT_SCALE
@@ -137,7 +147,7 @@ def _in_two_passes(
 ) -> tuple[online.State, Sums]:
     """The state and the sums: first the maximum, then all sums.
 
-    u and u/2 are separate differences, because XLA on CPU stores what two sums share.
+    u, u/2 and u/4 are separate differences, because XLA on CPU stores what two sums share.
     """
     axes, kinds, entropy, at_top, for_label, result_used_for, bounded, _ = static
     own, names = rules.split_axes(axes)
@@ -153,7 +163,8 @@ def _in_two_passes(
         half_u = shift(x, here, top, 0.5)
         half = jnp.exp(half_u)
         dead = is_dead(x, here) if kinds else None
-        total, scaled, *further = static.terms(z, half_u, half, dead, factors)
+        quarter_u = shift(x, here, top, 0.25) if entropy else None
+        total, scaled, *further = static.terms(z, half_u, half, quarter_u, dead, factors)
         return total, scaled - rules.SCALE * jnp.floor(half), *further
 
     if form is not None:
@@ -212,7 +223,8 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         )  # two barriers: XLA merges equal ones, and the gradient has one already
         z = shifted(x, again, lax.stop_gradient(state.max), static.at_top)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
-        terms = static.terms(z, half_u, jnp.exp(half_u), dead, factors)
+        quarter_u = z.u * 0.25 if static.entropy else None
+        terms = static.terms(z, half_u, jnp.exp(half_u), quarter_u, dead, factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
