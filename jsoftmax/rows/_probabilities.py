@@ -64,9 +64,12 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
             total, rest = others + ones, others + (ones - 1)
         if scaling.sink is None:
             return found(terms / (total + 2.0**-60), None, online.State(top, rest))
+        of_sink = _sinks.term(scaling.sink, top)
+        divisor = total + of_sink + 2.0**-60
+        if not with_state:
+            return found(terms / divisor, of_sink * jnp.minimum(total, 1) / divisor, None)
         state = _sinks.with_sink(online.State(top, rest), scaling)
-        total = total + _sinks.term(scaling.sink, top)
-        return found(terms / (total + 2.0**-60), _sinks.probability(state, scaling), state)
+        return found(terms / divisor, _sinks.probability(state, scaling), state)
 
     def p_and_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state = state_with_sink(x, scaling, axes)
