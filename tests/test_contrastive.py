@@ -134,7 +134,7 @@ def not_plain(monkeypatch):
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
 @named("name", CASES)
 def test_values_and_gradients(name, x64):
@@ -331,6 +331,7 @@ def test_hidden_rows_hold_anything():
             assert not np.any(np.delete(g, kept, 0))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("label", [-1, 5])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_label_that_is_no_row_gives_nan(label, symmetric):
@@ -349,7 +350,7 @@ def test_a_row_is_not_its_own_positive():
     assert np.isnan(jsoftmax.contrastive_loss(a, None, temperature=1.0, labels=jnp.asarray([1, 1, 0])))
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
 @named(
     "name",

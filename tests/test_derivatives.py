@@ -72,7 +72,7 @@ def test_gradient_is_that_of_the_definition(function, x64):
         np.testing.assert_allclose((above - below) / 2, slope, rtol=1e-6, atol=1e-10 + 1e-15 * abs(value))
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(14)
 @pytest.mark.parametrize("function", **named())
 def test_gradients_have_the_dtypes_and_shapes_of_their_arguments(function):
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -168,6 +168,7 @@ def test_the_gradient_of_the_loss_is_p_minus_t():
     np.testing.assert_allclose(gradient, jax.grad(jsoftmax.cross_entropy)(z, jnp.int32(0)), rtol=1e-6)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
 def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
     """−p·(u − ⟨p, u⟩): in −p·(log p + H), both terms are log V, and their difference has no digits."""
@@ -190,7 +191,7 @@ def test_the_gradient_of_the_entropy_near_the_uniform_distribution(spread):
         np.testing.assert_allclose(got, want, atol=1e-6 * abs(want).max())
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("option", ["z_loss", "label_smoothing", "class_weights", "soft_cap"])
 @pytest.mark.parametrize("kind", ["ids", "targets", "linear", "linear, mean"])
@@ -255,6 +256,7 @@ def test_closed_forms(name, regime, axis, x64):
     np.testing.assert_allclose(ours, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_the_jacobian_is_diag_p_minus_p_p(axis, x64):
     p = np.asarray(jsoftmax.softmax(logits("unit", (2, 3, 4)), axis))
