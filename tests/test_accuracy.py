@@ -280,6 +280,7 @@ def exact_others(x, y):
     }
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_accuracy_of_the_others(dtype):

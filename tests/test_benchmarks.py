@@ -53,6 +53,7 @@ def test_a_step_beside_another_checkout(capsys):
         benchmarks.main(["step", "--against", str(root / "tests")])
 
 
+@pytest.mark.long
 def test_a_tiny_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training.trained, "corpus", lambda classes: text.load(None, classes))
     sizes = {"seeds": 1, "words": 2048, "classes": 64, "features": 4, "batch": 128, "points": 2}

@@ -144,6 +144,7 @@ def test_values_and_gradients(name, x64):
     agree(*both(*given))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.usefixtures("not_plain")
 @named("name", ["ids, weights", "itself, labels"])
@@ -410,6 +411,7 @@ def test_tangents_of_sharded_rows(x64):
     agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_rows_sharded_under_jit(kind, several_devices):

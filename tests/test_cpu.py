@@ -225,6 +225,7 @@ ACROSS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.share(7)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

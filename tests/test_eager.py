@@ -37,6 +37,7 @@ def programs(caplog, call):
     return [message.split()[1] for message in messages if message.startswith("Compiling")]
 
 
+@pytest.mark.long
 @pytest.mark.share(13)
 @pytest.mark.parametrize("function", COMPILED, ids=lambda f: f.__name__)
 def test_a_call_is_one_program_and_new_values_are_none(function, caplog):

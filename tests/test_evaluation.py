@@ -215,6 +215,7 @@ def state_of(rows):
     return seen(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32), jnp.asarray(w, jnp.float32))
 
 
+@pytest.mark.long
 @laws
 @given(ROWS, ROWS, ROWS)
 def test_merge_is_a_commutative_monoid(x, y, z):

@@ -98,6 +98,7 @@ def value_and_gradients(function, a, **on):
     return found, gradients
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rows_and_classes_within_shard_map(name):

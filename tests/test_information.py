@@ -350,6 +350,7 @@ def test_a_row_that_is_empty_in_either(temperature, forward):
         assert_derivatives_are(lambda a: a == 0, results)
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("side", [0, 1], ids="pq")

@@ -100,6 +100,7 @@ def test_value_and_every_gradient(size, targets, vocab_axis, reduction, x64):
     agree(*everything(floats))
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.parametrize("size", BLOCKS)
 def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
@@ -211,6 +212,7 @@ def test_row_statistics(size, mode, temperature, x64):
         agree(*jax.jit(lambda: (everything(ours), everything(want)))())
 
 
+@pytest.mark.long
 def test_through_every_wrapping(x64):
     """Values and gradients, with leading axes, and with each argument mapped."""
     floats, labels = head(rows=6)
@@ -344,6 +346,7 @@ def test_any_number_of_classes(classes):
         np.testing.assert_allclose(dw, want_w, atol=1e-5 * np.abs(want_w).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes",
     sampling.sample([(1024, 512, 2048), (1024, 512, 2049), (4096, 1024, 4096)], (1024, 512, 2049)),
@@ -397,6 +400,7 @@ def temporaries(f, *shapes, labels=jnp.int32, jit=jit_in_full):
     return jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)
 def test_memory(rows, classes, megabytes):

@@ -42,6 +42,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.share(8)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_draws_are_those_from_the_logits(name):

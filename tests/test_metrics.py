@@ -116,6 +116,7 @@ REGIMES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_every_metric_is_as_defined(weighted):
@@ -362,6 +363,7 @@ def test_row_statistics_measure_classes_groups_and_risk():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_batches_of_many_lengths_share_programs():
     x, y = digits()
     compiled = Counter()
@@ -483,6 +485,7 @@ def test_metrics_are_read_by_people_and_by_programs():
         assert str(found._replace(weight=weight)).splitlines()[0].split()[-1] == str(weight)
 
 
+@pytest.mark.long
 def test_the_temperature_of_batches():
     x, y = digits()
     w = np.random.default_rng(0).uniform(0, 2, len(y)).astype(np.float32)

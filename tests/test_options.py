@@ -132,6 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -448,6 +449,7 @@ def test_several_class_axes_are_one(axis):
         np.testing.assert_allclose(ours, same, rtol=4 * EPS)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])

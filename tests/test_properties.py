@@ -228,6 +228,7 @@ def test_the_mean_is_the_sum_over_the_count(rows):
         assert_close(total, each)
 
 
+@pytest.mark.long
 @laws
 @given(rows(), seeds)
 def test_masked_is_removed(rows, seed):

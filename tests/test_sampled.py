@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
@@ -63,8 +64,8 @@ OPTIONS = {
 DIFFERENTIATED = ("class_weights", "label_smoothing", "z_loss", "soft_cap", "temperature")
 
 
-@pytest.mark.share(6)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.long
+@pytest.mark.parametrize("name", sampling.sample(OPTIONS, "trained"))
 def test_the_mean_of_many_gradients_is_the_exact_one(name, x64):
     """Each error is within five standard errors, and their mean square is as expected by chance."""
     floats, labels = head("trained" if name == "every option" else name)
@@ -122,6 +123,7 @@ def test_where_too_many_classes_matter_the_gradient_is_exact_to_the_bit(reductio
     jax.tree.map(np.testing.assert_array_equal, *both(floats))
 
 
+@pytest.mark.long
 def test_a_key_says_which_gradient(x64):
     floats, labels = head("unit")
     gradient = jax.jit(gradient_of(labels, reduction="mean"))
@@ -254,6 +256,7 @@ def test_nan_is_where_the_exact_gradient_has_it(x64):
     )
 
 
+@pytest.mark.long
 def test_memory_and_products():
     """At most 16 MiB more than the exact gradient: the table, and products with 1/32 of the classes."""
     shapes = [(2048, 64), (32768, 64), (2048,)]

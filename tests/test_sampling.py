@@ -157,6 +157,7 @@ def test_temperature_0_takes_the_first_of_the_largest():
     np.testing.assert_array_equal(mixed.ids[half == 1], sampling.categorical(KEY, z).ids[half == 1])
 
 
+@pytest.mark.long
 def test_log_probs_are_those_of_log_prob_and_so_are_their_derivatives():
     rng = np.random.default_rng(0)
     z, t = jnp.asarray(3 * rng.normal(size=(5, 9)), jnp.float32), jnp.linspace(0.5, 2, 5)
@@ -514,6 +515,7 @@ def test_without_replacement_no_dead_class_is_drawn():
     assert np.isfinite(gradient[[0, 1, 3]]).all()
 
 
+@pytest.mark.long
 def test_a_gumbel_softmax_is_the_softmax_with_noise():
     """Its largest class is the draw of `categorical`; its derivatives are those of this softmax."""
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def finite(a):
     return jnp.where(jnp.isfinite(a), a, 0)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["any order", "sorted"])
 def test_values_and_derivatives_of_segments_of_different_lengths(is_sorted, x64):
@@ -155,6 +156,7 @@ def test_equal_entries_in_16_bits_sum_to_one():
     assert np.float64(jsoftmax.segment_logsumexp(x, ids, 1))[0] == np.float64(jnp.bfloat16(np.log(1e5)))
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.parametrize("stride", [1, 16, 987, 1597])
 def test_buckets_are_small_whatever_the_order(stride):
@@ -214,6 +216,7 @@ def test_a_confident_entry_keeps_its_digits():
         np.testing.assert_allclose(loss[0], 1999 * np.exp(-90.0), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_losses_of_lists():
     """As `cross_entropy` of each list; positions, ignored ones, bad ones, and target probabilities."""
     x = jnp.array([2.0, 1.0, 0.1, 30.0, 0.0, 4.0, 5.0])
@@ -295,6 +298,7 @@ def test_weights_of_segments_are_weights_of_rows():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("function", [*MAPS, jsoftmax.segment_logsumexp], ids=lambda f: f.__name__)
 def test_transformations(function):

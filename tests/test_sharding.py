@@ -242,6 +242,7 @@ BY_ROWS = by_rows, a_map_and_a_loss_by_rows
 BY_CLASSES = by_classes, a_map_and_a_loss_by_classes
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("functions", sampling.sample(BY_ROWS + BY_CLASSES, BY_ROWS[1], BY_CLASSES[1]))
 def test_within_shard_map_outside_jit(functions):

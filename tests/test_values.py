@@ -249,6 +249,7 @@ def test_8_bits_are_computed_as_float32(dtype):
     assert np.isneginf(dead) if np.isneginf(np.float32(dtype(-np.inf))) else np.isnan(dead)
 
 
+@pytest.mark.long
 def test_8_bits_beside_wider_types_are_float32():
     """A quantized head, and other narrow arguments: the same numbers as in float32 throughout."""
     rng = np.random.default_rng(0)
