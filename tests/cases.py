@@ -14,11 +14,22 @@ import jsoftmax
 
 def curvature(scalar, arguments, along=None):
     """The Hessian of a scalar in some arrays times a random vector, which shows every wrong or NaN entry."""
+    return to_second_order(scalar, jnp.sum, arguments, along)[2]
+
+
+def to_second_order(f, total, arguments, along=None):
+    """``f``, the gradient of ``total(f)``, and its Hessian times a vector, from one forward pass."""
     if along is None:
         rng = np.random.default_rng(4)
         along = tuple(jnp.asarray(rng.normal(size=a.shape), a.dtype) for a in arguments)
-    gradient = jax.grad(scalar, tuple(range(len(arguments))))
-    return jax.vjp(gradient, *arguments)[1](along)
+
+    def with_values(*arguments):
+        values = f(*arguments)
+        return total(values), values
+
+    gradient = jax.grad(with_values, tuple(range(len(arguments))), has_aux=True)
+    found, pull, values = jax.vjp(gradient, *arguments, has_aux=True)
+    return values, found, pull(along)
 
 
 class Function(NamedTuple):

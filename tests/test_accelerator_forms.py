@@ -48,6 +48,7 @@ def by_a_device(x):
     return parts.rest[:, 0]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("classes", [512, 32768])
 def test_one_pass_rounds_by_at_most_3_ulp(classes):
     for name, rows in REGIMES.items():
@@ -65,6 +66,7 @@ def fused(form):
     return jit_in_full(lambda x: form(x, Scaling(None), (1,)))
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
     x = jnp.asarray(REGIMES[regime](np.random.default_rng(0), (16, 257)), jnp.bfloat16)
@@ -88,6 +90,7 @@ def test_fused_maps_are_within_1_ulp_of_16_bits(regime):
         assert off.max() <= 1
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_fused_derivatives_round_once_to_16_bits(regime, accelerator_forms):
     """Besides, a few float32 roundings of the terms that they sum; a leading class uses the others."""
@@ -152,7 +155,7 @@ MASKED = [
 ]
 
 
-@pytest.mark.share(12)
+@pytest.mark.share(24)
 @pytest.mark.parametrize("function", **named([*FUNCTIONS, *MASKED]))
 def test_what_they_compute_is_what_the_cpu_does(function):
     """With ties, dead classes, an empty row, overflows, and NaN: equal to at most a rounding of bfloat16."""

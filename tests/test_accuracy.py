@@ -204,7 +204,7 @@ def grid():
                 yield pytest.param(name, dtype, marks=marks, id=f"{name}-{np.dtype(dtype).name}")
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(10)
 @pytest.mark.parametrize("peers", sampling.sample([False, True], False), ids=["ours", "peers"])
 @pytest.mark.parametrize(("regime", "dtype"), [*grid()])
 def test_accuracy(regime, dtype, peers):
@@ -280,6 +280,7 @@ def exact_others(x, y):
     }
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_accuracy_of_the_others(dtype):

@@ -78,7 +78,8 @@ def refuse(capsys):
     ("model", "least"), [pytest.param("linear", 0.95, marks=pytest.mark.full), ("mlp", 0.97)]
 )
 def test_the_main_job_learns_the_digits(model, least, tmp_path):
-    outcome = run("train", "--model", model, folder=tmp_path)
+    more = ("--hidden", 64, "--epochs", 20) if model == "mlp" else ()
+    outcome = run("train", "--model", model, *more, folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert not outcome.stderr
     assert float(re.search(r"test accuracy ([\d.]+)", outcome.stdout)[1]) >= least
@@ -421,23 +422,6 @@ def test_check_fails_when_a_rule_is_wrong(monkeypatch, capsys):
     assert re.search(r"^ +gradient .* FAILED$", out, re.MULTILINE)
 
 
-@pytest.mark.long
-def test_a_language_is_learnt(tmp_path):
-    arguments = ("train", "--data", "text", "--epochs", 1)
-    # Training takes longer than compiling.
-    outcome = run(*arguments, folder=tmp_path, more_flags=flags(IN_FULL))
-    assert outcome.returncode == 0, outcome.stderr
-    assert not outcome.stderr
-    found = re.search(r"held-out perplexity ([\d.]+), of the unigram model ([\d.]+);", outcome.stdout)
-    ours, unigram = map(float, found.groups())
-    assert 10 < ours < unigram / 2
-    assert "linear head: 1 block of 512 rows × " in outcome.stdout
-    for of in ("hidden", "table", "bias"):
-        assert len(re.findall(rf"^ +gradient of {of} .* ok", outcome.stdout, re.MULTILINE)) == 3, of
-    for name in language_figures.NAMES:
-        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
-
-
 POEM = "The cat “sat” on the mat:\n\n  $x$ and $y$, ...... and [i:x:j] sat on the cat. 猫\r\n\r\n" * 20
 
 
@@ -446,6 +430,35 @@ def poem(tmp_path):
     path = tmp_path / "poem.txt"
     path.write_text(POEM, encoding="utf-8-sig", newline="")
     return path
+
+
+SMALL = ("--batch-size=32", "--epochs=10", "--features=8", "--hidden=16", "--context=2")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("corpus", "arguments", "rows"),
+    [
+        ("poem", SMALL, 32),
+        pytest.param("documentation of Python", ("--epochs=1",), 512, marks=pytest.mark.full),
+    ],
+    ids=["poem", "documentation of Python"],
+)
+def test_a_language_is_learnt(corpus, arguments, rows, poem, tmp_path):
+    if corpus == "poem":
+        outcome = run("train", "--data=text", f"--path={poem}", *arguments, folder=tmp_path)
+    else:  # training takes longer than compiling
+        outcome = run("train", "--data=text", *arguments, folder=tmp_path, more_flags=flags(IN_FULL))
+    assert outcome.returncode == 0, outcome.stderr
+    assert not outcome.stderr
+    found = re.search(r"held-out perplexity ([\d.]+), of the unigram model ([\d.]+);", outcome.stdout)
+    ours, unigram = map(float, found.groups())
+    assert (1 if corpus == "poem" else 10) < ours < unigram / 2
+    assert f"linear head: 1 block of {rows} rows × " in outcome.stdout
+    for of in ("hidden", "table", "bias"):
+        assert len(re.findall(rf"^ +gradient of {of} .* ok", outcome.stdout, re.MULTILINE)) == 3, of
+    for name in language_figures.NAMES:
+        assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
 
 
 @pytest.mark.long

@@ -134,7 +134,7 @@ def not_plain(monkeypatch):
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
 @named("name", CASES)
 def test_values_and_gradients(name, x64):
@@ -144,6 +144,7 @@ def test_values_and_gradients(name, x64):
     agree(*both(*given))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.usefixtures("not_plain")
 @named("name", ["ids, weights", "itself, labels"])
@@ -331,6 +332,7 @@ def test_hidden_rows_hold_anything():
             assert not np.any(np.delete(g, kept, 0))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("label", [-1, 5])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_label_that_is_no_row_gives_nan(label, symmetric):
@@ -349,7 +351,7 @@ def test_a_row_is_not_its_own_positive():
     assert np.isnan(jsoftmax.contrastive_loss(a, None, temperature=1.0, labels=jnp.asarray([1, 1, 0])))
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
 @named(
     "name",
@@ -409,6 +411,7 @@ def test_tangents_of_sharded_rows(x64):
     agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_rows_sharded_under_jit(kind, several_devices):

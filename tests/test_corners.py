@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sampling
-from cases import FUNCTIONS, curvature, named
+from cases import FUNCTIONS, curvature, named, to_second_order
 from compiling import jit_in_full
 from jax.experimental import checkify
 from jax.sharding import AxisType
@@ -66,10 +66,10 @@ def derivatives(function, *floats):
 def everything(function, x, along=None):
     """The value, the gradient, and a product with the Hessian."""
 
-    def total(x):
-        return finite_sum(function(x))
-
-    return function(x), jax.grad(total)(x), *curvature(total, (x,), None if along is None else (along,))
+    out, (gradient,), (product,) = to_second_order(
+        function, finite_sum, (x,), None if along is None else (along,)
+    )
+    return out, gradient, product
 
 
 def assert_finite(tree):
@@ -77,7 +77,7 @@ def assert_finite(tree):
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(10)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("forward", [False, True], ids=["reverse", "forward"])
@@ -98,7 +98,7 @@ def test_a_row_with_no_live_class(name, forward):
                 np.testing.assert_array_equal(derivative, np.zeros(derivative.shape))
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(5)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("temperature", [None, 0.5])
@@ -133,7 +133,7 @@ def test_a_dead_class_changes_nothing(name, temperature):
                 np.testing.assert_array_equal(ours[:, 2], jnp.zeros(2))
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("name", [name for name in SHIFTS if name in TAKES_TEMPERATURE])
 @pytest.mark.parametrize("under", [-1e20, -3e38], ids=str)
@@ -147,8 +147,7 @@ def test_a_class_padded_with_a_large_number_is_as_dead(name, under):
             out = LOGITS_ONLY[name](x, temperature=temperature)
             return jnp.sum(jnp.cos(out[:, live] if out.ndim == 2 else out))
 
-        arguments = x, jnp.float32(0.7)
-        return total(*arguments), jax.grad(total, (0, 1))(*arguments), curvature(total, arguments)
+        return to_second_order(total, jnp.sum, (x, jnp.float32(0.7)))
 
     want, got = (of(x.at[:, 2].set(there)) for there in (-INF, under))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
@@ -170,6 +169,7 @@ def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
         assert gradient[0, 2] == 0
 
 
+@pytest.mark.share(3)
 @pytest.mark.diagonal
 @each
 @pytest.mark.parametrize("bad", [INF, NAN])
@@ -184,7 +184,7 @@ def test_an_overflow_stays_in_its_row_and_stays_visible(name, bad):
     assert np.isnan(gradient[1]).any()
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("shape", [(8, 4), (2**13, 3), (64, 1000), (8, 8192)], ids=str)
 def test_the_logsumexp_of_infinity_is_infinity(shape):
     """With a NaN it is NaN; also together with −inf, in every form on CPU, with weights, and in blocks."""
@@ -209,25 +209,28 @@ def test_the_logsumexp_of_infinity_is_infinity(shape):
     assert jsoftmax.logsumexp(x[1], b=-np.ones_like(x[1]), return_sign=True) == (INF, -1)
 
 
-def test_no_classes():
+@pytest.mark.share(2)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 0), -1), ((0,), 0), ((0, 3), 0), ((2, 0, 4), (0, 1))], ids=str
+)
+def test_no_classes(shape, axis):
     """Maps are empty, and the logsumexp is −inf; a loss raises."""
-    for shape, axis in (((3, 0), -1), ((0,), 0), ((0, 3), 0), ((2, 0, 4), (0, 1))):
-        x = jnp.zeros(shape, jnp.bfloat16)
-        for function in (jsoftmax.softmax, jsoftmax.log_softmax, jax.nn.softmax):
-            out, pull = jax.vjp(lambda x, f=function, a=axis: f(x, a), x)
-            assert out.shape == pull(out)[0].shape == shape
-            assert out.dtype == x.dtype
-        want = jax.nn.logsumexp(x, axis)
-        for b in (None, jnp.ones_like(x)):
-            out, sign = jsoftmax.logsumexp(x, axis, b, return_sign=True)
-            assert out.dtype == want.dtype
-            np.testing.assert_array_equal(out, want)
-            np.testing.assert_array_equal(sign, np.zeros(want.shape))
+    x = jnp.zeros(shape, jnp.bfloat16)
+    for function in (jsoftmax.softmax, jsoftmax.log_softmax, jax.nn.softmax):
+        out, pull = jax.vjp(lambda x, f=function: f(x, axis), x)
+        assert out.shape == pull(out)[0].shape == shape
+        assert out.dtype == x.dtype
+    want = jax.nn.logsumexp(x, axis)
+    for b in (None, jnp.ones_like(x)):
+        out, sign = jsoftmax.logsumexp(x, axis, b, return_sign=True)
+        assert out.dtype == want.dtype
+        np.testing.assert_array_equal(out, want)
+        np.testing.assert_array_equal(sign, np.zeros(want.shape))
     with pytest.raises(ValueError, match="no classes"):
         jsoftmax.entropy(jnp.zeros((3, 0)))
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(8)
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
     x, live = jnp.array([[0.5, 2.0, -INF, 1.0]]), jnp.array([0, 1, 3])
@@ -253,7 +256,7 @@ def test_a_dead_class_stays_dead_below_a_temperature_of_0(name):
         )
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @each
 def test_a_nan_under_the_mask_stops_nothing_outside_jit(name):
     x, mask = jnp.array([[1.0, NAN, 2.0], [0.0, 1.0, 2.0]]), jnp.array([[True, False, True], [True] * 3])
@@ -377,7 +380,7 @@ def test_the_hessian_is_symmetric_beside_a_dead_target():
                 np.testing.assert_allclose(hessian[i][j], hessian[j][i].T, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", SHIFTS)
 def test_huge_logits_and_offsets(name):
     """The shift comes first: an offset that float32 adds exactly changes no digit."""
@@ -444,7 +447,7 @@ def test_nothing_times_log_nothing_is_nothing():
     assert dt[0, 1] == 0
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", TAKES_TEMPERATURE)
 def test_any_temperature(name):
     """Near T = 0 one class has all probability; for a large T the row is flat; below 0 the order reverses."""
@@ -477,7 +480,7 @@ def test_temperatures_one_a_row():
     np.testing.assert_array_equal(np.isnan(zero).all(-1), [False, True, False])
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(10)
 @pytest.mark.parametrize("function", **named([f for f in FUNCTIONS if "masked" not in f.name]))
 def test_no_rows_give_no_rows(function):
     arguments = function.arguments(np.zeros((0, 4), np.float32))
@@ -556,7 +559,7 @@ def good_options(names):
     return {name: jnp.full(3, good[name]) for name in names}
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(9)
 @pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_an_option_that_is_none_makes_its_row_nan(name):
     """In value and in every gradient: a call does not read the values of an array."""
@@ -584,7 +587,7 @@ def test_an_option_that_is_none_makes_its_row_nan(name):
             assert bad != BAD[option][0] or np.isnan(alone(ROWS, jnp.float32(bad))).all(), option
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("loss", ["logits", "a head"])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_an_option_of_an_ignored_row_may_be_anything(loss, reduction):

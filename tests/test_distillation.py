@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampling
 from compiling import jit_in_full
 from scipy import special
 
@@ -209,10 +210,9 @@ def test_the_limits_of_the_generalised_divergence(x64):
     halves = jnp.full(4, 0.5)
     agree(jsoftmax.js_divergence(p, q, beta=halves), jsoftmax.js_divergence(p, q))
     dead = jnp.where(jnp.arange(6) == 1, -INF, q)
+    step = jax.jit(jax.value_and_grad(lambda p, q, b: jsoftmax.js_divergence(p, q, beta=b).sum(), (0, 1, 2)))
     for pair in ((p, dead), (dead, p)):
-        value, gradients = jax.value_and_grad(
-            lambda p, q, b: jsoftmax.js_divergence(p, q, beta=b).sum(), (0, 1, 2)
-        )(*pair, halves / 2)
+        value, gradients = step(*pair, halves / 2)
         assert all(np.isfinite(a).all() for a in (value, *gradients))
     assert not np.any(jsoftmax.js_divergence(p, p, beta=0.2))
 
@@ -288,11 +288,11 @@ def of_logits(kind, f, where, **options):
     return jsoftmax.js_divergence(*pair, beta=f["beta"], **options)
 
 
-@pytest.mark.share(4)
 @pytest.mark.long
-@modes
-@pytest.mark.parametrize("kind", ["kl", "js"])
-def test_divergences_of_heads(kind, mode, x64, monkeypatch):
+@pytest.mark.parametrize("mode", sampling.sample(MODES.values(), MODES["reverse"]), ids=MODES)
+@pytest.mark.parametrize("kind", sampling.sample(["kl", "js"], "js"))
+@pytest.mark.parametrize("reduction", sampling.sample(["none", "mean"], "none"))
+def test_divergences_of_heads(reduction, kind, mode, x64, monkeypatch):
     """Values, tangents and gradients, with a partial last block, under vmap, in the form of large heads."""
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
     floats, where = pair_of_heads()
@@ -301,21 +301,20 @@ def test_divergences_of_heads(kind, mode, x64, monkeypatch):
     def everything(floats):
         found = []
         for f in (of_heads, of_logits):
-            for reduction in ("none", "mean"):
 
-                def total(floats, f=f, reduction=reduction):
-                    return jnp.sum(jnp.sin(f(kind, floats, where, reduction=reduction)))
+            def total(floats, f=f):
+                return jnp.sum(jnp.sin(f(kind, floats, where, reduction=reduction)))
 
-                found.append([jax.value_and_grad(total)(floats)])
-                if mode is jsoftmax.forward_mode:
-                    found[-1].append(jax.jvp(total, (floats,), (jax.tree.map(jnp.cos, floats),)))
-                elif reduction == "mean":
-                    several = jax.tree.map(lambda a: jnp.stack([a, 2 * a]) / 2, floats)
-                    fixed = {name: floats[name] for name in ("p_weight", "q_weight", "beta", "temperature")}
-                    axes = {name: None if name in fixed else 0 for name in floats}
-                    mapped = jax.vmap(jax.value_and_grad(total), (axes,))
-                    found[-1].append(mapped({**several, **fixed}))
-        return found[:2], found[2:]
+            found.append([jax.value_and_grad(total)(floats)])
+            if mode is jsoftmax.forward_mode:
+                found[-1].append(jax.jvp(total, (floats,), (jax.tree.map(jnp.cos, floats),)))
+            elif reduction == "mean":
+                several = jax.tree.map(lambda a: jnp.stack([a, 2 * a]) / 2, floats)
+                fixed = {name: floats[name] for name in ("p_weight", "q_weight", "beta", "temperature")}
+                axes = {name: None if name in fixed else 0 for name in floats}
+                mapped = jax.vmap(jax.value_and_grad(total), (axes,))
+                found[-1].append(mapped({**several, **fixed}))
+        return found
 
     with mode():
         agree(*everything(floats))
@@ -329,7 +328,7 @@ def test_equal_heads_do_not_diverge():
         h, w = (jnp.asarray(rng.normal(size=size), dtype) for size in ((6, 4), (4, 40)))
         for divergence in (jsoftmax.linear_kl_divergence, jsoftmax.linear_js_divergence):
             f = functools.partial(divergence, reduction="sum", block_size=4)
-            value, gradients = jax.value_and_grad(f, (0, 1, 2, 3))(h, w, jnp.array(h), jnp.array(w))
+            value, gradients = jax.jit(jax.value_and_grad(f, (0, 1, 2, 3)))(h, w, h, w)
             assert value == 0
             assert value.dtype == jnp.float32
             assert [g.dtype for g in gradients] == [dtype] * 4

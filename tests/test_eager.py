@@ -37,7 +37,8 @@ def programs(caplog, call):
     return [message.split()[1] for message in messages if message.startswith("Compiling")]
 
 
-@pytest.mark.share(4)
+@pytest.mark.long
+@pytest.mark.share(13)
 @pytest.mark.parametrize("function", COMPILED, ids=lambda f: f.__name__)
 def test_a_call_is_one_program_and_new_values_are_none(function, caplog):
     def arguments(seed):
@@ -70,7 +71,7 @@ def test_whatever_logsumexp_returns_is_one_program(caplog):
         assert programs(caplog, lambda o=options: jsoftmax.logsumexp(x, **o)) == ["jit(logsumexp)"]
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(14)
 @pytest.mark.parametrize("function", **named(FUNCTIONS))
 def test_the_answers_are_those_of_jit(function):
     arguments = function.arguments(logits("unit", dtype=np.float32))

@@ -449,6 +449,7 @@ OF_IDS = {
 }
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", OF_IDS)
 def test_ids_that_32_bits_do_not_hold_are_no_classes(name):
     """Truncated, each would be class 1 or 0; only the same number can be the one to ignore."""
@@ -498,7 +499,7 @@ def test_class_ids_may_be_any_integers(loss, dtype, x64):
     np.testing.assert_array_equal(loss(jnp.asarray(labels, dtype)), loss(jnp.asarray(labels, jnp.int32)))
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(9)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
 @pytest.mark.parametrize(
     "index", [1, 156, -100, -1, 2**32 - 1, 2**40, np.int64(-100), jnp.int32(-1), jnp.int8(1)]

@@ -73,7 +73,7 @@ def assert_is_a_picture(path):
 
 @pytest.mark.long
 def test_every_option_at_once_gives_the_numbers_of_the_arrays(digits, tmp_path, capsys):
-    """Three batches, of which the last is filled up, beside `evaluation` on the whole arrays."""
+    """Two batches, each filled up, beside `evaluation` on the whole arrays."""
     logits, labels = digits
     rows = len(labels)
     weights = RNG.integers(0, 4, rows).astype(np.float32)
@@ -84,7 +84,7 @@ def test_every_option_at_once_gives_the_numbers_of_the_arrays(digits, tmp_path, 
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
     options = ["--weights", path, "--groups", path, "--ignore-index", 3, "--top-k", 4, "--bins", 12]
     options += ["--class-bins", 5, "--confidence-intervals", 50, "--temperature", "fit"]
-    options += ["--names", tmp_path / "names.txt", "--batch-size", 800, "--out", out]
+    options += ["--names", tmp_path / "names.txt", "--batch-size", 900, "--out", out]
     status, printed, errors = command(capsys, path, path, *options)
     assert (status, errors) == (0, "")
     words = (

@@ -98,6 +98,7 @@ def value_and_gradients(function, a, **on):
     return found, gradients
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rows_and_classes_within_shard_map(name):
@@ -117,16 +118,19 @@ def test_rows_and_classes_within_shard_map(name):
 
 
 @pytest.mark.long
-@pytest.mark.share(2)
+@pytest.mark.share(3)
+@pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", ["heads", "few"])
-def test_under_jit(name, kind, several_devices):
+@pytest.mark.parametrize(
+    ("rows", "classes"), [("rows", None), (None, "classes"), ("rows", "classes")], ids=str
+)
+def test_under_jit(rows, classes, name, kind, several_devices):
     a, on = arrays(), mesh(kind)
     f = jax.jit(functools.partial(value_and_gradients, FUNCTIONS[name]))
     want = f(a)
     with jax.set_mesh(on):
-        for rows, classes in (("rows", None), (None, "classes"), ("rows", "classes")):
-            names = {"rows": rows, "classes": classes}
-            specs = {n: P(*(names.get(axis) for axis in spec)) for n, spec in SPECS.items()}
-            sharded = {n: jax.device_put(a[n], NamedSharding(on, specs[n])) for n in a}
-            agree(f(sharded), want)
+        names = {"rows": rows, "classes": classes}
+        specs = {n: P(*(names.get(axis) for axis in spec)) for n, spec in SPECS.items()}
+        sharded = {n: jax.device_put(a[n], NamedSharding(on, specs[n])) for n in a}
+        agree(f(sharded), want)

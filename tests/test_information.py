@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ahead, curvature
+from cases import ahead, to_second_order
 from compiling import jit_in_full
 from definitions import EXP, FINE, LOG, error
 from hypothesis import given
@@ -153,7 +153,7 @@ def worst(ours, exact, roundings, slack):
 
 def grid():
     """All regimes in float32, and in float64 without many classes; the default sample compiles less."""
-    new_programs = ("1000 classes", "temperature 0.01", "temperature 100.0")
+    new_programs = ("1000 classes", "50257 classes", "temperature 0.01", "temperature 100.0")
     for dtype in (np.float32, np.float64):
         for name, regime in REGIMES.items():
             if dtype == np.float32 or regime.shape[1] <= 2000:
@@ -196,16 +196,15 @@ def test_scipy_agrees_in_float64(x64):
         np.testing.assert_allclose(jsoftmax.js_divergence(x, y), js, rtol=1e-11)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_equal_distributions_do_not_diverge(dtype):
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_equal_distributions_do_not_diverge(temperature, dtype):
     """Exactly 0, with gradients of exactly 0; a shift without roundings changes nothing."""
     x = jnp.asarray(np.random.default_rng(0).integers(-64, 64, (5, 40)) / 8, dtype)
-    ours = compiled
     for q in (x, x + 16):
-        for temperature in (None, 0.7):
-            for leaf in jax.tree.leaves(ours(x, q, temperature)):
-                np.testing.assert_array_equal(leaf, jnp.zeros(leaf.shape, leaf.dtype))
+        for leaf in jax.tree.leaves(compiled(x, q, temperature)):
+            np.testing.assert_array_equal(leaf, jnp.zeros(leaf.shape, leaf.dtype))
 
 
 @st.composite
@@ -254,11 +253,8 @@ def _first_and_second(p, q, where, temperature):
         def rows(p, q, temperature=None):
             return divergence(p, q, where=where, temperature=temperature)
 
-        def summed(*floats):
-            return jnp.sum(rows(*floats))
-
         floats = (p, q) if temperature is None else (p, q, temperature)
-        return rows(*floats), jax.grad(summed, tuple(range(len(floats))))(*floats), curvature(summed, floats)
+        return to_second_order(rows, jnp.sum, floats)
 
     return {name: of(divergence) for name, divergence in DIVERGENCES.items()}
 
@@ -271,7 +267,14 @@ def first_and_second(p, q, where=None, temperature=None, forward=False):
 
 
 corners = pytest.mark.parametrize(
-    ("temperature", "forward"), [(None, False), (None, True), (0.5, False)], ids=str
+    ("temperature", "forward"),
+    # By default the tests share one program.
+    [
+        (None, False),
+        pytest.param(None, True, marks=pytest.mark.full),
+        pytest.param(0.5, False, marks=pytest.mark.full),
+    ],
+    ids=str,
 )
 
 
@@ -288,7 +291,6 @@ def by_scipy(p_logits, q_logits):
 
 
 @pytest.mark.long
-@pytest.mark.share(3)
 @corners
 def test_a_class_dead_in_p_counts_nothing_times_log_nothing(temperature, forward):
     """In both rows, or only in p: finite to the second order, and a dead logit has gradient 0."""
@@ -324,7 +326,7 @@ def test_what_q_rules_out_and_p_does_not_costs_infinity(logit, temperature, forw
 
 
 @pytest.mark.long
-@pytest.mark.share(6)
+@pytest.mark.share(2)
 @corners
 @pytest.mark.parametrize("huge", [1e20, 1e36])
 def test_logits_whose_square_is_no_number(huge, temperature, forward):
@@ -338,7 +340,6 @@ def test_logits_whose_square_is_no_number(huge, temperature, forward):
 
 
 @pytest.mark.long
-@pytest.mark.share(3)
 @corners
 def test_a_row_that_is_empty_in_either(temperature, forward):
     live, dead = jnp.array([[1.0, 0.0, -2.0, -1.0]]), jnp.array([[-INF] * 4])
@@ -349,7 +350,8 @@ def test_a_row_that_is_empty_in_either(temperature, forward):
         assert_derivatives_are(lambda a: a == 0, results)
 
 
-@pytest.mark.share(2)
+@pytest.mark.long
+@pytest.mark.share(4)
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("side", [0, 1], ids="pq")
 def test_an_overflow_of_either_is_seen_in_its_row_alone(side, bad):
@@ -396,6 +398,7 @@ def test_near_itself_it_is_a_quadratic_form_of_the_jacobian(mode, x64):
             np.testing.assert_allclose(hessian, sign * share * jacobian, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.share(2)
 @each
 def test_short_logits_beside_full_ones_stay_short(divergence):
     """As residuals and in their gradient; the values are those of the same numbers in float32."""

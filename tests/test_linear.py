@@ -70,13 +70,15 @@ def curved(f):
 
 
 @pytest.mark.share(4)
+@pytest.mark.diagonal
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("targets", "vocab_axis", "reduction"),
     [(False, -1, "none"), (False, 0, "mean"), (True, 0, "none"), (True, -1, "sum")],
     ids=str,
 )
-def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
+@pytest.mark.parametrize("size", BLOCKS, ids=str)
+def test_value_and_every_gradient(size, targets, vocab_axis, reduction, x64):
     floats, labels = head()
     if targets:
         floats["t"] = jnp.asarray(np.random.default_rng(1).gamma(0.5, size=(13, 15)))
@@ -92,15 +94,13 @@ def test_value_and_every_gradient(targets, vocab_axis, reduction, x64):
 
     @jax.jit
     def everything(floats):
-        blocks = BLOCKS[:2] if targets else BLOCKS
-        ours = [of(linear, vocab_axis=vocab_axis, block_size=size, **options)(floats) for size in blocks]
-        return of(dense, **options)(floats), ours
+        ours = of(linear, vocab_axis=vocab_axis, block_size=size, **options)(floats)
+        return ours, of(dense, **options)(floats)
 
-    want, ours = everything(floats)
-    for got in ours:
-        agree(got, want)
+    agree(*everything(floats))
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.parametrize("size", BLOCKS)
 def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
@@ -121,7 +121,16 @@ def test_where_float64_is_enabled_a_head_in_float32_stays_one(size):
 
 
 @pytest.mark.long
-def test_tiles_of_a_block(x64, monkeypatch):
+@pytest.mark.parametrize(
+    ("reduction", "size"),
+    [
+        ("mean", 5),
+        pytest.param("none", 5, marks=pytest.mark.full),
+        pytest.param("sum", None, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
+def test_tiles_of_a_block(reduction, size, x64, monkeypatch):
     """On CPU a block has tiles of classes; the other tests are too small for that. With all options."""
     floats, labels = head()
     monkeypatch.setattr(_block, "TILE", 6)
@@ -129,20 +138,17 @@ def test_tiles_of_a_block(x64, monkeypatch):
 
     @jax.jit
     def everything(floats):
-        def of(f, reduction, **options):
+        def of(f, **options):
             f = functools.partial(f, labels=labels, ignore_index=-1, reduction=reduction, **options)
             return jax.value_and_grad(curved(f))(floats)
 
-        return [
-            (of(linear, reduction, block_size=size), of(dense, reduction))
-            for reduction, size in (("none", 5), ("mean", 5), ("sum", None))
-        ]
+        return of(linear, block_size=size), of(dense)
 
     with _modes.in_form("cpu"):
-        text = everything.lower(floats).as_text()
-        assert "2x6x" in text or "5x6x" in text, "no tiles"
-        for got, want in everything(floats):
-            agree(got, want)
+        program = everything.lower(floats)
+        text = program.as_text()
+        assert f"{size or 13}x6x" in text, "no tiles"
+        agree(*program.compile()(floats))
     jax.clear_caches()
 
 
@@ -173,23 +179,22 @@ def test_both_modes_to_second_order(size, reduction, x64):
 
 
 @pytest.mark.long
-@pytest.mark.share(3)
+@pytest.mark.diagonal
+@pytest.mark.share(4)
 @pytest.mark.parametrize(
     ("mode", "temperature"), [("reverse", None), ("reverse", -2.0), ("forward", 0.7)], ids=str
 )
-def test_row_statistics(mode, temperature, x64):
+@pytest.mark.parametrize("size", BLOCKS, ids=str)
+def test_row_statistics(size, mode, temperature, x64):
     floats, labels = head()
     arguments = [floats[name] for name in ("hidden", "weight", "bias")]
     arguments[2] = arguments[2].at[3].set(-jnp.inf if temperature is None else 2)
     labels = jnp.maximum(labels, 0).at[2].set(3)
     options = {"temperature": temperature, "soft_cap": 5.0}
 
-    def statistics(size):
-        def ours(h, w, b):
-            found = jsoftmax.linear_row_statistics(h, w, labels, bias=b, block_size=size, **options)
-            return found[:3], found.prediction
-
-        return ours
+    def ours(h, w, b):
+        found = jsoftmax.linear_row_statistics(h, w, labels, bias=b, block_size=size, **options)
+        return found[:3], found.prediction
 
     def want(h, w, b):
         found = jsoftmax.row_statistics(h @ w + b[None, :], labels, **options)
@@ -204,13 +209,10 @@ def test_row_statistics(mode, temperature, x64):
         return out, prediction, jax.jvp(lambda *a: f(*a)[0], tuple(arguments), tuple(steps))[1]
 
     with MODES[mode]():
-        ours, expected = jax.jit(
-            lambda: ([everything(statistics(size)) for size in BLOCKS], everything(want))
-        )()
-    for got in ours:
-        agree(got, expected)
+        agree(*jax.jit(lambda: (everything(ours), everything(want)))())
 
 
+@pytest.mark.long
 def test_through_every_wrapping(x64):
     """Values and gradients, with leading axes, and with each argument mapped."""
     floats, labels = head(rows=6)
@@ -344,23 +346,25 @@ def test_any_number_of_classes(classes):
         np.testing.assert_allclose(dw, want_w, atol=1e-5 * np.abs(want_w).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes",
     sampling.sample([(1024, 512, 2048), (1024, 512, 2049), (4096, 1024, 4096)], (1024, 512, 2049)),
     ids=str,
 )
-def test_products_of_normal_numbers(sizes):
+@pytest.mark.parametrize("reduction", sampling.sample(["mean", "sum"], "mean"))
+def test_products_of_normal_numbers(sizes, reduction):
     """Hidden and weight from N(0, 1): logits of dozens, and losses of a few hundred."""
     rows, features, classes = sizes
     h, w, y = normal(features, classes, rows)
     h, w = h.astype(np.float32), w.astype(np.float32)
     want, want_h, want_w = reference(h.astype(np.float64), w.astype(np.float64), y)
-    for reduction, count in (("mean", 1), ("sum", rows)):
-        loss = functools.partial(jsoftmax.linear_cross_entropy, reduction=reduction)
-        value, gradients = jit_in_full(jax.value_and_grad(loss, (0, 1)))(h, w, y)
-        np.testing.assert_allclose(value, want.mean() * count, rtol=1e-5)
-        for got, exact in zip(gradients, (want_h, want_w), strict=True):
-            np.testing.assert_allclose(got, exact * count, atol=1e-5 * np.abs(exact).max() * count)
+    count = 1 if reduction == "mean" else rows
+    loss = functools.partial(jsoftmax.linear_cross_entropy, reduction=reduction)
+    value, gradients = jit_in_full(jax.value_and_grad(loss, (0, 1)))(h, w, y)
+    np.testing.assert_allclose(value, want.mean() * count, rtol=1e-5)
+    for got, exact in zip(gradients, (want_h, want_w), strict=True):
+        np.testing.assert_allclose(got, exact * count, atol=1e-5 * np.abs(exact).max() * count)
 
 
 @pytest.mark.share(2)
@@ -396,6 +400,7 @@ def temporaries(f, *shapes, labels=jnp.int32, jit=jit_in_full):
     return jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize(("rows", "classes", "megabytes"), [(2048, 32768, 128), (8192, 128256, 801)], ids=str)
 def test_memory(rows, classes, megabytes):
@@ -407,6 +412,7 @@ def test_memory(rows, classes, megabytes):
     assert temporaries(mean, *shapes) < block + 64 * 2**20
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("reduction", "size", "vocab_axis", "bias"),
     [
@@ -436,7 +442,9 @@ def test_memory_of_a_mapped_head(reduction, size, vocab_axis, bias):
     assert max(others) <= 1.2 * flat
 
 
-def test_memory_of_a_head_in_a_loop():
+@pytest.mark.share(3)
+@pytest.mark.parametrize("way", ["in groups", "recomputed", "within the step"])
+def test_memory_of_a_head_in_a_loop(way):
     """With "mean": in groups that vmap takes, recomputed, or differentiated within the step."""
     loss = functools.partial(jsoftmax.linear_cross_entropy, reduction="mean")
 
@@ -451,12 +459,18 @@ def test_memory_of_a_head_in_a_loop():
         return lax.scan(step, (jnp.float32(0), jnp.zeros_like(w)), (h, y))[0]
 
     shapes = (32, 128, 64), (64, 32000), (32, 128)
-    ways = loss, functools.partial(in_parts, loss, size=8), functools.partial(in_parts, jax.checkpoint(loss))
-    ways = *(jax.value_and_grad(f, (0, 1)) for f in ways), step_by_step
-    flat, *others = (temporaries(f, *shapes, jit=jax.jit) for f in ways)
-    assert max(others) <= 1.2 * flat
+    ways = {
+        "in groups": jax.value_and_grad(functools.partial(in_parts, loss, size=8), (0, 1)),
+        "recomputed": jax.value_and_grad(functools.partial(in_parts, jax.checkpoint(loss)), (0, 1)),
+        "within the step": step_by_step,
+    }
+    flat, of_loop = (
+        temporaries(f, *shapes, jit=jax.jit) for f in (jax.value_and_grad(loss, (0, 1)), ways[way])
+    )
+    assert of_loop <= 1.2 * flat
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("reduction", "dtype"), [("mean", jnp.float32), ("mean", jnp.bfloat16), ("none", jnp.bfloat16)], ids=str
 )
@@ -486,14 +500,15 @@ MAPPED = {
 EVERY_MAPPED = [*((mapped, "reverse") for mapped in MAPPED), ("rows", "forward")]
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["ids", "targets"])
 @pytest.mark.parametrize(
     "how",
     sampling.sample(EVERY_MAPPED, ("weight", "reverse"), ("rows", "forward")),
     ids=str,
 )
-def test_a_mapped_head(how, x64):
+def test_a_mapped_head(how, kind, x64):
     """Gradients under vmap, of vmap, and of gradients; ids with "mean" and ignored rows, and targets."""
     mapped, mode = how
     rng = np.random.default_rng(0)
@@ -533,46 +548,36 @@ def test_a_mapped_head(how, x64):
 
     @jax.jit
     def everything():
-        of_ids = {"labels": ids, "reduction": "mean", "ignore_index": -1}
-        of_targets = {"labels": targets, "reduction": "none", "label_smoothing": 0.1}
-        return [
-            [of(functools.partial(linear, block_size=2, vocab_axis=0), **given), of(dense, **given)]
-            for given in (of_ids, of_targets)
-        ]
+        given = {
+            "ids": {"labels": ids, "reduction": "mean", "ignore_index": -1},
+            "targets": {"labels": targets, "reduction": "none", "label_smoothing": 0.1},
+        }[kind]
+        return of(functools.partial(linear, block_size=2, vocab_axis=0), **given), of(dense, **given)
 
     with MODES[mode]():
-        for got, want in everything():
-            agree(got, want, rtol=1e-9)
+        agree(*everything(), rtol=1e-9)
 
 
-def test_corners():
+@pytest.mark.share(3)
+@pytest.mark.parametrize("size", [None, 3, (2, 2)], ids=str)
+def test_corners(size):
     """Ignored rows, bad labels, classes with a bias of −inf, and no rows."""
     h, w = jnp.ones((5, 2)).at[1].set(jnp.nan), jnp.ones((2, 3)).at[0, 2].set(2)
     labels, bias = jnp.asarray([0, -1, 2, 1, 7], jnp.int32), jnp.asarray([0, -jnp.inf, 0])
 
     @jax.jit
     def losses(h, w, bias):
-        def of(reduction, size):
-            f = functools.partial(
-                jsoftmax.linear_cross_entropy,
-                labels=labels[:4],
-                ignore_index=-1,
-                reduction=reduction,
-                block_size=size,
-            )
-            return jax.vjp(lambda h, w, b: f(h[:4], w, bias=b), h, w, bias)
+        f = functools.partial(jsoftmax.linear_cross_entropy, block_size=size)
+        kept = functools.partial(f, labels=labels[:4], ignore_index=-1)
+        out, pull = jax.vjp(lambda h, w, b: kept(h[:4], w, bias=b), h, w, bias)
+        return f(h, w, labels, bias=bias), out, pull(jnp.asarray([1.0, 1, 1, 0]))
 
-        pulled = {str(size): of("none", size) for size in (None, 3, (2, 2))}
-        bad = jsoftmax.linear_cross_entropy(h, w, labels, bias=bias, block_size=(2, 2))
-        return bad, {size: (out, pull(jnp.asarray([1.0, 1, 1, 0]))) for size, (out, pull) in pulled.items()}
-
-    bad, found = losses(h, w, bias)
+    bad, out, (dh, dw, db) = losses(h, w, bias)
     np.testing.assert_array_equal(jnp.isnan(bad), [False, True, False, False, True])
-    for out, (dh, dw, db) in found.values():
-        np.testing.assert_allclose(out, [np.log1p(np.e), 0, np.log1p(1 / np.e), np.inf], rtol=1e-6)
-        assert all(jnp.isfinite(d).all() for d in (dh, dw, db))
-        assert not dh[1].any()
-        assert db[1] == 0
+    np.testing.assert_allclose(out, [np.log1p(np.e), 0, np.log1p(1 / np.e), np.inf], rtol=1e-6)
+    assert all(jnp.isfinite(d).all() for d in (dh, dw, db))
+    assert not dh[1].any()
+    assert db[1] == 0
 
     def of_nothing(w, reduction="none"):
         return jsoftmax.linear_cross_entropy(h[:0], w, labels[:0], reduction=reduction)
@@ -603,9 +608,12 @@ def test_the_plan():
 
 
 @pytest.mark.long
-@pytest.mark.share(2)
+@pytest.mark.share(4)
+@pytest.mark.diagonal
 @pytest.mark.parametrize("of_rows", [True, False], ids=["[B, V]", "[V]"])
-def test_classes_that_count(of_rows, x64):
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("size", BLOCKS, ids=str)
+def test_classes_that_count(size, reduction, of_rows, x64):
     """Masks of all rows and of each, in blocks, tiles of classes, and one with a row that is none."""
     floats, labels = head()
     where = np.random.default_rng(2).random((13, 15)) < 0.7
@@ -617,34 +625,31 @@ def test_classes_that_count(of_rows, x64):
 
     @jax.jit
     def everything(floats):
-        def of(f, mask, reduction, **options):
+        def of(f, mask, **options):
             f = functools.partial(
                 f, labels=labels, where=mask, ignore_index=-1, reduction=reduction, **options
             )
             return jax.value_and_grad(curved(f))(floats)
 
         mask = where if of_rows else where[None]
-        ours = [
-            of(linear, where, reduction, block_size=size) for size in BLOCKS for reduction in ("none", "mean")
-        ]
         arguments = (floats[name] for name in ("hidden", "weight"))
         statistics = jsoftmax.linear_row_statistics(
             *arguments, jnp.maximum(labels, 1), where=where, block_size=5
         )
         logits = floats["hidden"] @ floats["weight"]
         wanted = jsoftmax.row_statistics(logits, jnp.maximum(labels, 1), where=mask)
-        return ours, [of(dense, mask, reduction) for reduction in ("none", "mean")], statistics, wanted
+        return of(linear, where, block_size=size), of(dense, mask), statistics, wanted
 
     ours, want, *statistics = everything(floats)
-    for i, got in enumerate(ours):
-        agree(got, want[i % 2])
+    agree(ours, want)
     agree(*map(tuple, statistics))
 
 
 @pytest.mark.long
-@pytest.mark.share(2)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_statistics_beside_a_loss(reduction, x64, monkeypatch):
+@pytest.mark.parametrize("size", [None, 5, "mapped"])
+def test_statistics_beside_a_loss(size, reduction, x64, monkeypatch):
     """Those of their own function, and the gradients of the loss alone, at three products; mapped too."""
     monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
     floats, labels = head()
@@ -662,20 +667,18 @@ def test_statistics_beside_a_loss(reduction, x64, monkeypatch):
             loss, statistics = ours(floats, statistics=True, **options)
             return jnp.sum(jnp.sin(loss)), statistics
 
-        pairs = [
-            jax.value_and_grad(functools.partial(curved_pair, block_size=size), has_aux=True)(floats)
-            for size in (None, 5)
-        ]
-        several = {name: jnp.stack([a, a]) if name == "hidden" else a for name, a in floats.items()}
-        axes = {name: 0 if name == "hidden" else None for name in floats}
-        mapped = jax.vmap(jax.value_and_grad(curved_pair, has_aux=True), (axes,))(several)
-        pairs.append(jax.tree.map(lambda a: a[1], mapped))
-        return pairs, jax.value_and_grad(curved(ours))(floats), want
+        if size == "mapped":
+            several = {name: jnp.stack([a, a]) if name == "hidden" else a for name, a in floats.items()}
+            axes = {name: 0 if name == "hidden" else None for name in floats}
+            mapped = jax.vmap(jax.value_and_grad(curved_pair, has_aux=True), (axes,))(several)
+            pair = jax.tree.map(lambda a: a[1], mapped)
+        else:
+            pair = jax.value_and_grad(functools.partial(curved_pair, block_size=size), has_aux=True)(floats)
+        return pair, jax.value_and_grad(curved(ours))(floats), want
 
-    pairs, (value, gradients), want = everything(floats)
-    for (got, statistics), of_pair in pairs:
-        agree((got, of_pair), (value, gradients))
-        agree(tuple(statistics), tuple(want))
+    ((got, statistics), of_pair), (value, gradients), want = everything(floats)
+    agree((got, of_pair), (value, gradients))
+    agree(tuple(statistics), tuple(want))
 
     def total(h, w):
         return linear({"hidden": h, "weight": w}, labels, statistics=True, **arguments)[0].sum()

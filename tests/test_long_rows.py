@@ -72,7 +72,7 @@ def assert_within(ulps, ours, want, largest=0):
     assert np.all(known | (off <= ulps * ulp)), off / ulp
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [33, 100, 521, 1000, 4096, CLASSES, 50257])
@@ -87,6 +87,7 @@ def test_values_in_every_regime(classes, axis):
         assert_within(4, logsumexp(x), lse, largest=x.max(axis))
 
 
+@pytest.mark.share(2)
 @each_axis
 def test_log_prob_is_minus_the_loss(axis):
     functions = jsoftmax.log_prob, jsoftmax.cross_entropy
@@ -96,7 +97,7 @@ def test_log_prob_is_minus_the_loss(axis):
         np.testing.assert_array_equal(log_prob(x, ids), -loss(x, ids), err_msg=name)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @each_axis
 @pytest.mark.parametrize("classes", [10, 100, 1000, CLASSES])
@@ -124,6 +125,7 @@ def test_a_value_beside_its_gradient(classes, axis):
             assert np.all((value == again) | (off <= 2 * np.spacing(np.abs(value)))), name
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_what_is_wrong_in_a_row_stays_there(mode):
     _, x, ids = next(regimes())
@@ -150,6 +152,7 @@ def test_a_bad_label_is_named():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, False, False])
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_short_logits(dtype):
     """The loss of the same numbers in float32, and the log-sum-exp, rounded."""

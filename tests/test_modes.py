@@ -107,14 +107,14 @@ def not_plain(name, rows, classes):
     return found
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_small_program_is_plain(name):
     loops = {"while"} if name in ("sparsemax", "entmax_loss") else set()
     assert not_plain(name, 16, 10) <= {"reported"} | loops
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("size", [(512, 1000), (64, 50257)], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -140,6 +140,7 @@ OF_EACH_KIND = (
 )
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", sampling.sample(FUNCTIONS, *OF_EACH_KIND))
 def test_portable_values_and_gradients(name):
     """Equal to those of the platform's own programs, up to a few roundings."""
@@ -220,6 +221,7 @@ TRACED_LATER = {
 }
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", TRACED_LATER)
 def test_forward_mode_is_of_the_place_of_the_call(name):
     """Wherever a function was defined, and in whichever mode it was traced before."""

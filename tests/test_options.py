@@ -132,6 +132,7 @@ def all_of_plain(switches, exact):
     return jax.vmap(one)(switches)
 
 
+@pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -181,7 +182,7 @@ STATIC = ("where", "class_weights", "label_smoothing", "z_loss", "soft_cap", "te
 SUBSETS = [(), *((name,) for name in STATIC), *itertools.combinations(STATIC, 2), STATIC]
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(10)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
@@ -202,7 +203,7 @@ def test_options_alone_and_in_pairs(names, soft):
 RECORDED = json.loads((Path(__file__).parent / "data" / "torch_cross_entropy.json").read_text())
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(9)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: "-".join(str(c[k]) for k in list(c)[:5]))
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
@@ -332,9 +333,10 @@ def test_what_is_ignored_may_hold_anything(reduction):
 
 
 @pytest.mark.long
-@pytest.mark.share(3)
+@pytest.mark.share(6)
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
-def test_a_row_masked_whole_is_no_row(soft):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_row_masked_whole_is_no_row(reduction, soft):
     """Whatever its values: values and gradients are those of the other rows."""
     given = inputs(soft, jnp.float32)
     kept, gone = np.array([0, 2, 3, 5]), np.array([1, 4])
@@ -360,27 +362,26 @@ def test_a_row_masked_whole_is_no_row(soft):
             return jnp.sum(loss * (scale if reduction == "none" else 1)), loss
 
         floats = {name: a for name, a in given.items() if name not in options}
-        found = {r: jax.value_and_grad(functools.partial(of, r), has_aux=True)(floats) for r in REDUCTIONS}
-        return {name: (value[1], gradients) for name, (value, gradients) in found.items()}, {
+        (_, loss), gradients = jax.value_and_grad(functools.partial(of, reduction), has_aux=True)(floats)
+        return (loss, gradients), {
             "unweighted": of("mean", floats, class_weights=None)[1],
             "of rows": of("mean", floats, where=jnp.any(given["where"], -1, keepdims=True))[1],
             "of ids": None if soft else of("mean", floats, ignore_index=IGNORED)[1],
         }
 
     with jax.debug_nans(True):
-        got, means = losses_and_gradients(given, jnp.arange(1.0, 7))
-    want, means_of_few = losses_and_gradients(few, jnp.arange(1.0, 7)[kept])
+        (loss, gradients), means = losses_and_gradients(given, jnp.arange(1.0, 7))
+    (want, of_few), means_of_few = losses_and_gradients(few, jnp.arange(1.0, 7)[kept])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=10 * EPS), means, means_of_few)
-    for reduction, (loss, gradients) in got.items():
-        if reduction == "none":
-            np.testing.assert_array_equal(loss[gone], 0)
-            loss = loss[kept]
-        np.testing.assert_allclose(loss, want[reduction][0], rtol=10 * EPS)
-        for name, gradient in gradients.items():
-            if name in per_row:
-                np.testing.assert_array_equal(gradient[gone], 0, err_msg=f"{reduction}, {name}")
-                gradient = gradient[kept]
-            np.testing.assert_allclose(gradient, want[reduction][1][name], rtol=1e-5, atol=1e-7, err_msg=name)
+    if reduction == "none":
+        np.testing.assert_array_equal(loss[gone], 0)
+        loss = loss[kept]
+    np.testing.assert_allclose(loss, want, rtol=10 * EPS)
+    for name, gradient in gradients.items():
+        if name in per_row:
+            np.testing.assert_array_equal(gradient[gone], 0, err_msg=name)
+            gradient = gradient[kept]
+        np.testing.assert_allclose(gradient, of_few[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.share(2)
@@ -425,7 +426,7 @@ def test_the_mean_over_nothing_is_0():
     assert not gradient.any()
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("axis", [(1, 2), (2, 0), (-1, -3), None], ids=str)
 def test_several_class_axes_are_one(axis):
     rng = np.random.default_rng(0)
@@ -448,6 +449,7 @@ def test_several_class_axes_are_one(axis):
         np.testing.assert_allclose(ours, same, rtol=4 * EPS)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [-1, 0])

@@ -66,6 +66,7 @@ def exchanged(program):
     return sorted((k, n, times.get(inside, 1), size) for inside, k, n, size in found if n > 1)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("place", PLACES)
 def test_the_compiled_program(place):
     mesh, fsdp = PLACES[place]

@@ -366,6 +366,7 @@ TICKS += [
 ]
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize(("function", "kind"), TICKS)
 def test_names_do_not_collide(function, kind):
     names = NAMES[kind]

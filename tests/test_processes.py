@@ -65,6 +65,7 @@ def agree(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes(start, tmp_path):
     """First the classes are sharded over all devices; later within each process, with the rows over both."""
     checkpoint = tmp_path / "state.npz"

@@ -20,7 +20,7 @@ laws = hypothesis.settings(max_examples=50, deadline=None, derandomize=True, dat
 jit_laws = functools.partial(jax.jit, static_argnames="axis")
 
 EPS = np.finfo(np.float32).eps
-SHAPES = (((3, 1), -1), ((4, 3), 0), ((2, 33), -1))
+SHAPES = (((4, 3), 0), ((2, 33), -1))
 
 INVARIANT = {  # under a shift of the row
     "softmax": lambda x, y, t, axis, **o: jsoftmax.softmax(x, axis, **o),
@@ -228,6 +228,7 @@ def test_the_mean_is_the_sum_over_the_count(rows):
         assert_close(total, each)
 
 
+@pytest.mark.long
 @laws
 @given(rows(), seeds)
 def test_masked_is_removed(rows, seed):

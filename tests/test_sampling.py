@@ -46,7 +46,7 @@ def has_law(ids, p):
     return len(seen) == 1 or stats.chisquare(seen, expected * (seen.sum() / expected.sum())).pvalue > RISK
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(8)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("classes", "draws"), [(2, 2**16), (10, 2**16), (50257, 2**8)])
 def test_a_draw_has_the_law_of_its_logits(dtype, classes, draws):
@@ -157,6 +157,7 @@ def test_temperature_0_takes_the_first_of_the_largest():
     np.testing.assert_array_equal(mixed.ids[half == 1], sampling.categorical(KEY, z).ids[half == 1])
 
 
+@pytest.mark.long
 def test_log_probs_are_those_of_log_prob_and_so_are_their_derivatives():
     rng = np.random.default_rng(0)
     z, t = jnp.asarray(3 * rng.normal(size=(5, 9)), jnp.float32), jnp.linspace(0.5, 2, 5)
@@ -229,7 +230,7 @@ def draw(z, where, temperature, **on):
     return sampling.categorical(KEY, z, where=where, temperature=temperature, **on)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(5)
 @pytest.mark.parametrize("sizes", [(1, 8), (2, 4), (8, 1)])
 @pytest.mark.parametrize("how", ["shard_map", "auto", "explicit"])
 def test_a_draw_is_the_same_on_any_number_of_devices(sizes, how):
@@ -363,6 +364,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [1, 7, 333])
 def test_what_is_kept_is_what_a_sort_keeps(classes, dtype):
@@ -496,7 +498,7 @@ def test_without_replacement_no_dead_class_is_drawn():
     inf, nan = jnp.inf, jnp.nan
     z = jnp.array([[0, 60, -inf, -9], [-inf] * 4, [nan, 0, 0, 0], [3, 3, 3, 3]])
     where = jnp.ones((4, 4), bool).at[3, 1:3].set(False)
-    draw = sampling.sample_without_replacement(KEY, z, 4, where=where)
+    draw = jax.jit(lambda z: sampling.sample_without_replacement(KEY, z, 4, where=where))(z)
     assert draw.ids[0].tolist() == [1, 0, 3, -1]
     assert draw.log_probs[0, 2:].tolist() == [0, -inf]
     np.testing.assert_allclose(
@@ -505,14 +507,15 @@ def test_without_replacement_no_dead_class_is_drawn():
     assert draw.ids[1:3].tolist() == [[-1] * 4] * 2
     assert sorted(draw.ids[3].tolist()) == [-1, -1, 0, 3]
     np.testing.assert_array_equal(draw.log_probs[1:3], [[-inf] * 4, [nan] * 4])
-    greedy = sampling.sample_without_replacement(KEY, z[:1], 3, temperature=0)
+    greedy = jax.jit(lambda z: sampling.sample_without_replacement(KEY, z, 3, temperature=0))(z[:1])
     assert greedy.ids.tolist() == [[1, 0, 3]]
     assert not greedy.log_probs.any()
     total = lambda z: sampling.sample_without_replacement(KEY, z, 3, where=where).log_probs[::3].sum()  # noqa: E731
-    gradient = np.asarray(jax.grad(lambda z: jnp.where(jnp.isinf(total(z)), 0, total(z)))(z))
+    gradient = np.asarray(jax.jit(jax.grad(lambda z: jnp.where(jnp.isinf(total(z)), 0, total(z))))(z))
     assert np.isfinite(gradient[[0, 1, 3]]).all()
 
 
+@pytest.mark.long
 def test_a_gumbel_softmax_is_the_softmax_with_noise():
     """Its largest class is the draw of `categorical`; its derivatives are those of this softmax."""
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def finite(a):
     return jnp.where(jnp.isfinite(a), a, 0)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["any order", "sorted"])
 def test_values_and_derivatives_of_segments_of_different_lengths(is_sorted, x64):
@@ -90,6 +91,7 @@ def test_values_and_derivatives_of_segments_of_different_lengths(is_sorted, x64)
             np.testing.assert_allclose(forward(x, temperature), got[0][1][1], 1e-9, 1e-9)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["any order", "sorted"])
 def test_segments_are_rows(is_sorted):
     """Each segment alone is a row, whatever else the arrays contain, to the last few digits."""
@@ -111,6 +113,7 @@ def of_jraph(x, ids, count):
     return terms / jax.ops.segment_sum(terms, ids, count)[ids]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["any order", "sorted"])
 def test_many_entries_lose_no_digits(is_sorted):
     """Sums of 100 000 terms to 4 ulp, where a plain sum loses more, also in the gradient."""
@@ -153,7 +156,8 @@ def test_equal_entries_in_16_bits_sum_to_one():
     assert np.float64(jsoftmax.segment_logsumexp(x, ids, 1))[0] == np.float64(jnp.bfloat16(np.log(1e5)))
 
 
-@pytest.mark.share(2)
+@pytest.mark.long
+@pytest.mark.share(4)
 @pytest.mark.parametrize("stride", [1, 16, 987, 1597])
 def test_buckets_are_small_whatever_the_order(stride):
     """Entries of a segment at every distance, Fibonacci's numbers too, which the golden ratio knows."""
@@ -198,9 +202,9 @@ def test_corners():
 
 def test_a_confident_entry_keeps_its_digits():
     x, ids = jnp.array([100.0, 12.0, 5.0, 5.0, 85.0]), jnp.array([0, 0, 1, 1, 0])
-    log_p = jsoftmax.segment_log_softmax(x, ids)
-    loss, gradient = jax.value_and_grad(
-        lambda x: jsoftmax.segment_cross_entropy(x, jnp.array([0, 2]), ids)[0]
+    loss = lambda x: jsoftmax.segment_cross_entropy(x, jnp.array([0, 2]), ids, 2)[0]  # noqa: E731
+    log_p, (loss, gradient) = jax.jit(
+        lambda x: (jsoftmax.segment_log_softmax(x, ids, 2), jax.value_and_grad(loss)(x))
     )(x)
     want = np.log1p(np.exp(-15.0) + np.exp(-88.0))
     np.testing.assert_allclose([-log_p[0], loss], want, rtol=1e-6)
@@ -212,6 +216,7 @@ def test_a_confident_entry_keeps_its_digits():
         np.testing.assert_allclose(loss[0], 1999 * np.exp(-90.0), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_losses_of_lists():
     """As `cross_entropy` of each list; positions, ignored ones, bad ones, and target probabilities."""
     x = jnp.array([2.0, 1.0, 0.1, 30.0, 0.0, 4.0, 5.0])
@@ -219,6 +224,7 @@ def test_losses_of_lists():
     lists = [jnp.array(i) for i in ([0, 2, 5], [1, 3], [4])]
     rows = [x[i] for i in lists]
 
+    @partial(jax.jit, static_argnames=("reduction", "ignore_index"))
     def loss(x, labels, **options):
         return jsoftmax.segment_cross_entropy(x, labels, ids, 4, **options)
 
@@ -232,7 +238,8 @@ def test_losses_of_lists():
     # In another list, out of range, without a list; a list without entries has no label to be bad.
     all_bad = jnp.tile(good, (4, 1))
     all_bad = all_bad.at[:, 1].set(jnp.array([0, -1, 7, 6])).at[:, 3].set(jnp.array([0, -1, 7, 6]))
-    losses, gradients = jax.vmap(lambda y: (loss(x, y), jax.grad(lambda x: jnp.sum(loss(x, y)))(x)))(all_bad)
+    of_bad = jax.vmap(lambda y: (loss(x, y), jax.grad(lambda x: jnp.sum(loss(x, y)))(x)))
+    losses, gradients = jax.jit(of_bad)(all_bad)
     np.testing.assert_array_equal(np.isnan(losses), [[False, True, False, False]] * 4)
     np.testing.assert_array_equal(np.isnan(gradients), np.tile(ids == 1, (4, 1)))
     t = jnp.array([0.5, 0.25, 0.5, 0.75, 1.0, 0.0, 9.0])
@@ -291,6 +298,7 @@ def test_weights_of_segments_are_weights_of_rows():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("function", [*MAPS, jsoftmax.segment_logsumexp], ids=lambda f: f.__name__)
 def test_transformations(function):
@@ -300,8 +308,9 @@ def test_transformations(function):
     want = function(x, ids, COUNT)
     close = partial(np.testing.assert_allclose, rtol=4 * EPS)
     close(jax.jit(function, static_argnums=2)(x, ids, COUNT), want)
-    close(jax.vmap(lambda x: function(x, ids, COUNT), 1, 1)(x), want)
-    both = jax.vmap(lambda x, ids: function(x, ids, COUNT))(jnp.stack([x, x]), jnp.stack([ids, ids]))
+    close(jax.jit(jax.vmap(lambda x: function(x, ids, COUNT), 1, 1))(x), want)
+    of_both = jax.jit(jax.vmap(lambda x, ids: function(x, ids, COUNT)))
+    both = of_both(jnp.stack([x, x]), jnp.stack([ids, ids]))
     close(both[1], want)
     wide = np.asarray(ids, np.int64)
     close(function(x, np.where(wide < 0, 2**40, wide), COUNT), want)
@@ -351,6 +360,7 @@ def on_one_device():
     return given, maps_and_losses(*given)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("spec", [P(None, "d"), P("d")], ids=["heads", "entries"])

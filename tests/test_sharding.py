@@ -71,31 +71,31 @@ def prepared(name):
     return (h, h @ w, y) if name == "dense" else (h, w, y)
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
-def test_under_jit(name, kind, several_devices):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_under_jit(layout, name, kind, several_devices):
     """Gradients are sharded like their arguments, and only sums over shards are sent."""
     given = prepared(name)
     gradient = jax.jit(jax.value_and_grad(LOSSES[name], (0, 1)))
     want = gradient(*given)
     with jax.set_mesh(mesh(kind)):
-        for layout in LAYOUTS.values():
-            if name == "dense":  # the second array has rows too
-                layout = (layout[0], P(*layout[0], *layout[1][1:]) if layout[0] else layout[1], layout[2])
-            sharded = [
-                jax.device_put(a, NamedSharding(mesh(kind), s)) for a, s in zip(given, layout, strict=True)
-            ]
-            compiled = gradient.lower(*sharded).compile()
-            got = compiled(*sharded)
-            agree(got, want)
-            for d, a in zip(got[1][name == "dense" :], sharded[name == "dense" : 2], strict=True):
-                assert d.sharding.is_equivalent_to(a.sharding, 2)
-            sent = set(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text()))
-            assert sent <= {"all-reduce"}
+        specs = LAYOUTS[layout]
+        if name == "dense":  # the second array has rows too
+            specs = (specs[0], P(*specs[0], *specs[1][1:]) if specs[0] else specs[1], specs[2])
+        sharded = [jax.device_put(a, NamedSharding(mesh(kind), s)) for a, s in zip(given, specs, strict=True)]
+        compiled = gradient.lower(*sharded).compile()
+        got = compiled(*sharded)
+        agree(got, want)
+        for d, a in zip(got[1][name == "dense" :], sharded[name == "dense" : 2], strict=True):
+            assert d.sharding.is_equivalent_to(a.sharding, 2)
+        sent = set(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text()))
+        assert sent <= {"all-reduce"}
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_memory_of_targets_sharded_over_rows(kind, several_devices):
     """A device holds a few blocks of its rows, which they do not divide, and sends no array of that size."""
@@ -115,6 +115,7 @@ def test_memory_of_targets_sharded_over_rows(kind, several_devices):
     assert "all-gather" not in compiled.as_text()
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_a_weight_sharded_over_features_too(kind, several_devices):
     """Only the shard of the weight that a device multiplies by is gathered, and no array of all rows."""
@@ -133,6 +134,7 @@ def test_a_weight_sharded_over_features_too(kind, several_devices):
     assert not re.search(r" (all-to-all|collective-\w+)\(", compiled.as_text())
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", LOSSES)
 def test_rows_within_shard_map(name):
     """Shared arguments get the sum of the gradients of all shards, from inside and from outside."""
@@ -240,6 +242,7 @@ BY_ROWS = by_rows, a_map_and_a_loss_by_rows
 BY_CLASSES = by_classes, a_map_and_a_loss_by_classes
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("functions", sampling.sample(BY_ROWS + BY_CLASSES, BY_ROWS[1], BY_CLASSES[1]))
 def test_within_shard_map_outside_jit(functions):
@@ -278,7 +281,7 @@ PAIRS = [*zip(OF_LOGITS, OF_WEIGHTS, strict=True)]
 @pytest.mark.long
 @pytest.mark.parametrize(
     "layouts",
-    [PAIRS, pytest.param([*itertools.product(OF_LOGITS, OF_WEIGHTS)], marks=pytest.mark.full)],
+    [PAIRS[2:], pytest.param([*itertools.product(OF_LOGITS, OF_WEIGHTS)], marks=pytest.mark.full)],
     ids=len,
 )
 def test_options_beside_explicitly_sharded_logits(layouts, several_devices):

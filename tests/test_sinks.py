@@ -72,6 +72,7 @@ def test_off_by_one():
     np.testing.assert_allclose(jsoftmax.softmax(x, sink=0.0), want, rtol=1e-5)
 
 
+@pytest.mark.share(2)
 @each
 def test_one_per_head_beside_masks_and_temperatures(name):
     """As in attention: the sink broadcasts like a row of the mask, and is divided by T as the scores are."""
@@ -97,7 +98,7 @@ def test_one_per_head_beside_masks_and_temperatures(name):
         MAPS[name](scores, sink=jnp.zeros(5))
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @each
 @pytest.mark.parametrize("shape", [(1024, 256), (64, 8192)], ids=str)
 def test_it_takes_no_memory(name, shape):

@@ -89,14 +89,14 @@ def test_the_search_ends_at_the_root_for_any_row_and_alpha(x64):
         assert off.max() < 1e-6
 
 
-def test_a_portable_program_ends_there_too():
+@pytest.mark.share(2)
+@pytest.mark.parametrize("name", ["sparsemax", "entmax 1.2"])
+def test_a_portable_program_ends_there_too(name):
     """The loop is unrolled there."""
-    x = rows_of_every_kind(10)
-    functions = [MAPS[name][0] for name in ("sparsemax", "entmax 1.2")]
+    x, (function, _) = rows_of_every_kind(10), MAPS[name]
     with jsoftmax.portable():
-        found = jax.jit(lambda x: [f(x) for f in functions])(x)
-    want = jax.jit(lambda x: [f(x) for f in functions])(x)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, want)
+        found = jax.jit(lambda x: function(x))(x)
+    np.testing.assert_allclose(found, jax.jit(lambda x: function(x))(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_numbers_with_own_forms_are_those_of_an_array():
@@ -148,6 +148,7 @@ def test_no_class_and_no_row_is_alive():
             jax.grad(lambda x, f=function: jnp.max(f(x, where=~jnp.isnan(x))[1]))(few)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda c: f"{c['map']}, {c['regime']}")
 def test_the_answers_of_the_package_entmax(case):
     """Ours and the package's against exact ones: its bisection and its losses lose digits to an offset.
@@ -185,6 +186,7 @@ def test_the_answers_of_the_package_entmax(case):
             np.testing.assert_allclose(in_alpha, np.ravel(case["in alpha"]), rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("alpha", [1.01, 1.001])
 def test_the_derivative_in_alpha_near_1_keeps_its_digits(alpha):
     """The form with differences, as in the package entmax, in float32: its error is 1e-7/(α − 1)² or more."""
@@ -226,6 +228,7 @@ def test_the_loss_is_exactly_0_from_the_margin_on():
         np.testing.assert_array_equal(pull(jnp.ones(rows))[0], np.zeros((rows, 3)))
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0, 2.5])
 def test_the_loss_of_targets(alpha):
     """Never below 0; 0 at its own p; of a one-hot target that of the id; n times it for targets times n."""
@@ -254,12 +257,16 @@ def test_the_options_of_the_losses_are_those_of_cross_entropy():
     def losses(x, w, **options):
         return jsoftmax.sparsemax_loss(x, ids, ignore_index=-1, weights=w, **options)
 
-    (found, pull) = jax.vjp(losses, x, weights)
+    @jax.jit
+    def found_and_gradients(x, w):
+        found, pull = jax.vjp(losses, x, w)
+        return found, pull(jnp.ones(6))
+
+    found, (of_x, of_weights) = found_and_gradients(x, weights)
     bare = jsoftmax.sparsemax_loss(x, ids)
     np.testing.assert_allclose(found[:3], weights[:3] * bare[:3])
     np.testing.assert_array_equal(np.isnan(found), [False] * 4 + [True, False])
     assert found[3] == found[5] == 0
-    of_x, of_weights = pull(jnp.ones(6))
     np.testing.assert_array_equal(np.isnan(of_x).any(1), np.isnan(found))
     assert not of_x[jnp.array([3, 5])].any()
     np.testing.assert_allclose(of_weights[:3], bare[:3])
@@ -275,6 +282,7 @@ def test_the_options_of_the_losses_are_those_of_cross_entropy():
     assert jsoftmax.sparsemax_loss(x[1], 1, where=jnp.zeros(8, bool)) == 0
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_logits_under_jit(kind):
     """Rows and classes, value and gradients, with an α for every row: those of one device."""

@@ -132,7 +132,7 @@ def flat(name):
         return Flat(next(function for function in FUNCTIONS if function.name == name))
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.diagonal
 @in_parts
 @pytest.mark.parametrize("function", **named())
@@ -149,7 +149,7 @@ def test_value_and_gradient_through_every_wrapping(function, part, x64):
         agree(name, gradient, case.g @ case.jacobian)
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.diagonal
 @in_parts
 @pytest.mark.parametrize("function", **named())
@@ -168,7 +168,7 @@ def test_forward_mode_through_every_wrapping(function, part, x64):
             agree(name, along, case.jacobian @ case.v)
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.diagonal
 @in_parts
 @pytest.mark.parametrize("function", **named())
@@ -219,7 +219,7 @@ def test_transformations_of_derivatives(function, part, x64):
             np.testing.assert_allclose(got, want[name], rtol=0, atol=tolerance, err_msg=f"{name}, {regime}")
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named())
 def test_a_donated_buffer_is_written_over(function, x64):
     case = flat(function.name)
@@ -229,7 +229,7 @@ def test_a_donated_buffer_is_written_over(function, x64):
     agree("gradient", gradient, case.g @ case.jacobian)
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named(WITH_AXES_OF_LOGITS))
 def test_vmap_over_any_axis_of_rows(function):
     """Values and gradients are those of the whole array, for any position of the mapped axis."""
@@ -259,7 +259,7 @@ def test_vmap_over_any_axis_of_rows(function):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), other, whole)
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named())
 def test_the_promotion_mode_does_not_change_the_program(function):
     """Value and gradient are the same program, with the same bits; the strict mode raises nothing."""
@@ -275,7 +275,7 @@ def test_the_promotion_mode_does_not_change_the_program(function):
         assert program("strict", *arguments) == program("standard", *arguments)
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(8)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("function", **named(WITH_AXES_OF_LOGITS))
@@ -296,7 +296,7 @@ def test_shapes_are_known_before_anything_is_computed(function, mode):
     assert gradient == arguments[0]
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.diagonal
 @pytest.mark.parametrize(
     ("shape", "axis", "symbols"),
@@ -320,7 +320,7 @@ def test_a_program_for_any_number(function, shape, axis, symbols):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named())
 def test_new_values_of_the_same_shape_are_not_traced_again(function):
     chex.clear_trace_counter()
@@ -334,15 +334,22 @@ def test_new_values_of_the_same_shape_are_not_traced_again(function):
         f(*function.arguments(logits(regime, dtype=np.float32)))
 
 
-class ChexVariants(chex.TestCase):
-    """The value under chex's variants: compiled or not, from the device or from the host."""
+def variants(functions):
+    class Variants(chex.TestCase):
+        """The value under chex's variants: compiled or not, from the device or from the host."""
 
-    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters(*((function.name, function) for function in FUNCTIONS))
-    def test_value(self, function):
-        arguments = float32_arguments(function)
-        want = function.exact(arguments).astype(np.float64)
-        np.testing.assert_allclose(self.variant(on(function))(*arguments), want, rtol=1e-5, atol=1e-6)
+        @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+        @parameterized.named_parameters(*((function.name, function) for function in functions))
+        def test_value(self, function):
+            arguments = float32_arguments(function)
+            want = function.exact(arguments).astype(np.float64)
+            np.testing.assert_allclose(self.variant(on(function))(*arguments), want, rtol=1e-5, atol=1e-6)
+
+    return Variants
+
+
+ChexVariants = variants(FUNCTIONS[::10])
+ChexVariantsOfAll = pytest.mark.full(variants(FUNCTIONS))
 
 
 @pytest.mark.parametrize("axis", [-1, 0, (0, 1)], ids=str)
@@ -390,7 +397,7 @@ BARE = {
 }
 
 
-@pytest.mark.share(6)
+@pytest.mark.share(20)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())

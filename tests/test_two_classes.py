@@ -110,6 +110,7 @@ def test_odds_beyond_the_probabilities():
     assert jnp.log(p) - jnp.log1p(-p) == INF
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_a_sure_row_has_every_derivative(gamma):
     """Leads of 20, 100, and of the only live class; and a dead label."""

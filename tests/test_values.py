@@ -23,6 +23,7 @@ def error(ours, exact):
     return difference.astype(np.float64), exact.astype(np.float64)
 
 
+@pytest.mark.share(3)
 @pytest.mark.diagonal
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 @pytest.mark.parametrize("function", **named())
@@ -35,7 +36,7 @@ def test_value_on_any_shape_and_axis(function, shape, axis):
     assert np.all(off <= EPS * (16 * np.abs(exact) + 4))
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(10)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("function", **named())
@@ -62,6 +63,7 @@ def test_softmax_in_round_numbers():
     np.testing.assert_allclose(jsoftmax.softmax(jnp.array([1, 2, 5])), [0.02, 0.05, 0.93], atol=0.01)
 
 
+@pytest.mark.share(2)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [None, (0, 2), (2, 0), (-1, -2), (1,), [0, 1], ()], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["bare", "masked"])
@@ -82,6 +84,7 @@ def test_maps_take_the_axes_and_masks_of_jax_nn(axis, masked):
             np.testing.assert_allclose(a, b, rtol=16 * EPS, atol=atol)
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("axis", [None, 0, (0, 1)], ids=str)
 @pytest.mark.parametrize("return_sign", [False, True])
 @pytest.mark.parametrize("keepdims", [False, True])
@@ -110,6 +113,7 @@ def test_integers_and_bools_become_floats(dtype):
         np.testing.assert_array_equal(function(x, -1), function(x.astype(np.float32), -1))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("b", [2, 2.0, jnp.array([1, 0, 1]), jnp.array([True, False, True])], ids=repr)
 def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
     a = jnp.array([0.5, 1, 2], jnp.bfloat16)
@@ -121,7 +125,7 @@ def test_weights_without_a_float_type_adopt_that_of_the_exponents(b):
     assert jsoftmax.logsumexp(jnp.arange(3), b=b).dtype == jnp.float32
 
 
-@pytest.mark.share(4)
+@pytest.mark.share(8)
 @pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("function", **named())
@@ -212,6 +216,7 @@ NARROW = [getattr(jnp, name) for name in dir(jnp) if name.startswith("float8") a
 OF_EACH_KIND = jnp.float8_e5m2, jnp.float8_e4m3fn, jnp.float8_e4m3fnuz
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("dtype", sampling.sample(NARROW, *OF_EACH_KIND), ids=lambda d: d.__name__)
 def test_8_bits_are_computed_as_float32(dtype):
     """Rounded once; if the output type has no −inf, −inf becomes NaN there, and nothing else does."""
@@ -244,6 +249,7 @@ def test_8_bits_are_computed_as_float32(dtype):
     assert np.isneginf(dead) if np.isneginf(np.float32(dtype(-np.inf))) else np.isnan(dead)
 
 
+@pytest.mark.long
 def test_8_bits_beside_wider_types_are_float32():
     """A quantized head, and other narrow arguments: the same numbers as in float32 throughout."""
     rng = np.random.default_rng(0)
