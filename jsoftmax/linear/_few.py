@@ -20,7 +20,7 @@ from jsoftmax.rows import _loss_terms, _peaks, _sparse, _top
 from jsoftmax.rows._loss_terms import Loss, LossTerms
 from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.rows._sparse import Targets
-from jsoftmax.transforms import _platforms
+from jsoftmax.transforms import _modes, _platforms
 from jsoftmax.transforms._sharding import shard_count
 
 Axes = tuple[int | str, ...]
@@ -119,9 +119,12 @@ def divergence(call: Call) -> Array:
 def _largest(static: Static, logits: Logits, rows: Rows) -> Numbers:
     """The arrays of `_top.Largest` for a block of rows."""
     (x,), c = logits, rows.columns
-    found = _top.largest(
-        (1, *static.head.names), int(str(static.options)), x, c.labels, c.scaling(rows.where)
-    )
+    # The gradient of a log-probability contains the log-probability itself, so jvp of grad takes the tangents
+    # of these numbers: JAX finds them by forward-mode rules only.
+    with _modes.in_mode(forward=True):
+        found = _top.largest(
+            (1, *static.head.names), int(str(static.options)), x, c.labels, c.scaling(rows.where)
+        )
     return tuple(found.events), (found.ids, *(() if found.label is None else found.label))
 
 
