@@ -18,6 +18,7 @@ from jsoftmax import online, rules
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import on_first_shard, on_one_device
 
@@ -118,8 +119,11 @@ def _is_here(x: Array, ids: Array) -> Array:
 
 
 def _by_index(x: Array) -> bool:
-    """Whether to gather and scatter by index: on one device. Else `_hits` compares all classes and ids."""
-    return on_one_device(x, *range(x.ndim))
+    """Whether to gather and scatter by index: on one device, as converters have no such scatter.
+
+    Else `_hits` compares all classes and ids.
+    """
+    return on_one_device(x, *range(x.ndim)) and not _platforms.is_portable()
 
 
 def _in_range(x: Array, ids: Array, default: int) -> Array:
