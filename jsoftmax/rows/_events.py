@@ -103,11 +103,12 @@ def _pull(axes: Axes, saved: _Saved, g: Events) -> tuple[Array, None, Scaling, N
 def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
     dx, _, by, _ = tangents
     dz = _scaling.push(saved.x, saved.u(), dx, by, saved.scaling)
-    of_ids, of_tail = rules.across(axes, picked(dz, saved.ids), jnp.sum(saved.tail() * dz, -1, keepdims=True))
-    of_top = jnp.zeros_like(of_tail)
+    of_tail = jnp.sum(saved.tail() * dz, -1, keepdims=True)
+    (of_u,) = rules.across(axes, jnp.concatenate([picked(dz, saved.ids), of_tail], -1))
+    of_top = jnp.zeros_like(of_u[..., -1:])
     if by.temperature is not None:
         of_top = of_top + _scaling.slope_of_maximum(saved.scaling, saved.top) * by.temperature
-    return Events(jnp.concatenate([of_ids, of_tail], -1), of_top)
+    return Events(of_u, of_top)
 
 
 events = with_rules(_save, _pull, _push)
