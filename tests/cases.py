@@ -219,8 +219,13 @@ def _ours_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
     )
 
 
-def _plain_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
+def _class_weights(x, axis):
+    """The weights of the classes, in the numbers of x."""
     weights = _weighted(np.arange(x.shape[axis]) % 7)
+    return definitions.exactly(weights) if x.dtype == object else jnp.asarray(weights, x.dtype)
+
+
+def _plain_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
     return w * definitions.cross_entropy(
         x,
         t,
@@ -228,7 +233,7 @@ def _plain_with_options(x, t, m, alpha, z, cap, temperature, w, axis):
         m,
         _expanded(temperature, axis),
         _expanded(cap, axis),
-        definitions.exactly(weights) if x.dtype == object else jnp.asarray(weights, x.dtype),
+        _class_weights(x, axis),
         alpha,
         z,
     )
@@ -291,6 +296,42 @@ def _segment_loss(x, where, *targets_ids_count, labels=None, **options):
     if labels is not None:  # class y of row i is at y·rows + i
         targets = (labels * count + jnp.arange(count, dtype=labels.dtype),)
     return jsoftmax.segment_cross_entropy(x, *targets, ids, count, where=where, **options)
+
+
+def _head(x, axis):
+    """Features and a weight whose product are the logits x, exactly, with the classes last."""
+    hidden = jnp.moveaxis(x, axis, -1)
+    return hidden, jnp.eye(hidden.shape[-1], dtype=x.dtype)
+
+
+def _ours_largest(x, y, t, axis):
+    """Of all classes, each with its own weight, so that the order of ties has no effect; and the label."""
+    hidden, weight = _head(x, axis)
+    found = jsoftmax.linear_top_log_probs(hidden, weight, x.shape[axis], labels=y, temperature=t)
+    weights = _weighted((found.ids % 7).astype(found.log_probs.dtype))
+    return jnp.sum(weights * found.log_probs, -1) + 3 * found.label_log_prob
+
+
+def _plain_largest(x, y, t, axis):
+    options = {"axis": axis, "temperature": _expanded(t, axis)}
+    of_all = definitions.cross_entropy(x, 1 + 0 * x, weights=_class_weights(x, axis), **options)
+    return -of_all - 3 * definitions.cross_entropy(x, y, **options)
+
+
+def _ours_contrast(x, y, a, b, t, axis):
+    """For each row a batch of two pairs of features: x with a, and y with b."""
+
+    def of_batch(x, y, a, b, t):
+        # y has the dtype of x in a batch, also where a test gives it another
+        of_x, others = jnp.stack([x, y.astype(x.dtype)]), jnp.stack([a, b])
+        return jsoftmax.contrastive_loss(of_x, others, temperature=t)
+
+    features = (jnp.moveaxis(v, axis, -1) for v in (x, y, a, b))
+    return jnp.vectorize(of_batch, signature="(n),(n),(n),(n),()->()")(*features, t)
+
+
+def _plain_contrast(x, y, a, b, t, axis):
+    return definitions.contrastive_loss((x, y), (a, b), t, axis)
 
 
 FUNCTIONS = (
@@ -484,6 +525,39 @@ FUNCTIONS = (
         together(other, mask, share),
     ),
     Function(
+        "linear_kl_divergence, temperature",
+        lambda x, q, t, axis: jsoftmax.linear_kl_divergence(
+            *_head(x, axis), *_head(q, axis), temperature=t, block_size=2
+        ),
+        lambda x, q, t, axis: definitions.kl_divergence(x, q, axis, None, _expanded(t, axis)),
+        together(other, temperature),
+    ),
+    Function(
+        "linear_js_divergence, masked, beta",
+        lambda x, q, m, b, axis: jsoftmax.linear_js_divergence(
+            *_head(x, axis), *_head(q, axis), where=jnp.moveaxis(m, axis, -1), beta=b
+        ),
+        lambda x, q, m, b, axis: definitions.js_divergence(x, q, axis, m, beta=b),
+        together(other, mask, share),
+    ),
+    Function(
+        "linear_sparse_kl_divergence",
+        lambda x, t, axis: jsoftmax.linear_sparse_kl_divergence(
+            jsoftmax.SparseTargets(jnp.asarray(_few_ids(t, x.shape[axis])), t), *_head(x, axis)
+        ),
+        lambda x, t, axis: definitions.sparse_kl_divergence(x, _dense_of_few(t, x, axis), 4, axis),
+        few_log_probs,
+        slope=1,
+    ),
+    Function("linear_top_log_probs, temperature", _ours_largest, _plain_largest, together(ids, temperature)),
+    Function(
+        "contrastive_loss",
+        _ours_contrast,
+        _plain_contrast,
+        together(other, other, other, temperature),
+        slope=1,
+    ),
+    Function(
         "segment_softmax, masked, temperature",
         lambda x, m, t, axis: _in_segments(_segment_map(jsoftmax.segment_softmax), x, axis, m, temperature=t),
         lambda x, m, t, axis: definitions.softmax(x, axis, m, _expanded(t, axis)),
@@ -524,8 +598,10 @@ FUNCTIONS = (
 
 # The functions whose arguments have the axes of the logits, or those of the rows. Sparse targets have K
 # classes on a further axis, the last; test_few_classes.py maps them. Segments have ids, and a number that is
-# known; test_segments.py has their sizes.
-WITH_AXES_OF_LOGITS = tuple(f for f in FUNCTIONS if "sparse" not in f.name and "segment" not in f.name)
+# known; test_segments.py has their sizes. Heads have a weight, and a contrastive loss has a batch;
+# test_distillation.py, test_few_classes.py and test_contrastive.py map them, and measure their memory.
+_WITH_OTHER_AXES = ("sparse", "segment", "linear", "contrastive")
+WITH_AXES_OF_LOGITS = tuple(f for f in FUNCTIONS if not any(kind in f.name for kind in _WITH_OTHER_AXES))
 
 
 def ahead(by):

@@ -16,7 +16,7 @@ mp.prec = 400
 gmpy2.get_context().precision = 400
 # The same for MPFR's numbers and functions, which take a tenth of the time for many numbers.
 FINE = np.frompyfunc(lambda a: gmpy2.mpfr(float(a)), 1, 1)
-EXP, LOG, LOG1P = (np.frompyfunc(f, 1, 1) for f in (gmpy2.exp, gmpy2.log, gmpy2.log1p))
+EXP, LOG, LOG1P, SQRT = (np.frompyfunc(f, 1, 1) for f in (gmpy2.exp, gmpy2.log, gmpy2.log1p, gmpy2.sqrt))
 
 EXACT = SimpleNamespace(
     exp=np.frompyfunc(mp.exp, 1, 1),
@@ -152,6 +152,27 @@ def js_divergence(x, y, axis=-1, where=None, temperature=None, beta=None):
     log_m = xp.log(of_rows * xp.exp(log_p) + (1 - of_rows) * xp.exp(log_q))
     of_p, of_q = ((xp.exp(z) * (z - log_m)).sum(axis) for z in (log_p, log_q))
     return beta * of_p + (1 - beta) * of_q
+
+
+def sparse_kl_divergence(x, t, few, axis=-1):
+    """Over the first `few` classes, whose targets are t, and one event of all others; without others t/Σt."""
+    xp = _namespace(x)
+    move = np.moveaxis if x.dtype == object else jnp.moveaxis
+    log_q, t = move(log_softmax(x, axis), axis, -1), move(t, axis, -1)
+    if t.shape[-1] <= few:
+        t = t / t.sum(-1, keepdims=True)
+        return (t * (xp.log(t) - log_q)).sum(-1)
+    rest, of_q = 1 - t[..., :few].sum(-1), xp.exp(log_q[..., few:]).sum(-1)
+    t, log_q = t[..., :few], log_q[..., :few]
+    return (t * (xp.log(t) - log_q)).sum(-1) + rest * xp.log(rest / of_q)
+
+
+def contrastive_loss(a, b, temperature, axis=-1):
+    """Of a batch of pairs (a[i], b[i]) of arrays of features, in both directions."""
+    stack = np.stack if temperature.dtype == object else jnp.stack
+    z = stack([stack([(u * v).sum(axis) for v in b], -1) for u in a], -2) / temperature[..., None, None]
+    of_pairs = [log_softmax(z, along)[..., i, i] for along in (-1, -2) for i in range(len(a))]
+    return -sum(of_pairs) / len(of_pairs)
 
 
 def log_odds(x, y, axis=-1, where=None, temperature=None):

@@ -15,7 +15,7 @@ import pytest
 import sampling
 from cases import ahead
 from compiling import jit_in_full
-from definitions import EXP, FINE, LOG, LOG1P, error
+from definitions import EXP, FINE, LOG, LOG1P, SQRT, error
 
 import jsoftmax
 
@@ -221,9 +221,43 @@ def test_accuracy(regime, dtype, peers):
     assert not failures, failures
 
 
-def others(x, y, one_hot):
-    """A sink with the logit of the label, losses of a row that may be sure, its odds, and two classes."""
-    sink = x[jnp.arange(len(y)), y]
+def by_sorting(x, alpha):
+    """√p for entmax with α = 3/2, p for α = 2: from the means of the largest classes, by sorting them."""
+    xp = np if x.dtype == object else jnp
+    z = (x - x.max(1, keepdims=True)) * (FINE(alpha - 1) if x.dtype == object else alpha - 1)
+    u, k = -xp.sort(-z, 1), xp.arange(1, x.shape[1] + 1).astype(x.dtype)[None]
+    mean, square = (xp.cumsum(a, 1) / k for a in (u, u * u))
+    if alpha == 2:
+        tau = mean - 1 / k
+    else:
+        left = 1 / k - square + mean * mean
+        tau = mean - (SQRT if x.dtype == object else jnp.sqrt)(xp.where(left > 0, left, 0 * left))
+    last = (u > tau).astype(int).sum(1, keepdims=True) - 1
+    base = z - xp.take_along_axis(tau, last, 1)
+    return xp.where(base > 0, base, 0 * base)
+
+
+def sparse(x, y, alpha):
+    """p, and the loss as ⟨p − t, z⟩ plus the entropy of p, as the entmax package computes it."""
+    base, power = by_sorting(x, alpha), 1 if alpha == 2 else 2
+    p, is_label = base**power, np.arange(x.shape[1])[None] == y[:, None]
+    z = x - x.max(1, keepdims=True)
+    entropy = (1 - (base ** (power + 1)).sum(1)) / (alpha * (alpha - 1))
+    return p, ((p - is_label.astype(x.dtype)) * z).sum(1) + entropy
+
+
+def in_segments(x):
+    """The entries of the rows, and their segments."""
+    return x.ravel(), jnp.repeat(jnp.arange(len(x), dtype=jnp.int32), x.shape[1])
+
+
+def others(x, y, one_hot, pairs):
+    """A sink with the logit of the label, losses of a row that may be sure, its odds, and two classes.
+
+    Also segments that are the rows, sparse maps and their losses, and the logits `pairs` of a batch of pairs.
+    """
+    sink, (entries, ids), count = x[jnp.arange(len(y)), y], in_segments(x), len(x)
+    positions = y + x.shape[1] * np.arange(count, dtype=y.dtype)
     return {
         "softmax, sink": jsoftmax.softmax(x, sink=sink),
         "log_softmax, sink": jsoftmax.log_softmax(x, sink=sink),
@@ -233,10 +267,29 @@ def others(x, y, one_hot):
         "binary_cross_entropy": jsoftmax.binary_cross_entropy(x, one_hot),
         "log_sigmoid": jsoftmax.log_sigmoid(x),
         "  gradient": jax.grad(lambda x: jsoftmax.binary_cross_entropy(x, one_hot).sum())(x),
+        "segment_softmax": jsoftmax.segment_softmax(entries, ids, count).reshape(x.shape),
+        "segment_log_softmax": jsoftmax.segment_log_softmax(entries, ids, count).reshape(x.shape),
+        "segment_logsumexp": jsoftmax.segment_logsumexp(entries, ids, count),
+        "segment_cross_entropy": jsoftmax.segment_cross_entropy(entries, positions, ids, count),
+        "sparsemax": jsoftmax.sparsemax(x),
+        "sparsemax_loss": jsoftmax.sparsemax_loss(x, y),
+        "entmax15": jsoftmax.entmax15(x),
+        "entmax_loss": jsoftmax.entmax_loss(x, y),
+        "contrastive_loss": jsoftmax.contrastive_loss(
+            pairs, jnp.eye(len(pairs), dtype=x.dtype), temperature=1.0
+        )[None],
     }
 
 
-def their_peers(x, y, one_hot):
+def their_peers(x, y, one_hot, pairs):
+    entries, ids = in_segments(x)
+    top = jax.ops.segment_max(entries, ids, len(x))
+    terms = jnp.exp(entries - top[ids])
+    total = jax.ops.segment_sum(terms, ids, len(x))
+    of_segments = (entries - (top + jnp.log(total))[ids]).reshape(x.shape)
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(z, jnp.arange(len(z))) for z in (pairs, pairs.T)
+    ]
     whole = jnp.concatenate([x, x[jnp.arange(len(y)), y][:, None]], -1)
     log_p = jax.nn.log_softmax(x)[jnp.arange(len(y)), y]
     return {
@@ -248,10 +301,36 @@ def their_peers(x, y, one_hot):
         "binary_cross_entropy": optax.sigmoid_binary_cross_entropy(x, one_hot),
         "log_sigmoid": jax.nn.log_sigmoid(x),
         "  gradient": jax.grad(lambda x: optax.sigmoid_binary_cross_entropy(x, one_hot).sum())(x),
+        "segment_softmax": (terms / total[ids]).reshape(x.shape),
+        "segment_log_softmax": of_segments,
+        "segment_logsumexp": top + jnp.log(total),
+        "segment_cross_entropy": -of_segments[jnp.arange(len(x)), y],
+        "sparsemax": jax.vmap(optax.projections.projection_simplex)(x),
+        "sparsemax_loss": optax.losses.multiclass_sparsemax_loss(x, y),
+        **dict(zip(("entmax15", "entmax_loss"), sparse(x, y, 1.5), strict=True)),
+        "contrastive_loss": jnp.mean(sum(losses) / 2)[None],
     }
 
 
-def exact_others(x, y):
+def exact_sparse(x, y):
+    """The exact sparse maps and their losses; rounding of z − max changes them by slope·|z − max|."""
+    for names, alpha in ((("sparsemax", "sparsemax_loss"), 2), (("entmax15", "entmax_loss"), 1.5)):
+        p, loss = sparse(FINE(x), y, alpha)
+        gap, is_label = (x.max(1, keepdims=True) - x).astype(float), np.arange(x.shape[1]) == y[:, None]
+        slope = p.astype(float) ** (2 - alpha) * (p > 0)
+        yield names[0], (p, 5, slope * gap)
+        yield names[1], (loss, 5, (abs(p.astype(float) - is_label) * gap).sum(1))
+
+
+def exact_contrast(pairs):
+    """The mean loss of both directions; the largest lead of a label counts, and one more rounding."""
+    each = [exact(z, np.arange(len(z)), None) for z in (pairs, pairs.T)]
+    leads = [np.where(np.diagonal(e.gap) == 0, e.lead[:, 0], 0).max() for e in each]
+    total = sum(e.label_loss.sum(keepdims=True) for e in each)
+    return total / (2 * len(pairs)), 5 + max(leads)
+
+
+def exact_others(x, y, pairs):
     """The exact results and their bounds in ulp; with the size of its terms, where two of them may cancel."""
     e, rows = exact(x, y, None), np.arange(len(x))
     gap = FINE(e.gap)
@@ -277,6 +356,13 @@ def exact_others(x, y):
         "binary_cross_entropy": (loss, 4),
         "log_sigmoid": (-first, 4),
         "  gradient": (gradient, 4),
+        # Without a derivative, the leading 1 is among the terms of the sum: up to four more roundings.
+        "segment_softmax": (e.softmax, 8 + e.gap),
+        "segment_log_softmax": (e.log_softmax, 4 + np.where(e.gap == 0, e.lead, 0)),
+        "segment_logsumexp": (e.logsumexp, 4, abs(x.max(1))),
+        "segment_cross_entropy": (e.label_loss, tiny),
+        **dict(exact_sparse(x, y)),
+        "contrastive_loss": exact_contrast(pairs),
     }
 
 
@@ -289,12 +375,15 @@ def test_accuracy_of_the_others(dtype):
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
         ours, peers = jit_in_full(others), jit_in_full(their_peers)
         for name in ("N(0, 3²)", "N(0, 30²)", "one ahead by 15", "one ahead by 80", "offset 1e4", "flat"):
-            x = REGIMES[name].rows(np.random.default_rng(0), (6, 100)).astype(dtype)
+            x, pairs = (
+                REGIMES[name].rows(np.random.default_rng(0), shape).astype(dtype)
+                for shape in ((6, 100), (6, 6))
+            )
             y = np.where(np.arange(len(x)) % 2, 0, x.argmax(1))
             one_hot = np.eye(x.shape[1], dtype=dtype)[y]
-            got, theirs = ours(x, y, one_hot), peers(x, y, one_hot)
+            got, theirs = ours(x, y, one_hot, pairs), peers(x, y, one_hot, pairs)
             print(f"\n{name}, {np.dtype(dtype).name}: error in ulp{'ours':>12}{'bound':>10}{'peer':>10}")
-            for function, (want, bound, *size) in exact_others(x, y).items():
+            for function, (want, bound, *size) in exact_others(x, y, pairs).items():
                 off, of_peer = (ulps(found[function], want, *size) for found in (got, theirs))
                 bound = np.broadcast_to(bound, off.shape)
                 worst = np.unravel_index(np.argmax(off / bound), off.shape)

@@ -325,6 +325,31 @@ def test_differences_that_overflow():
     assert jsoftmax.entropy(x) == 0
 
 
+def test_a_log_ratio_that_overflows():
+    """The divergence is a sum of p·(log p − log q), which may be a number although its logarithms are not."""
+    far = 3e38
+    p = jnp.array([[0.0, 0.0, 0.0], [far, 0.0, 1.0], [far, -far, 1.0], [9e37, -9e37, -far]])
+    q = jnp.array([[far, -far, far], [0.0, far, -far], [2.9e38, far, -far], [-9e37, 9e37, -far]])
+    kl = np.array([0.6 / 3, 0.3, 0.01, 0.18]) * 1e39
+    in_p = np.zeros((4, 3))
+    in_p[0] = kl[0] / 3 * np.array([-1, 2, -1])  # −p·(d + KL) with d = 0 or −6e38
+    in_q = np.array([[1 / 6, -1 / 3, 1 / 6], [-1, 1, 0], [-1, 1, 0], [-1, 1, 0]])
+    gradients = jax.jit(
+        jax.vmap(jax.value_and_grad(lambda p, q, t: jsoftmax.kl_divergence(p, q, temperature=t), (0, 1, 2)))
+    )
+    for sign in (1.0, -1.0):
+        loss, (dp, dq, dt) = gradients(sign * p, sign * q, jnp.full(4, sign))
+        np.testing.assert_allclose(loss, kl, rtol=2e-6)
+        np.testing.assert_allclose(dp, sign * in_p, rtol=2e-6, atol=1)
+        np.testing.assert_allclose(dq, sign * in_q, atol=1e-6)
+        np.testing.assert_allclose(dt, -sign * kl, rtol=2e-6)  # KL(p/T, q/T) is KL/T here
+    # The logarithms themselves are beyond float32: the divergence is +inf, and the gradient in q still q − p.
+    loss, (dp, dq, _) = gradients(p[1:2], jnp.array([[-far, far, 0.0]]), jnp.ones(1))
+    assert loss == jnp.inf
+    assert not np.any(dp)
+    np.testing.assert_array_equal(dq, [[-1, 1, 0]])
+
+
 def test_a_large_temperature_or_cap():
     """1/T would be subnormal."""
     x = jnp.array([1e38, 0.0])

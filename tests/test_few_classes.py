@@ -172,6 +172,45 @@ def test_tiny_and_empty_tails():
     p = jax.nn.log_softmax(jnp.asarray([1.0, 0.5, -0.3]))
     whole = jsoftmax.sparse_kl_divergence(SparseTargets(jnp.arange(3), p), x)
     np.testing.assert_allclose(whole, jsoftmax.kl_divergence(p, x), rtol=1e-6)
+    # Without a tail, targets with a sum of 0.9 are those divided by 0.9.
+    found = jax.value_and_grad(lambda t: jsoftmax.sparse_kl_divergence(SparseTargets(jnp.arange(3), t), x))(
+        p + jnp.log(0.9)
+    )
+    want = jax.value_and_grad(jsoftmax.kl_divergence)(p, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, want)
+
+
+@pytest.mark.long
+def test_statistics_beside_a_loss_of_sparse_targets(x64):
+    """Those of `linear_row_statistics` with these targets of all classes; the gradient is as without them."""
+    f, ids, where = given()
+    where = where.at[3].set(False)  # a row that does not count
+
+    @jax.jit
+    def everything(f):
+        t, options = dense_targets(f["log_probs"], ids), {"bias": f["bias"], "where": where}
+        arguments = f["hidden"], f["weight"]
+
+        def ours(f, statistics):
+            return jsoftmax.linear_cross_entropy(
+                f["hidden"],
+                f["weight"],
+                SparseTargets(ids, f["log_probs"]),
+                class_weights=f["class_weights"],
+                z_loss=f["z_loss"],
+                reduction="mean",
+                statistics=statistics,
+                block_size=2,
+                **options,
+            )
+
+        alone = jax.value_and_grad(lambda f: ours(f, False))(f)
+        both, gradient = jax.value_and_grad(lambda f: ours(f, True), has_aux=True)(f)
+        return alone, ((both[0], gradient), both[1]), jsoftmax.linear_row_statistics(*arguments, t, **options)
+
+    alone, (with_statistics, statistics), want = everything(f)
+    agree(with_statistics, alone)
+    agree(tuple(statistics), tuple(want))
 
 
 @pytest.mark.long

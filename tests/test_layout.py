@@ -75,6 +75,7 @@ MODULES = {
         "_probabilities",
         "_maps",
         "_statistics",
+        "_gaps",
         "_divergences",
         "_row_numbers",
         "_weights",

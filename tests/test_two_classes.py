@@ -39,6 +39,24 @@ def test_logits_of_infinity_are_limits():
     assert np.isnan(peer).all()
 
 
+@jax.debug_nans(True)
+def test_the_smoothing_of_an_infinite_loss():
+    """Both weights of the classes change with the smoothing, one of them has an infinite cost."""
+    z, t = jnp.array([INF, INF, INF, -INF, -INF, -INF, 1.0]), jnp.array([0, 1, 0.5, 0, 1, 0.5, 0.5])
+
+    @jax.jit
+    @jax.vmap
+    def slopes(z, t, alpha):
+        loss = partial(jsoftmax.binary_cross_entropy, z)
+        return jax.value_and_grad(lambda t, alpha: loss(t, label_smoothing=alpha), (0, 1))(t, alpha)
+
+    loss, (in_targets, in_smoothing) = slopes(z, t, jnp.full(7, 0.1))
+    np.testing.assert_array_equal(loss[:6], [INF] * 6)
+    np.testing.assert_array_equal(in_targets[:6], [-INF] * 3 + [INF] * 3)
+    np.testing.assert_array_equal(in_smoothing, [-INF, INF, 0, INF, -INF, 0, 0])
+    np.testing.assert_array_equal(slopes(z, t, jnp.ones(7))[1][0][:6], [0] * 6)  # targets have no effect
+
+
 def test_it_is_the_cross_entropy_of_the_logits_z_and_0():
     z = jnp.asarray(4 * np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
     both, first = jnp.stack([z, jnp.zeros_like(z)], -1), jax.nn.sigmoid(z[::-1])

@@ -104,6 +104,11 @@ def binary_cross_entropy(xp: ModuleType, x: Any, targets: Any) -> Any:
 
 def entmax(xp: ModuleType, x: Any, alpha: float, where: Any = True) -> Any:
     """(b (x_i - tau))^(1/b) where positive, else 0; b = alpha - 1 up to 1, and with tau the sum is 1."""
+    return _power(xp, _entmax_base(xp, x, alpha, where), 1 / (alpha - 1))
+
+
+def _entmax_base(xp: ModuleType, x: Any, alpha: float, where: Any) -> Any:
+    """b (x_i - tau)."""
     power = 1 / (alpha - 1)
     x = xp.where(where, x, xp.min(xp.real(x)) - 2 * power)  # too low for the support
     u = (x - xp.max(xp.real(x), axis=-1, keepdims=True)) / power
@@ -112,10 +117,47 @@ def entmax(xp: ModuleType, x: Any, alpha: float, where: Any = True) -> Any:
         base = h + (u if step > 13 else xp.real(u))  # the last steps differentiate too
         total, slope = (xp.sum(_power(xp, base, k), axis=-1, keepdims=True) for k in (power, power - 1))
         h = h - (total - 1) / (power * slope)
-    return _power(xp, h + u, power)
+    return h + u
 
 
 def _power(xp: ModuleType, base: Any, exponent: float) -> Any:
     """The power of a positive base, else 0."""
     inside = xp.real(base) > 0
     return xp.where(inside, xp.where(inside, base, 1) ** exponent, 0)
+
+
+def sparsemax_loss(xp: ModuleType, x: Any, labels: Any, where: Any = True) -> Any:
+    """((1 - p)^2 + sum_j p_j^2) / 2 + [tau - x_label]_+, j all other entries; 1 - p is the sum of p_j."""
+    base, others = _of_label(xp, x, labels, 2, where)
+    outside = xp.where(xp.real(base) < 0, -base, 0)
+    rest = xp.sum(others, axis=-1)
+    return (rest**2 + xp.sum(others**2, axis=-1)) / 2 + outside
+
+
+def entmax15_loss(xp: ModuleType, x: Any, labels: Any, where: Any = True) -> Any:
+    """The integral of (1 - t) / sqrt(t) from p to 1, + sum_j p_j^1.5 / 1.5 + [2 tau - x_label]_+.
+
+    With s = sqrt(p) and 1 - s = (1 - p) / (1 + s), the integral is (1 - s)^2 (4 + 2 s) / 3.
+    """
+    base, others = _of_label(xp, x, labels, 1.5, where)
+    outside, root = xp.where(xp.real(base) < 0, -2 * base, 0), _power(xp, base, 1)
+    rest = xp.sum(others, axis=-1) / (1 + root)
+    return rest**2 * (4 + 2 * root) / 3 + xp.sum(_power(xp, others, 1.5), axis=-1) / 1.5 + outside
+
+
+def _of_label(xp: ModuleType, x: Any, labels: Any, alpha: float, where: Any) -> tuple[Any, Any]:
+    """b (x - tau) of the label, and p of the other entries."""
+    base, is_label = _entmax_base(xp, x, alpha, where), xp.arange(x.shape[-1]) == labels[..., None]
+    others = xp.where(is_label, 0, _power(xp, base, 1 / (alpha - 1)))
+    return xp.take_along_axis(base, labels[..., None], axis=-1)[..., 0], others
+
+
+def top_log_probs(xp: ModuleType, x: Any, k: int, where: Any = True) -> Any:
+    """The k largest log p_i, in order."""
+    log_p = log_softmax(xp, x, where)
+    return xp.take_along_axis(log_p, top_ids(xp, x, k, where), axis=-1)
+
+
+def top_ids(xp: ModuleType, x: Any, k: int, where: Any = True) -> Any:
+    """The positions of the k largest entries, in order; of equal ones the first comes first."""
+    return xp.argsort(xp.where(where, -xp.real(x), xp.inf), axis=-1, stable=True)[..., :k]

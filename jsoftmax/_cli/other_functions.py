@@ -114,6 +114,63 @@ def _sparse_map(name: str, ours: Callable[..., Any], alpha: float) -> Function:
     )
 
 
+def _loss_roundings(alpha: float) -> Callable[..., Any]:
+    """A rounding of u changes the loss by that times |p - t|, which is more than the loss if it is tiny."""
+
+    def amplified(rows: Rows, gap: Any, lead: Any) -> Any:
+        x = rows.logits.astype(np.float64)
+        loss = _SPARSE_LOSSES[alpha](np, x, rows.labels, rows.entries)
+        is_label = np.arange(x.shape[-1]) == rows.labels[..., None]
+        apart = abs(definitions.entmax(np, x, alpha, rows.entries) - is_label)
+        change = 4 * np.sum(np.where(rows.entries, apart * (1 + gap), 0), axis=-1)
+        return np.where(loss > 0, change / np.where(loss > 0, loss, 1), 0)
+
+    return amplified
+
+
+def _loss_terms(alpha: float) -> Callable[..., Any]:
+    """The errors of p_i - t_i, as terms: s_i / b of p, and at the label their sum, s = p^(2 - alpha)."""
+
+    def terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+        p = definitions.entmax(xp, rows.logits, alpha, rows.entries)
+        s = xp.where(p > 0, xp.where(p > 0, p, 1) ** (2 - alpha), 0) / (alpha - 1)
+        is_label = xp.arange(p.shape[-1]) == rows.labels[..., None]
+        return (s + is_label * (1 + xp.sum(s, axis=-1, keepdims=True))) * abs(g)[..., None]
+
+    return terms
+
+
+_SPARSE_LOSSES = {2.0: definitions.sparsemax_loss, 1.5: definitions.entmax15_loss}
+
+
+def _sparse_loss(name: str, ours: Callable[..., Any], alpha: float) -> Function:
+    return Function(
+        name,
+        lambda r: ours(r.logits, r.labels, where=r.where),
+        lambda xp, r: _SPARSE_LOSSES[alpha](xp, r.logits, r.labels, r.entries),
+        _loss_terms(alpha),
+        cancels=True,
+        amplified=_loss_roundings(alpha),
+        has_one_program=True,
+    )
+
+
+_LARGEST = 10
+
+
+def _at_largest(rows: Rows, values: Any) -> Any:
+    ids = definitions.top_ids(np, rows.logits, _LARGEST, rows.entries)
+    return np.take_along_axis(values, ids, axis=-1)
+
+
+def _largest_terms(xp: ModuleType, rows: Rows, p: Any, g: Any) -> Any:
+    """The sum of |terms| of g_i - p_i sum_j g_j, g_i = 0 where i is not one of the largest."""
+    g = abs(g)
+    ids = definitions.top_ids(xp, rows.logits, _LARGEST, rows.entries)
+    at_ids = xp.sum(xp.where(ids[..., None] == xp.arange(p.shape[-1]), g[..., None], 0), axis=-2)
+    return at_ids + p * xp.sum(g, axis=-1, keepdims=True)
+
+
 OTHERS = (
     Function(
         "log_odds",
@@ -164,5 +221,16 @@ OTHERS = (
     _sparse_map("sparsemax", jsoftmax.sparsemax, 2.0),
     _sparse_map("entmax15", jsoftmax.entmax15, 1.5),
     _sparse_map("entmax, alpha = 1.25", lambda x, where: jsoftmax.entmax(x, 1.25, where=where), 1.25),
+    _sparse_loss("sparsemax_loss", jsoftmax.sparsemax_loss, 2.0),
+    _sparse_loss("entmax_loss, alpha = 1.5", jsoftmax.entmax_loss, 1.5),
+    Function(
+        f"top_log_probs, k = {_LARGEST}",
+        lambda r: jsoftmax.top_log_probs(r.logits, _LARGEST, where=r.where).log_probs,
+        lambda xp, r: definitions.top_log_probs(xp, r.logits, _LARGEST, r.entries),
+        _largest_terms,
+        cancels=True,
+        amplified=lambda r, gap, lead: _at_largest(r, lead),
+        has_one_program=True,
+    ),
     *_segments(),
 )

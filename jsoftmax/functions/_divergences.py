@@ -47,7 +47,8 @@ def kl_divergence(
 
     A class does not count if it is masked, or −inf in both arguments; with −inf in `p_logits` only, its term
     is 0·log 0 = 0. If a class is −inf in `q_logits` only, KL is +inf. If p or q has no live class in a row,
-    KL is 0. +inf or NaN in a live class of either argument makes that row NaN, and no other row.
+    KL is 0. +inf or NaN in a live class of either argument makes that row NaN, and no other row. For huge
+    logits, d may overflow where p·d does not: KL is +inf only if it exceeds the largest float.
 
     Derivative: ``−p·(d + KL)/T`` in `p_logits`, ``(q − p)/T`` in `q_logits` (`rules.kl_gradient_in_p`,
     `rules.kl_gradient_in_q`), and the derivative in T that these give; 0 for a dead class. If KL is +inf, the

@@ -105,7 +105,7 @@ def linear_cross_entropy(
       temperature: T, a number, or one per row.
       reduction: "none", "mean" or "sum".
       statistics: whether to also return the `linear_row_statistics` of the rows, from the same products; they
-        have no derivative.
+        have no derivative. With `SparseTargets`, every reduction then takes four products.
       block_size: the number of rows in a block, or a pair: its rows and its classes. None for the size that
         `linear_plan` returns.
       backend: "blocked", "xla" for all logits at once, or "mosaic": as "blocked", except that on a Hopper GPU

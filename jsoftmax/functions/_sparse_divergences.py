@@ -41,8 +41,8 @@ def sparse_kl_divergence(
     may be negative.
 
     The result is computed and returned in at least float32. Corner cases are those of `kl_divergence` with
-    K + 1 classes. If all unmasked classes are among the K ids, there is no tail, and t is renormalised
-    to the sum 1.
+    K + 1 classes. If all unmasked classes are among the K ids, there is no class for a tail: t is divided by
+    its sum, here and in the derivative, so that a sum rounded to less than 1 does not make the result +inf.
 
     Derivative: ``(q − t)/T`` at the ids, ``q·(1 − t_tail/q_tail)/T`` at all other classes; without the tail
     ``((Σ t)·q − t)/T``; also in `p.log_probs`, T and the cap. Residuals: the arguments, and O(K) numbers per

@@ -77,7 +77,9 @@ def binary_cross_entropy(
     effect, whatever it contains.
 
     Derivative: ``w·((1 − t)·p − c·t·(1 − p))`` in the logits (`rules.binary_residual`). Every float argument
-    has its own; the target of a dead class that is 0 is a constant. Residuals: the arguments.
+    has its own; the target of a dead class that is 0 is a constant. Where the loss is +inf, the derivative in
+    the smoothing is +inf or −inf, or 0 if the target is ½; a sum of both is NaN. Residuals: the
+    arguments.
 
     Args:
       logits: z, any shape; every entry is a row of its own.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax import rules
 from jsoftmax.border import _given, _mesh_axes
 from jsoftmax.border._arrays import in_dtype
 from jsoftmax.border._call import Call
@@ -74,7 +75,9 @@ def batch(call: Call) -> Batch:
     if b.shape[0] == 0 and a.shape[0] != 0:
         raise call.error(ValueError, "b has no rows", "give at least one")
     names = _mesh_axes.of_batch(call, ("a",) if is_itself else ("a", "b"))
-    dtype = jnp.result_type(a.dtype, b.dtype)
+    dtype = a.dtype
+    if a.dtype != b.dtype:
+        dtype = max((rules.computing_dtype(x.dtype) for x in (a, b)), key=lambda dtype: dtype.itemsize)
     return Batch(in_dtype(a, dtype), in_dtype(b, dtype), is_itself, names)
 
 

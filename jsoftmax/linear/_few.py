@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Call
@@ -13,11 +14,13 @@ from jsoftmax.border._label_checks import reported_ids
 from jsoftmax.linear import _arguments, _pairs, _row_functions
 from jsoftmax.linear._arguments import Head
 from jsoftmax.linear._row_functions import Logits, Rows, Static
+from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _loss_terms, _sparse, _top
+from jsoftmax.rows import _loss_terms, _peaks, _sparse, _top
 from jsoftmax.rows._loss_terms import Loss, LossTerms
+from jsoftmax.rows._row_numbers import RowStatistics
 from jsoftmax.rows._sparse import Targets
-from jsoftmax.transforms import _platforms
+from jsoftmax.transforms import _modes, _platforms
 from jsoftmax.transforms._sharding import shard_count
 
 Axes = tuple[int | str, ...]
@@ -47,32 +50,50 @@ def _columns(head: Head, loss: Loss, targets: Targets) -> _Columns:
     return _Columns(*head.options(None, hidden), hidden, flat, terms)
 
 
+_WITH_STATISTICS = "prediction"  # among the names of the wanted numbers
+
+
 def _losses(static: Static, logits: Logits, rows: Rows) -> Numbers:
-    """The loss of every row of a block, from sparse targets."""
+    """The loss of every row of a block, from sparse targets; and its statistics, if they are wanted."""
     (x,), c = logits, rows.columns
     axes: Axes = (1, *static.head.names)
-    wanted = frozenset(str(static.options).split())
-    found = _sparse.sparse_numbers(
-        axes, wanted, x, c.targets, c.scaling(rows.where), hidden=c.hidden, beside=c.terms
-    )
-    return (c.terms.losses({name: number[:, None] for name, number in found.items()}),), ()
+    wanted, scaling = frozenset(str(static.options).split()), c.scaling(rows.where)
+
+    def numbers(wanted: frozenset[str], x: Array, targets: Targets, beside: Any) -> dict[str, Array]:
+        found = _sparse.sparse_numbers(axes, wanted, x, targets, scaling, hidden=c.hidden, beside=beside)
+        return {name: number[:, None] for name, number in found.items()}
+
+    losses = c.terms.losses(numbers(wanted - {_WITH_STATISTICS}, x, c.targets, c.terms))
+    if _WITH_STATISTICS not in wanted:
+        return (losses,), ()
+    names = RowStatistics._fields[:-1]
+    found = lax.stop_gradient(numbers(frozenset(names), x, c.targets._replace(weights=None), None))
+    prediction = _peaks.prediction(_scaling.ordered_live(x, scaling), axes)
+    return (losses, *(found[name] for name in names)), (prediction,)
 
 
-def loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Array:
-    """The cross-entropy of a head with sparse targets, from the arguments of a public call."""
+def loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Any:
+    """The cross-entropy of a head with sparse targets, from the arguments of a public call.
+
+    With statistics, it is a pair: this and the `RowStatistics`.
+    """
     targets = _sparse.of_call(call, "labels", head.logits, head.class_axis, head.names)
     where, labels = head.scaling.where, targets.log_probs  # of the labels only the float dtype is read
     loss = _loss_terms.of_call(call, head.logits, head.class_axis, head.names, row_names, where, labels)
-    if call.arguments["statistics"]:
-        raise call.error(
-            ValueError, "statistics are not available with SparseTargets", "call linear_row_statistics"
-        )
     if loss.class_weights is not None and loss.terms.label_smoothing is not None:
         problem = "label_smoothing, class_weights and SparseTargets cannot be combined"
         raise call.error(ValueError, problem, "leave out label_smoothing or class_weights")
     columns = _columns(head, loss, targets.with_class_weights(loss.class_weights, head.names))
     options = " ".join(sorted(loss.terms.wanted))
-    return _pairs.reduced(_losses, options, [head], head, loss, columns)
+    if not call.arguments["statistics"]:
+        return _pairs.reduced(_losses, options, [head], head, loss, columns)
+    options = f"{options} {_WITH_STATISTICS}"
+    static, rows, shared = _pairs.arguments(_losses, options, [head], head, loss, columns)
+    (losses, *found), (prediction,) = _row_functions.numbers(static, rows, shared)
+    if rows.counted is not None:
+        prediction = jnp.where(rows.counted, prediction, 0)
+    statistics = (a.reshape(head.row_shape) for a in (*found, prediction))
+    return loss.reduced(losses.reshape(head.row_shape), head.class_axis), RowStatistics(*statistics)
 
 
 def _divergences(static: Static, logits: Logits, rows: Rows) -> Numbers:
@@ -98,9 +119,12 @@ def divergence(call: Call) -> Array:
 def _largest(static: Static, logits: Logits, rows: Rows) -> Numbers:
     """The arrays of `_top.Largest` for a block of rows."""
     (x,), c = logits, rows.columns
-    found = _top.largest(
-        (1, *static.head.names), int(str(static.options)), x, c.labels, c.scaling(rows.where)
-    )
+    # The gradient of a log-probability contains the log-probability itself, so jvp of grad takes the tangents
+    # of these numbers: JAX finds them by forward-mode rules only.
+    with _modes.in_mode(forward=True):
+        found = _top.largest(
+            (1, *static.head.names), int(str(static.options)), x, c.labels, c.scaling(rows.where)
+        )
     return tuple(found.events), (found.ids, *(() if found.label is None else found.label))
 
 

@@ -41,15 +41,17 @@ class _Costs(NamedTuple):
     slope: Array  # in z
 
 
-def _weights_of_classes(dtype: jnp.dtype, given: dict[str, Array | None]) -> tuple[Array, Array]:
-    """The weights a and b of the two classes."""
+def _weights_of_classes(
+    dtype: jnp.dtype, infinite: Array, given: dict[str, Array | None]
+) -> tuple[Array, Array]:
+    """The weights a and b of the two classes; `infinite` marks logits of ±inf."""
     targets = jnp.asarray(given["targets"])
     first = targets.astype(dtype)
     if jnp.issubdtype(targets.dtype, jnp.integer):
         first = rules.nan_where((targets != 0) & (targets != 1), first)
     second = 1 - first
     if (alpha := given["label_smoothing"]) is not None:
-        first, second = (1 - alpha) * first + alpha / 2, (1 - alpha) * second + alpha / 2
+        first, second = (rules.smoothed(t, alpha, infinite) for t in (first, second))
     if (weight := given["pos_weight"]) is not None:
         first = weight * first
     return first, second
@@ -59,7 +61,7 @@ def _split(entries: Entries, dtype: jnp.dtype) -> tuple[Callable[..., tuple[Arra
     """The weights of the classes as a function of the floats among the options, and these floats."""
     given = {name: a for name, a in entries._asdict().items() if name not in ("z", "weights")}
     floats = {n: a for n, a in given.items() if a is not None and jnp.issubdtype(a.dtype, jnp.floating)}
-    return (lambda floats: _weights_of_classes(dtype, given | floats)), floats
+    return (lambda floats: _weights_of_classes(dtype, jnp.isinf(entries.z), given | floats)), floats
 
 
 def _costs(entries: Entries, weights: tuple[Array, Array]) -> _Costs:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import online, rules
-from jsoftmax.logits import _rounding, _scaling
-from jsoftmax.logits._scaling import Scaling, Shifted
-from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _gaps, _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
 from jsoftmax.transforms._sharding import varies, varying
@@ -28,13 +28,17 @@ Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """The numbers of each class of two rows p and q; d = log q − log p."""
+    """The numbers of each class of two rows p and q; d = log q − log p, finite unless a class is dead.
+
+    `products` are p·d, 0 at dead classes, also where d overflows.
+    """
 
     u_p: Array
     u_q: Array
     p: Array
     q: Array
     d: Array
+    products: Array
     p_leads: Array
     q_leads: Array
 
@@ -65,40 +69,16 @@ class _Saved(NamedTuple):
 
     def pair(self) -> _Pair:
         logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
-        z_p, z_q, gap = _compared(*logits, self.scaling, *states)
+        gaps = _gaps.compared(*logits, self.scaling, *states)
+        z_p, z_q = gaps.p, gaps.q
         empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
-        d = jnp.where(empty, 0, gap) - self.log_ratio
+        d = jnp.where(empty, 0, gaps.gap) - self.log_ratio
         p, q = (_probabilities.of_shifted(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
+        products = _gaps.products(p, d, gaps.half, self.scaling)
         leads = (
             _probabilities.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True)
         )
-        return _Pair(z_p.u, z_q.u, p, q, d, *leads)
-
-
-def _compared(
-    p: Array, q: Array, scaling: Scaling, p_state: online.State, q_state: online.State
-) -> tuple[Shifted, Shifted, Array]:
-    """Both rows minus their maxima, and ``u_q − u_p``: +inf where only p is dead, −inf where only q is."""
-    pair = (p, p_state.max), (q, q_state.max)
-    z_p, z_q = (_scaling.shifted(x, scaling, top, at_top=True) for x, top in pair)
-    dead_p, dead_q = z_p.u == -jnp.inf, z_q.u == -jnp.inf
-    dead = dead_p | dead_q
-    of_p, of_q = (_scaling.ordered(jnp.where(dead, 0, x), scaling, top) for x, top in pair)
-    gap = _rounding.half_gap(*of_p, *of_q)
-    gap = 2 * (gap if scaling.temperature is None else rules.divided(gap, scaling.temperature))
-    of_dead = jnp.where(dead_p == dead_q, 0, jnp.where(dead_p, jnp.inf, -jnp.inf))
-    return z_p, z_q, jnp.where(dead, of_dead, gap)
-
-
-def _log_ratio(z_p: Shifted, z_q: Shifted, gap: Array, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
-    """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
-    e_p, e_q = _scaling.exponentials(z_p), _scaling.exponentials(z_q)
-    (gap,) = rules.row_sums(axes, rules.difference(e_p, e_q, gap))
-    more = gap > 0
-    total = 1 + jnp.where(more, rest_p, rest_q)
-    empty = (rest_p < 0) | (rest_q < 0)
-    log = rules.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
-    return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if a rest is
+        return _Pair(z_p.u, z_q.u, p, q, d, products, *leads)
 
 
 def _with_rules(
@@ -115,8 +95,8 @@ def _with_rules(
     ) -> tuple[Array, _Saved]:
         reduce = partial(_reductions.reduce, scaling=scaling, axes=axes, result_used_for="nothing")
         p_state, q_state = reduce(p)[0], reduce(q)[0]
-        compared = _compared(p, q, scaling, p_state, q_state)
-        log_ratio = _log_ratio(*compared, p_state.rest, q_state.rest, axes)
+        gaps = _gaps.compared(p, q, scaling, p_state, q_state)
+        log_ratio = _gaps.log_ratio(gaps, p_state.rest, q_state.rest, axes)
         saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).behind_barrier()
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
@@ -127,7 +107,11 @@ def _with_rules(
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
         dp, by_p = _scaling.pull_per_class(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
         dq, by_q = _scaling.pull_per_class(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
-        of_scaling = _scaling.summed(jax.tree.map(jnp.add, by_p, by_q), saved.scaling)
+        of_scaling = jax.tree.map(jnp.add, by_p, by_q)
+        if saved.scaling.temperature is not None:
+            of_overflows = g * _of_overflows(pair) / saved.scaling.temperature
+            of_scaling = of_scaling._replace(temperature=of_scaling.temperature + of_overflows)
+        of_scaling = _scaling.summed(of_scaling, saved.scaling)
         if saved.beta is None:
             return dp, dq, of_scaling, None, None
         return dp, dq, of_scaling, None, _scaling.sum_to_shape(g * _in_beta(saved), saved.beta)
@@ -137,7 +121,10 @@ def _with_rules(
         dp, dq, by, _, dbeta = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
         dq = _scaling.push(saved.q_logits, pair.u_q, dq, by, saved.scaling)
-        (out,) = rules.row_sums(axes, in_p * dp + in_q * dq)
+        changes = in_p * dp + in_q * dq
+        if saved.scaling.temperature is not None and by.temperature is not None:
+            changes += _of_overflows(pair) / saved.scaling.temperature * by.temperature
+        (out,) = rules.row_sums(axes, changes)
         return out if dbeta is None else out + dbeta * _in_beta(saved)
 
     return with_rules(save, pull, push)
@@ -158,25 +145,34 @@ def _with_hidden_masked(hidden: Array, out: Array, saved: _Saved) -> tuple[Array
 
 def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
     pair = saved.pair()
-    (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d))
+    (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d, pair.products))
     return kl, (kl,)
 
 
 def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     pair, (kl,) = saved.pair(), saved.divergences
-    sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads)
+    sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads, pair.products)
     pair = saved.behind_barrier(sums).pair()
     others = _of_others(saved.p_state.rest, *sums)
-    in_p = rules.kl_gradient_in_p(pair.p, pair.d, kl, leads=pair.p_leads, others=others)
+    in_p = rules.kl_gradient_in_p(
+        pair.p, pair.d, kl, leads=pair.p_leads, others=others, products=pair.products
+    )
     return pair._replace(u_p=_dead_at_p_0(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
 
 
 kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
 
 
-def _lead_sums(axes: Axes, u: Array, p: Array, d: Array, leads: Array) -> Numbers:
+def _of_overflows(pair: _Pair) -> Array:
+    """The part of ``Σ −in_q·u_q`` that is lost if the temperature makes a u_q overflow; there d is u_q."""
+    return jnp.where(pair.u_q == -jnp.inf, pair.products, 0)
+
+
+def _lead_sums(
+    axes: Axes, u: Array, p: Array, d: Array, leads: Array, products: Array | None = None
+) -> Numbers:
     """The u of the leading class, which is 0 but has a derivative, and Σ p·d over the other classes."""
-    return rules.row_sums(axes, jnp.where(leads, u, 0.0), rules.kl_terms_of_others(p, d, leads))
+    return rules.row_sums(axes, jnp.where(leads, u, 0.0), rules.kl_terms_of_others(p, d, leads, products))
 
 
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
@@ -242,7 +238,8 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
         share * rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others)
         for share, (_, p, d, leads), kl, of_others in of_each
     )
-    return pair._replace(u_p=_dead_at_p_0(pair.u_p), u_q=_dead_at_p_0(pair.u_q)), in_p, in_q
+    u_p, u_q = _dead_at_p_0(pair.u_p), _dead_at_p_0(pair.u_q)
+    return pair._replace(u_p=u_p, u_q=u_q, products=jnp.zeros_like(u_q)), in_p, in_q
 
 
 jensen_shannon = _with_rules(_sum_js, _js_gradients)

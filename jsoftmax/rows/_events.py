@@ -18,6 +18,7 @@ from jsoftmax import online, rules
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
+from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import on_first_shard, on_one_device
 
@@ -102,11 +103,12 @@ def _pull(axes: Axes, saved: _Saved, g: Events) -> tuple[Array, None, Scaling, N
 def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
     dx, _, by, _ = tangents
     dz = _scaling.push(saved.x, saved.u(), dx, by, saved.scaling)
-    of_ids, of_tail = rules.across(axes, picked(dz, saved.ids), jnp.sum(saved.tail() * dz, -1, keepdims=True))
-    of_top = jnp.zeros_like(of_tail)
+    of_tail = jnp.sum(saved.tail() * dz, -1, keepdims=True)
+    (of_u,) = rules.across(axes, jnp.concatenate([picked(dz, saved.ids), of_tail], -1))
+    of_top = jnp.zeros_like(of_u[..., -1:])
     if by.temperature is not None:
         of_top = of_top + _scaling.slope_of_maximum(saved.scaling, saved.top) * by.temperature
-    return Events(jnp.concatenate([of_ids, of_tail], -1), of_top)
+    return Events(of_u, of_top)
 
 
 events = with_rules(_save, _pull, _push)
@@ -118,8 +120,11 @@ def _is_here(x: Array, ids: Array) -> Array:
 
 
 def _by_index(x: Array) -> bool:
-    """Whether to gather and scatter by index: on one device. Else `_hits` compares all classes and ids."""
-    return on_one_device(x, *range(x.ndim))
+    """Whether to gather and scatter by index: on one device, as converters have no such scatter.
+
+    Else `_hits` compares all classes and ids.
+    """
+    return on_one_device(x, *range(x.ndim)) and not _platforms.is_portable()
 
 
 def _in_range(x: Array, ids: Array, default: int) -> Array:

@@ -97,7 +97,8 @@ def _save(static: Static, given: _Arguments) -> tuple[Array, _Saved]:
     others = None
     if are_ids(labels):
         hit = _hit(given, axis)
-        terms = rules.entmax_loss_terms(of.p, jnp.zeros_like(of.p), power)
+        # Not zeros_like: a converter to ONNX makes float64 of a constant array.
+        terms = rules.entmax_loss_terms(of.p, 0.0 * of.p, power)
         outside = rules.entmax_loss_outside(hit.astype(of.p.dtype), of.r, power - 1)
         ones = jnp.where(hit, jnp.ones_like(of.p), 0)
         of_hit = jnp.where(hit, of.p, 0), jnp.where(hit, 0, of.p), jnp.where(hit, 0, terms), outside, ones

@@ -22,25 +22,29 @@ def difference(p: Array, q: Array, d: Array) -> Array:
     return jnp.where(above, -q * fall, p * fall)
 
 
-def divergence_terms(p: Array, q: Array, d: Array) -> Array:
+def divergence_terms(p: Array, q: Array, d: Array, products: Array | None = None) -> Array:
     """``q − p − p·d``; its sum is KL(p‖q) = Σ p·(log p − log q), because p and q both sum to 1.
 
     No term is negative, so nothing cancels. An error that all d share drops out of the sum, because the
     derivative of a term in d is q − p. For |d| < 1 the term is ``p·(expm1(d) − d)``, by a series; else the
     larger of p and q is factored out. d is as in `difference`; where only q is 0, the term is +inf.
+    `products`, if the caller knows them, are p·d, 0 where p or q is 0, also where d overflows.
     """
     near = jnp.abs(d) < 1
     small = jnp.where(near, d, 0.0)
     gap = jnp.abs(jnp.where(near | jnp.isinf(d), 1, d))
     fall = jnp.exp(-gap)
     far = jnp.where(d > 0, q * (1 - (1 + gap) * fall), p * (fall + (gap - 1)))
+    if products is not None:
+        far = jnp.where(d < -(2.0**64), -products, far)  # the same number unless d overflows
     terms = jnp.where(near, p * (small * small) * expm1_series(small), far)
     return jnp.where(d == jnp.inf, q, jnp.where(d == -jnp.inf, jnp.inf, terms))
 
 
-def kl_terms_of_others(p: Array, d: Array, leads: Array) -> Array:
-    """``p·d``, but 0 at the leading class, and where p or q is 0."""
-    return jnp.where(leads | jnp.isinf(d), 0, p * jnp.where(jnp.isinf(d), 0, d))
+def kl_terms_of_others(p: Array, d: Array, leads: Array, products: Array | None = None) -> Array:
+    """``p·d``, but 0 at the leading class, and where p or q is 0; `products` as in `divergence_terms`."""
+    of_live = p * jnp.where(jnp.isinf(d), 0, d) if products is None else products
+    return jnp.where(leads, 0, of_live)
 
 
 def kl_gradient_in_p(
@@ -51,21 +55,28 @@ def kl_gradient_in_p(
     *,
     leads: Array | None = None,
     others: tuple[Array, Array] | None = None,
+    products: Array | None = None,
 ) -> Array:
     """The gradient of KL(p‖q) in the logits of p, ``−p·(d + KL)``, d = log q − log p; 0 where KL is +inf.
 
-    If the caller knows them, `leads` marks the leading class, p > 1/2, and `others` are ``Σ p`` and ``Σ p·d``
-    over the other classes of its row.
+    If the caller knows them, `leads` marks the leading class, p > 1/2, `others` are ``Σ p`` and ``Σ p·d``
+    over the other classes of its row, and `products` are as in `divergence_terms`.
     """
     leads = leading(p) if leads is None else leads
     if others is None:
-        of_p, of_terms = row_sums(axis, jnp.where(leads, 0, p), kl_terms_of_others(p, d, leads))
+        of_p, of_terms = row_sums(axis, jnp.where(leads, 0, p), kl_terms_of_others(p, d, leads, products))
     else:
         of_p, of_terms = others
     infinite = kl == jnp.inf
     d, kl = jnp.where(jnp.isinf(d), 0, d), jnp.where(infinite, 0, kl)
+    if products is None:
+        products, near_d = jnp.zeros_like(d), d
+    else:  # d + KL may overflow although p·d + p·KL does not
+        far = jnp.abs(d) > 2.0**100
+        products, near_d = jnp.where(far, products, 0), jnp.where(far, 0, d)
     # At the leading class d + KL = d − Σ p·d = d·(1 − p) − Σ_others p·d.
-    return jnp.where(infinite, 0, -p * jnp.where(leads, d * of_p - of_terms, d + kl))
+    terms = p * jnp.where(leads, near_d * of_p - of_terms, near_d + kl)
+    return jnp.where(infinite, 0, -(terms + jnp.where(leads, products * of_p, products)))
 
 
 def kl_gradient_in_q(p: Array, q: Array, d: Array) -> Array:

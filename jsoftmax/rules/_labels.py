@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, custom_jvp
 from jax.typing import ArrayLike
 
 from jsoftmax.rules._elementary import expm1, sigmoid
@@ -44,3 +44,24 @@ def binary_residual(z: Array, first: ArrayLike, second: ArrayLike) -> Array:
     [-5.000000e-01 -9.357623e-14]
     """
     return jnp.asarray(second) * sigmoid(z) - jnp.asarray(first) * sigmoid(-z)
+
+
+@custom_jvp
+def smoothed(t: Array, alpha: Array, infinite: Array) -> Array:
+    """``(1 − α)·t + α/2``, with the derivatives 1 − α and ½ − t.
+
+    `infinite` marks entries whose loss is +inf: there, a slope of 0 times an infinite cotangent is 0.
+    """
+    return (1 - alpha) * t + alpha / 2
+
+
+@smoothed.defjvp
+def _smoothed_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    t, alpha, infinite = primals
+    in_t, in_alpha = (
+        jnp.where(infinite & (slope == 0), 0, slope * along)
+        for slope, along in zip((1 - alpha, 0.5 - t), tangents[:2], strict=True)
+    )
+    return smoothed(t, alpha, infinite), in_t + in_alpha

@@ -11,7 +11,7 @@ import optax
 import jsoftmax
 
 SIZES = {"16 x 10": (16, 10), "512 x 1000": (512, 1000), "64 x 50257": (64, 50257)}
-FEATURES, TEMPERATURE = 32, 0.5
+FEATURES, TEMPERATURE, LARGEST = 32, 0.5, 3
 # The first rows are one corner case each: they show what a converter loses. The other rows are ordinary.
 CORNERS = ("dead class", "dead label", "no live class", "confident", "infinity", "NaN")
 
@@ -167,7 +167,24 @@ def entmax(alpha):
 
 def next_to_one(function):
     """1 + p, whose relative error is the absolute error of p: at the edge of the support, p has no other."""
-    return lambda x: 1 + function(x)
+    return lambda *arguments: 1 + function(*arguments)
+
+
+def entmax_loss(alpha):
+    """⟨p − t, z⟩ plus the entropy of p."""
+
+    def of(x, labels):
+        p, is_label = entmax(alpha)(x), np.arange(x.shape[-1]) == labels[..., None]
+        loss = summed(p - is_label, terms(x)[0]) + (1 - np.sum(p**alpha, -1)) / (alpha * (alpha - 1))
+        return np.where(live(x), np.where(is_label.any(-1), loss, np.nan), 0)
+
+    return of
+
+
+def largest(x):
+    """The largest log-probabilities, and their ids."""
+    ids = np.argsort(-x, -1, stable=True)[..., :LARGEST]
+    return np.take_along_axis(log_softmax(x), ids, -1), ids
 
 
 def contrast(a, b):
@@ -288,6 +305,19 @@ PROGRAMS = {
     ),
     "entmax15": Program(next_to_one(jsoftmax.entmax15), None, next_to_one(entmax(1.5)), ROW),
     "entmax": Program(next_to_one(lambda x: jsoftmax.entmax(x, 1.25)), None, next_to_one(entmax(1.25)), ROW),
+    "sparsemax_loss": Program(
+        next_to_one(jsoftmax.sparsemax_loss),
+        next_to_one(optax.losses.multiclass_sparsemax_loss),
+        next_to_one(entmax_loss(2)),
+        IDS,
+    ),
+    "entmax_loss": Program(next_to_one(jsoftmax.entmax_loss), None, next_to_one(entmax_loss(1.5)), IDS),
+    "top_log_probs": Program(
+        lambda x: jsoftmax.top_log_probs(x, LARGEST)[:2],
+        lambda x: jax.lax.top_k(jax.nn.log_softmax(x), LARGEST),
+        largest,
+        ROW,
+    ),
     "segment_softmax": Program(
         lambda ids, x: jsoftmax.segment_softmax(x.T, ids, 1).T,
         lambda ids, x: jnp.exp(segment_log_softmax_of_jax(ids, x)),

@@ -1,0 +1,62 @@
+"""The gaps between the logits of two rows p and q: differences that keep their digits and do not overflow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import online, rules
+from jsoftmax.logits import _rounding, _scaling
+from jsoftmax.logits._scaling import Scaling, Shifted
+
+Axes = tuple[int | str, ...]
+
+
+class Gaps(NamedTuple):
+    """Both rows minus their maxima, and their gap ``u_q − u_p``: ±inf where one of them is dead.
+
+    A gap that overflows is the largest finite number. Half of the gap before the division by T cannot.
+    """
+
+    p: Shifted
+    q: Shifted
+    gap: Array
+    half: Array
+
+
+def compared(p: Array, q: Array, scaling: Scaling, p_state: online.State, q_state: online.State) -> Gaps:
+    """The gaps of two rows with these states."""
+    pair = (p, p_state.max), (q, q_state.max)
+    z_p, z_q = (_scaling.shifted(x, scaling, top, at_top=True) for x, top in pair)
+    dead_p, dead_q = (_scaling.is_dead(x, scaling) for x in (p, q))
+    dead = dead_p | dead_q
+    of_p, of_q = (_scaling.ordered(jnp.where(dead, 0, x), scaling, top) for x, top in pair)
+    half = _rounding.half_gap(*of_p, *of_q)
+    gap, largest = 2 * _divided(half, scaling), float(jnp.finfo(half.dtype).max)
+    gap = jnp.where(gap == jnp.inf, largest, jnp.where(gap == -jnp.inf, -largest, gap))
+    of_dead = jnp.where(dead_p == dead_q, 0, jnp.where(dead_p, jnp.inf, -jnp.inf))
+    return Gaps(z_p, z_q, jnp.where(dead, of_dead, gap), half)
+
+
+def _divided(values: Array, scaling: Scaling) -> Array:
+    return values if scaling.temperature is None else rules.divided(values, scaling.temperature)
+
+
+def log_ratio(gaps: Gaps, rest_p: Array, rest_q: Array, axes: Axes) -> Array:
+    """``log(Σ exp u_q / Σ exp u_p)`` from the differences of the exponentials; 0 if a row is empty."""
+    e_p, e_q = _scaling.exponentials(gaps.p), _scaling.exponentials(gaps.q)
+    (gap,) = rules.row_sums(axes, rules.difference(e_p, e_q, gaps.gap))
+    more = gap > 0
+    total = 1 + jnp.where(more, rest_p, rest_q)
+    empty = (rest_p < 0) | (rest_q < 0)
+    log = rules.log1p(jnp.where(more, gap, -gap) / jnp.where(empty, 1, total))
+    return jnp.where(empty, 0 * (rest_p + rest_q), jnp.where(more, log, -log))  # 0, or NaN if a rest is
+
+
+def products(p: Array, d: Array, half: Array, scaling: Scaling) -> Array:
+    """``p·d`` for d = log q − log p, 0 where p or q is 0; where d overflows, p times the half of its gap."""
+    overflows = jnp.abs(d) == jnp.finfo(d.dtype).max
+    of_half = 2 * _divided(p * jnp.where(overflows, half, 0), scaling)
+    return jnp.where(overflows, of_half, p * jnp.where(jnp.isinf(d), 0, d))
