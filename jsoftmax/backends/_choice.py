@@ -22,6 +22,8 @@ LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then 
 SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
+FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
+LEAST_STORED = 2**23  # so many take longer to store than to compute again
 BLOCK = 256  # the approximate block size: one block of every row is read twice
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
@@ -103,9 +105,12 @@ def _map_on_cpu(request: Request) -> Form | None:
         return Form("from the sums")
     x, classes = request.x, request.classes
     # XLA stores the exponentials in the memory of the probabilities if both have one dtype.
-    is_stored = request.bare and x.dtype == rules.computing_dtype(x.dtype)
-    if not is_stored or not request.is_whole_row:
+    is_stored = x.dtype == rules.computing_dtype(x.dtype)
+    if not request.bare or not request.is_whole_row:
         return None
+    if not is_stored:
+        is_chain = x.ndim - 1 not in request.axes or x.size >= FEWEST_IN_CHAINS * classes
+        return None if is_chain or x.size < LEAST_STORED else Form("from the sums")
     if x.ndim - 1 not in request.axes:
         return Form("from the sums") if request.is_strided or classes <= MOST_UNROLLED else None
     if classes <= LONGEST_CHAIN:

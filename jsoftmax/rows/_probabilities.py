@@ -92,7 +92,8 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
         return found(*_cpu.softmax_in_blocks(size, own[0], x, scaling.sink), None)
 
     own, names = rules.split_axes(axes)
-    bare = scaling._replace(sink=None) == Scaling(None) and not with_state
+    bare = scaling._replace(sink=None) == Scaling(None)
+    bare = bare and (not with_state or x.dtype.itemsize == 2)  # the form for stored blocks makes no state
     plain = from_state if scaling.sink is not None and scaling.temperature is not None else in_one_chain
     forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
     forms |= kernels(in_a_kernel)
