@@ -104,19 +104,14 @@ class _Static(NamedTuple):
         return tuple(kind._replace(factors=of_kind) for kind, of_kind in pairs)
 
     def terms(
-        self,
-        z: Shifted,
-        half_u: Array,
-        half: Array,
-        quarter_u: Array | None,
-        dead: Array | None,
-        factors: tuple[Any, ...],
+        self, z: Shifted, half_u: Array, quarter_u: Array | None, dead: Array | None, factors: tuple[Any, ...]
     ) -> tuple[Array, ...]:
-        """The terms of Σ exp(u), of SCALE·Σ exp(u), of SCALE·Σ exp(u)·u if `entropy`, and of the moments.
+        """The terms of Σ exp(u), SCALE·(Σ exp(u) − 1), SCALE·Σ exp(u)·u if `entropy`, and the moments.
 
-        half is exp(u/2); only the entropy needs u/4, and only moments need `dead`.
+        Only the entropy needs u/4, and only moments need `dead`.
         """
-        scaled = with_slip(half * (half * rules.SCALE), z)
+        half = jnp.exp(half_u)
+        scaled_rest = with_slip(half * (half * rules.SCALE), z) - rules.SCALE * jnp.floor(half)
         e = exponentials(z)
         slip = 0 if z.slip is None else z.slip
         of_entropy: tuple[Array, ...] = ()
@@ -125,10 +120,10 @@ class _Static(NamedTuple):
             u = jnp.maximum(4 * quarter_u + slip, jnp.finfo(quarter_u.dtype).min)
             of_entropy = (with_slip(rules.scaled(jnp.exp(2 * quarter_u)), z) * u,)
         if dead is None:
-            return e, scaled, *of_entropy
+            return e, scaled_rest, *of_entropy
         u = half_u * (2 * MOMENT_SCALE) + slip * MOMENT_SCALE
         of_moments = (t for moment in self.moments(factors) for t in moment.terms(u, dead))
-        return e, scaled, *of_entropy, *of_moments
+        return e, scaled_rest, *of_entropy, *of_moments
 
     def further(self, sums: Iterable[Array]) -> tuple[Array | None, tuple[tuple[Array, ...], ...]]:
         """The sum of the entropy, and the sums of every moment, from the sums of their terms in order."""
@@ -161,11 +156,9 @@ def _in_two_passes(
         here = scaling._replace(where=where)
         z = shifted(x, here, top, at_top)
         half_u = shift(x, here, top, 0.5)
-        half = jnp.exp(half_u)
         dead = is_dead(x, here) if kinds else None
         quarter_u = shift(x, here, top, 0.25) if entropy else None
-        total, scaled, *further = static.terms(z, half_u, half, quarter_u, dead, factors)
-        return total, scaled - rules.SCALE * jnp.floor(half), *further
+        return static.terms(z, half_u, quarter_u, dead, factors)
 
     if form is not None:
 
@@ -224,7 +217,7 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         z = shifted(x, again, lax.stop_gradient(state.max), static.at_top)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         quarter_u = z.u * 0.25 if static.entropy else None
-        terms = static.terms(z, half_u, jnp.exp(half_u), quarter_u, dead, factors)
+        terms = static.terms(z, half_u, quarter_u, dead, factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit

@@ -86,7 +86,7 @@ def plain_kl(np, log_p, log_q, axis):
     return np.sum(np.exp(log_p) * (log_p - log_q), axis)
 
 
-# Each row has its own sink, as each attention head has. One peer copies the logits, the other, "none", is ours
+# Each row has its own sink, as each attention head has. One peer copies the logits, and "none", is ours
 # without a sink.
 def _sink(np, x, y, axis):
     return np.expand_dims(y % 5, axis).astype(x.dtype)
