@@ -160,11 +160,17 @@ STORES = {
     "loss and gradient": jax.value_and_grad(functools.partial(jsoftmax.cross_entropy, reduction="mean")),
 }
 
+STORES_IN_FLOAT32 = {
+    "entropy": lambda x, ids: jsoftmax.entropy(x),
+    "softmax with a sink": lambda x, ids: jsoftmax.softmax(x, sink=ids[:, None].astype(x.dtype)),
+}
+
 
 def share_stored(name, classes, dtype):
     """The bytes stored besides the logits, divided by theirs; their gradient is a result."""
     x = jax.ShapeDtypeStruct((2**24 // classes, classes), dtype)
-    compiled = jit_in_full(STORES[name]).lower(x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)).compile()
+    function = (STORES | STORES_IN_FLOAT32)[name]
+    compiled = jit_in_full(function).lower(x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)).compile()
     return compiled.memory_analysis().temp_size_in_bytes / (x.size * x.dtype.itemsize)
 
 
@@ -181,6 +187,14 @@ def test_no_array_of_the_logits_size_is_stored(name, classes):
     assert share_stored(name, classes, jnp.float32) < (0.06 if classes > 16 else 0.6) + of_block(
         name, classes
     )
+
+
+@pytest.mark.diagonal
+@pytest.mark.parametrize("classes", [1000, 50257])
+@pytest.mark.parametrize("name", STORES_IN_FLOAT32)
+def test_none_is_stored_for_float32_logits(name, classes):
+    """Logits of 16 bits are converted to an array of float32 here."""
+    assert share_stored(name, classes, jnp.float32) < 0.06
 
 
 @pytest.mark.share(3)
