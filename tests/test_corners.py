@@ -369,6 +369,15 @@ def test_a_large_temperature_or_cap():
         np.testing.assert_allclose(gradient, [-p, p], rtol=1e-6)
 
 
+def test_the_entropy_at_the_smallest_temperature():
+    """8/T would overflow."""
+    x = jnp.array([[0.0, 0.0, 0.0], [3.0, 1.0, 0.0], [1.0, 1.0, -jnp.inf]])
+    for temperature in (1.2e-38, -1.2e-38):
+        function = jax.jit(partial(jsoftmax.entropy, temperature=temperature))
+        want = np.log([3, 1, 2])
+        np.testing.assert_allclose(function(x), want, rtol=1e-6)
+
+
 def test_the_square_of_the_z_loss_does_not_overflow():
     for normalizer, coefficient in ((2e19, 1e-4), (1e-21, 1e30), (1e30, 1e-37)):
         of = jax.value_and_grad(lambda z, c=coefficient: jsoftmax.cross_entropy(z, 0, z_loss=c))

@@ -122,3 +122,17 @@ def test_it_takes_no_memory(name, shape):
     assert temporaries(lambda pull, g: pull(g), saved, x) <= at_most
     assert [leaf.size for leaf in jax.tree.leaves(saved) if leaf.size > rows] == [x.size]
     assert f"[{rows},{classes + 1}]" not in str(jax.make_jaxpr(jax.grad(lambda *a: sunk(*a).sum()))(x, sink))
+
+
+def test_second_derivatives_where_one_class_is_all_but_certain():
+    """A shift of the logits and the sink changes nothing, so the derivatives of the gradient sum to 0."""
+    x, sink = jnp.array([[3.0, -20.0], [-50.0, 3.0], [-INF, 3.0]]), jnp.array([2.0, 2.0, 2.0])
+
+    def gradient(x, sink):
+        return jax.grad(lambda s: jnp.sum(jsoftmax.softmax(x, sink=s) * jnp.array([1.0, 2.0])))(sink)
+
+    in_x, in_sink = jax.jit(jax.vmap(jax.grad(gradient, (0, 1))))(x, sink)
+    q = 1 / (1 + np.exp(2.0 - 3.0))  # the probability of the leading class beside the sink
+    want = -np.array([1.0, 2.0, 2.0]) * q * (1 - q) * (2 * q - 1)
+    np.testing.assert_allclose(in_sink, want, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(in_x, -1), -want, rtol=1e-5)

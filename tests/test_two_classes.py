@@ -181,3 +181,22 @@ def test_focal_and_poly_keep_what_optax_loses():
         jsoftmax.focal_loss(both, jnp.zeros(3, int), gamma=-1.0)
     with pytest.raises(TypeError, match="give class ids as integers"):
         jsoftmax.focal_loss(both, jnp.zeros(3))
+
+
+def test_an_infinite_loss_that_is_not_used_changes_no_gradient():
+    """Its cotangent is 0: in every option, and forwards with a tangent of 0 in the targets."""
+    z, t = jnp.array([2.0, np.inf]), jnp.array([1.0, 0.0])
+    given = {"label_smoothing": jnp.float32(0.1), "pos_weight": jnp.float32(2), "weights": jnp.ones(2)}
+
+    def first(z, t, given):
+        return jsoftmax.binary_cross_entropy(z, t, **given)[0]
+
+    def alone(z, t, given):
+        given = given | {"weights": given["weights"][:1]}
+        return jsoftmax.binary_cross_entropy(z[:1], t[:1], **given)[0]
+
+    found, want = jax.jit(lambda *a: [jax.grad(f, (0, 1, 2))(*a) for f in (first, alone)])(z, t, given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, want)
+    with jsoftmax.forward_mode():
+        along = jax.jvp(lambda z: jsoftmax.binary_cross_entropy(z, t), (z,), (jnp.ones(2),))[1]
+    np.testing.assert_allclose(along, [jax.nn.sigmoid(2.0) - 1, 1.0], rtol=1e-6)

@@ -91,9 +91,13 @@ def _pull(_: None, entries: Entries, g: Array) -> tuple[Entries]:
     of_floats, floats = _split(entries, g.dtype)
     weights, back = jax.vjp(of_floats, floats)
     costs, gw = _costs(entries, weights), _times(g, entries.weights)
-    of_classes = (jnp.broadcast_to(gw * c, w.shape) for c, w in zip(costs[:2], weights, strict=True))
+    of_classes = (
+        jnp.broadcast_to(_moments.times(gw, c), w.shape) for c, w in zip(costs[:2], weights, strict=True)
+    )
     (found,) = back(tuple(of_classes))
-    of_weights = None if entries.weights is None else _scaling.sum_to_shape(g * costs.loss, entries.weights)
+    of_weights = None
+    if entries.weights is not None:
+        of_weights = _scaling.sum_to_shape(_moments.times(g, costs.loss), entries.weights)
     dz = (gw * costs.slope).astype(entries.z.dtype)
     return (Entries(**{**dict.fromkeys(Entries._fields), **found, "z": dz, "weights": of_weights}),)
 
@@ -103,11 +107,11 @@ def _push(_: None, entries: Entries, tangents: tuple[Entries]) -> Array:
     along = {n: jnp.zeros_like(a) if (d := getattr(tangents[0], n)) is None else d for n, a in floats.items()}
     weights, (da, db) = jax.jvp(of_floats, (floats,), (along,))
     costs = _costs(entries, weights)
-    out = costs.first * da + costs.second * db
+    out = _moments.times(da, costs.first) + _moments.times(db, costs.second)
     if (dz := tangents[0].z) is not None:
         out = out + costs.slope * dz.astype(out.dtype)
     out = _times(out, entries.weights)
-    return out if (dw := tangents[0].weights) is None else out + dw * costs.loss
+    return out if (dw := tangents[0].weights) is None else out + _moments.times(dw, costs.loss)
 
 
 _losses = with_rules(_save, _pull, _push)

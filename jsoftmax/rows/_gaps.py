@@ -30,7 +30,7 @@ def compared(p: Array, q: Array, scaling: Scaling, p_state: online.State, q_stat
     """The gaps of two rows with these states."""
     pair = (p, p_state.max), (q, q_state.max)
     z_p, z_q = (_scaling.shifted(x, scaling, top, at_top=True) for x, top in pair)
-    dead_p, dead_q = (_scaling.is_dead(x, scaling) for x in (p, q))
+    dead_p, dead_q = (_is_dead(x, scaling, top) for x, top in pair)
     dead = dead_p | dead_q
     of_p, of_q = (_scaling.ordered(jnp.where(dead, 0, x), scaling, top) for x, top in pair)
     half = _rounding.half_gap(*of_p, *of_q)
@@ -38,6 +38,16 @@ def compared(p: Array, q: Array, scaling: Scaling, p_state: online.State, q_stat
     gap = jnp.where(gap == jnp.inf, largest, jnp.where(gap == -jnp.inf, -largest, gap))
     of_dead = jnp.where(dead_p == dead_q, 0, jnp.where(dead_p, jnp.inf, -jnp.inf))
     return Gaps(z_p, z_q, jnp.where(dead, of_dead, gap), half)
+
+
+def _is_dead(x: Array, scaling: Scaling, top: Array) -> Array:
+    """As `_scaling.is_dead`, from half of ``x − top``, which cannot overflow.
+
+    It depends on `top`, so a barrier hides it too: XLA then recomputes it where it recomputes u.
+    """
+    dtype = rules.computing_dtype(x.dtype)
+    half_top = 0.5 * jnp.maximum(top.astype(dtype), jnp.finfo(dtype).min)
+    return 0.5 * _scaling.live(x, scaling).astype(dtype) - half_top == -jnp.inf
 
 
 def _divided(values: Array, scaling: Scaling) -> Array:

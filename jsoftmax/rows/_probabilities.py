@@ -67,7 +67,7 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
         of_sink = _sinks.term(scaling.sink, top)
         divisor = total + of_sink + 2.0**-60
         if not with_state:
-            return found(terms / divisor, of_sink * jnp.minimum(total, 1) / divisor, None)
+            return found(terms / divisor, of_sink * is_live(rest) / divisor, None)
         state = _sinks.with_sink(online.State(top, rest), scaling)
         return found(terms / divisor, _sinks.probability(state, scaling), state)
 

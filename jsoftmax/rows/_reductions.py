@@ -108,14 +108,15 @@ class _Static(NamedTuple):
     ) -> tuple[Array, ...]:
         """The terms of Σ exp(u), SCALE·(Σ exp(u) − 1), SCALE·Σ exp(u)·u if `entropy`, and the moments.
 
-        Only the entropy needs u/4, and only moments need `dead`.
+        Only the entropy needs u/4 (by default from u: 8/T may overflow), and only moments need `dead`.
         """
         half = jnp.exp(half_u)
         scaled_rest = with_slip(half * (half * rules.SCALE), z) - rules.SCALE * jnp.floor(half)
         e = exponentials(z)
         slip = 0 if z.slip is None else z.slip
         of_entropy: tuple[Array, ...] = ()
-        if quarter_u is not None:
+        if self.entropy:
+            quarter_u = 0.25 * z.u if quarter_u is None else quarter_u
             # exp(−∞)·(−∞) = 0. XLA:CPU fuses a maximum with sums, but not a select.
             u = jnp.maximum(4 * quarter_u + slip, jnp.finfo(quarter_u.dtype).min)
             of_entropy = (with_slip(rules.scaled(jnp.exp(2 * quarter_u)), z) * u,)
@@ -157,7 +158,7 @@ def _in_two_passes(
         z = shifted(x, here, top, at_top)
         half_u = shift(x, here, top, 0.5)
         dead = is_dead(x, here) if kinds else None
-        quarter_u = shift(x, here, top, 0.25) if entropy else None
+        quarter_u = shift(x, here, top, 0.25) if entropy and scaling.temperature is None else None
         return static.terms(z, half_u, quarter_u, dead, factors)
 
     if form is not None:
@@ -216,8 +217,7 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
         )  # two barriers: XLA merges equal ones, and the gradient has one already
         z = shifted(x, again, lax.stop_gradient(state.max), static.at_top)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
-        quarter_u = z.u * 0.25 if static.entropy else None
-        terms = static.terms(z, half_u, quarter_u, dead, factors)
+        terms = static.terms(z, half_u, None, dead, factors)
         total, _, *further = (jnp.sum(t, own, keepdims=True) for t in terms)
         its_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
         return online.State(state.max, total), Sums(*static.further(further), ()), its_logit
