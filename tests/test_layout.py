@@ -64,6 +64,7 @@ MODULES = {
         "_by_class",
         "_cpu",
         "_cpu_loops",
+        "_row_blocks",
         "_accelerators",
         "_mosaic_gpu_head_tiles",
         "_mosaic_gpu_head_kernel",

@@ -6,6 +6,8 @@ that saves much time or memory, or where the call asks for a kernel.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +18,12 @@ from jsoftmax.backends._request import Form, Plan, Request
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
 
+
+def _cores() -> int:
+    """The number of cores that XLA:CPU uses."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
 MOST_UNROLLED = 32  # XLA's reduction library is slow for shorter rows, and most of them have a leading class
 LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then a bare sum is enough
@@ -24,6 +32,9 @@ LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores w
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
+ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
+LEAST_PIECE = 256
+FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
 BLOCK = 256  # the approximate block size: one block of every row is read twice
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
@@ -65,6 +76,9 @@ def _on_cpu(request: Request) -> Form | None:
     if what == "largest class":
         size = block_size(request.classes) if request.is_whole_row else None
         return None if size is None else Form("block of the largest", size)
+    if what == "rows":
+        size = _row_block_size(request)
+        return None if size is None else Form("row blocks", size)
     if what == "sums":
         return _sums_on_cpu(request)
     if what == "rest":
@@ -117,6 +131,26 @@ def _map_on_cpu(request: Request) -> Form | None:
         return None  # the plain form is one chain, which XLA's library fuses
     size = block_size(classes)
     return Form("from the sums") if size is None else Form("stored blocks", size)
+
+
+def _row_block_size(request: Request) -> int | None:
+    """The number of rows in a block, which divides the longest axis of the rows if possible.
+
+    None if XLA stores no array, if the rows are few or short, or if a block would be many short pieces of
+    memory.
+    """
+    x = request.x
+    if request.bare or not request.is_large or not on_one_device(x, *range(x.ndim)):
+        return None
+    axis = request.row_axis
+    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or request.classes <= MOST_UNROLLED:
+        return None
+    rows = x.shape[axis]
+    most = ROW_BLOCK * rows // x.size
+    piece = most * math.prod(x.shape[axis + 1 :])
+    if rows <= most or most < 2 or piece < LEAST_PIECE:
+        return None
+    return max((n for n in range(max(most // 2, 2), most + 1) if rows % n == 0), default=most)
 
 
 def block_size(classes: int) -> int | None:

@@ -22,6 +22,7 @@ LEAST_STRIDE = 2**16  # in elements, between neighbouring classes: from here on,
 What = Literal[
     "state",
     "rest",
+    "rows",
     "sums",
     "softmax",
     "log_softmax",
@@ -38,6 +39,7 @@ _REASONS = {
     "beside the label": "one bare sum without the label's term",
     "whole": "one bare sum, and a second one where a class leads",
     "blocks": "blocks of {size} classes: only the block with the maximum is read again",
+    "row blocks": "in blocks of {size} rows: what XLA stores of these stays in the cache",
     "loop": "a loop over blocks of classes, so that XLA stores no terms",
     "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
     "from the sums": "from the exponentials of the sums",
@@ -103,6 +105,12 @@ class Request(NamedTuple):
     def classes(self) -> int:
         """The number of classes; the shape must be known."""
         return math.prod(self.x.shape[axis] for axis in self.axes)
+
+    @property
+    def row_axis(self) -> int | None:
+        """The longest axis that is no class axis."""
+        rows = set(range(self.x.ndim)).difference(self.axes)
+        return max(rows, key=lambda axis: self.x.shape[axis], default=None)
 
     @property
     def is_large(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _kernels, _sinks
 from jsoftmax.backends._choice import choose, choose_kernel, kernels
 from jsoftmax.backends._request import Request
+from jsoftmax.backends._row_blocks import in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities
@@ -55,11 +57,6 @@ class _Saved(NamedTuple):
     p_sink: Any = None  # without a state, the probability of the sink
     holds: Static = Static("x")  # or "p"
 
-    @property
-    def is_p(self) -> bool:
-        """Whether `kept` are the probabilities."""
-        return bool(self.holds.value == "p")
-
     # Without a barrier at each use of the logits, XLA on GPU stores the exponentials that the value shares.
 
     def restore(self) -> _Row:
@@ -67,7 +64,7 @@ class _Saved(NamedTuple):
         p_sink = self.p_sink
         if self.state is not None and self.scaling.sink is not None:
             p_sink = _sinks.probability(self.state, self.scaling)
-        if self.is_p:
+        if self.holds == Static("p"):
             return _Row(self.kept, self.kept, p_sink)
         shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
         return _Row(_probabilities.of_shifted(shifted, self.state.rest), shifted.u, p_sink)
@@ -89,8 +86,7 @@ class _Saved(NamedTuple):
 
     def push(self, u: Array, tangents: Tangents) -> Array:
         """The tangent of z."""
-        dx, of_scaling = tangents
-        return _scaling.push(self.kept, u, dx, of_scaling, self.scaling)
+        return _scaling.push(self.kept, u, *tangents, self.scaling)
 
     def push_sink(self, tangents: Tangents) -> Array:
         """The tangent of z of the sink."""
@@ -151,7 +147,7 @@ def _applied(
         p, u, p_sink = saved.restore()
         v, sink = in_z(saved, u, given), sink_of(saved, p_sink, given)
         sums, leads = None, rules.leading(p)
-        if not saved.is_p:
+        if saved.holds == Static("x"):
             row = saved.kept, saved.scaling, saved.state._replace(max=hidden(saved.state.max))
             sums = _probabilities.lead_sums(*row, v, axes, weighted=weighted)
             if sink is not None and forward:
@@ -216,14 +212,21 @@ def _pull_with(
     return pull
 
 
+def _is_bare(axes: Axes, row: Any, other: Any) -> bool:
+    scaling: Scaling = row.scaling if isinstance(row, _Saved) else other
+    return scaling._replace(sink=None) == Scaling(None)
+
+
+_in_row_blocks = partial(in_row_blocks, is_bare=_is_bare)
+
+
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
     found = _applied(axes, saved, tangents, rules.softmax_product, forward=True, weighted=True)
     return found.out.astype(saved.kept.dtype)
 
 
-softmax = with_rules(
-    _softmax_save, _pull_with(rules.softmax_product, "softmax backward", weighted=True), _softmax_push
-)
+_softmax_pull = _pull_with(rules.softmax_product, "softmax backward", weighted=True)
+softmax = with_rules(_in_row_blocks(_softmax_save), _in_row_blocks(_softmax_pull), _softmax_push)
 
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
@@ -241,4 +244,6 @@ def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
 
 
 _log_softmax_pull = _pull_with(rules.log_softmax_vjp, "log_softmax backward", marks_empty=True)
-log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)
+log_softmax = with_rules(
+    _in_row_blocks(_log_softmax_save), _in_row_blocks(_log_softmax_pull), _log_softmax_push
+)

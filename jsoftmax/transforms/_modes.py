@@ -18,6 +18,8 @@ _forward_mode: Any = jax.make_user_context(default_value=False)
 _form: Any = jax.make_user_context(default_value=None)
 # Whether the kernels of this package may be used, where a platform has one for the computation.
 _kernels: Any = jax.make_user_context(default_value=False)
+# Whether the arrays of the trace are so short that what XLA stores of them stays in the cache.
+_in_cache: Any = jax.make_user_context(default_value=False)
 # A `_platforms.Record`, which lists the forms that a trace chooses for one platform; or None.
 _record: Any = jax.make_user_context(default_value=None)
 
@@ -123,6 +125,16 @@ def kernels() -> bool:
 def in_kernels(value: bool) -> Mode:
     """Trace with the kernels of this package where they fit, or without."""
     return Mode(_kernels, value)
+
+
+def in_cache() -> bool:
+    """Whether the arrays of the trace are so short that what XLA stores of them stays in the cache."""
+    return bool(_in_cache.value)
+
+
+def for_cache() -> Mode:
+    """Trace for such arrays."""
+    return Mode(_in_cache, True)
 
 
 class Traced(NamedTuple):

@@ -126,8 +126,8 @@ def recomputed(values: T, after: Any = ()) -> T:
 
 @jax.custom_jvp
 def recomputed_everywhere(values: T, after: Any = ()) -> T:
-    """As `recomputed`, on CPU too: there a stored array costs several times its exponentials."""
-    own = {"cpu": _AGAIN, "gpu": _AGAIN, "tpu": _AGAIN}
+    """As `recomputed`, on CPU too, unless in the cache: in memory, an array costs more than exponentials."""
+    own = {"cpu": None if _modes.in_cache() else _AGAIN, "gpu": _AGAIN, "tpu": _AGAIN}
     return by_platform("what two sums share", values, after, plain=_unchanged, **own)
 
 

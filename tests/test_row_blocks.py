@@ -1,0 +1,207 @@
+"""Functions of many rows run on CPU in blocks of rows: the same numbers, and no array of all logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import FUNCTIONS
+
+import jsoftmax
+from jsoftmax.backends import _choice
+
+ROWS, CLASSES = 89, 120  # more logits than a plain program has; 89 is prime
+BARE = {  # sums of bare logits, of which XLA stores nothing
+    "entropy",
+    "softmax",
+    "softmax, sink",
+    "log_softmax",
+    "logsumexp",
+    "logsumexp, masked",
+    "cross_entropy, ids",
+    "softmax_cross_entropy_with_integer_labels",
+    "log_prob",
+}
+OTHERS = "linear", "contrastive", "segment", "binary", "log_sigmoid"  # heads, segments, and no rows at all
+OF_ROWS = [function for function in FUNCTIONS if not function.name.startswith(OTHERS)]
+
+
+def blocks_of(rows, monkeypatch):
+    """Blocks of at most so many rows, for few logits too."""
+    monkeypatch.setattr(_choice, "ROW_BLOCK", rows * CLASSES)
+    monkeypatch.setattr(_choice, "LEAST_PIECE", 1)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def _in_blocks(monkeypatch):
+    blocks_of(7, monkeypatch)  # and one of the remaining 5
+    yield
+    jax.clear_caches()
+
+
+def runs_in_blocks(call, *arguments):
+    return "in blocks of" in str(jsoftmax.explain(call, *arguments))
+
+
+def values_and_gradients(call, arguments, wanted):
+    """The values of a call, and the gradients in the wanted arguments of their sum times some weights."""
+
+    def total(*arguments):
+        values = call(*arguments)
+        weights = jnp.cos(jnp.arange(values.size, dtype=values.dtype)).reshape(values.shape)
+        return jnp.sum(jnp.nan_to_num(values) * weights), values
+
+    (_, values), gradients = jax.value_and_grad(total, wanted, has_aux=True)(*arguments)
+    return values, *gradients
+
+
+def assert_as_whole(call, arguments, wanted, eps=2**-23):
+    """In blocks of rows as in a plain program: within some roundings of the largest number of an array."""
+    assert runs_in_blocks(call, *arguments)
+    found = functools.partial(values_and_gradients, wanted=wanted)
+    got = jax.jit(found, static_argnums=0)(call, arguments)
+    with jsoftmax.portable():
+        want = jax.jit(found, static_argnums=0)(call, arguments)
+    for a, b in zip(got, want, strict=True):
+        a, b = np.float64(a), np.float64(b)
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        size = np.max(abs(b[np.isfinite(b)]))
+        np.testing.assert_allclose(a, b, rtol=16 * eps, atol=16 * eps * size)
+
+
+@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.share(7)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    "function", [f for f in OF_ROWS if f.name not in BARE], ids=lambda function: function.name
+)
+def test_every_function_has_the_same_values_and_gradients(function, axis, dtype):
+    x = np.random.default_rng(0).normal(size=(ROWS, CLASSES) if axis else (CLASSES, ROWS))
+    arguments = function.arguments(jnp.asarray(3 * x, dtype), axis)
+    call = functools.partial(function.ours, axis=axis)
+    assert_as_whole(call, arguments, function.floats(arguments), 2**-23 if dtype == jnp.float32 else 2**-8)
+
+
+@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.parametrize("function", [f for f in OF_ROWS if f.name in BARE], ids=lambda f: f.name)
+def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
+    arguments = function.arguments(jnp.zeros((ROWS, CLASSES)))
+    assert not runs_in_blocks(functools.partial(function.ours, axis=-1), *arguments)
+
+
+SHARED = {
+    "temperature": (lambda x, y, t: jsoftmax.softmax(x, temperature=t), ()),
+    "soft cap, mask": (
+        lambda x, y, c: jsoftmax.cross_entropy(x, y % 50, soft_cap=c, where=jnp.arange(CLASSES) < 60),
+        (),
+    ),
+    "sink": (lambda x, y, s: jsoftmax.softmax(x, temperature=2.0, sink=s), ()),
+    "class weights": (
+        lambda x, y, w: jsoftmax.cross_entropy(x, y, class_weights=w, label_smoothing=0.1),
+        (CLASSES,),
+    ),
+    "alpha": (jsoftmax.entmax_loss, ()),
+    "beta": (lambda x, y, b: jsoftmax.js_divergence(x, x[::-1], beta=b / 4), ()),
+}
+
+
+@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.parametrize("name", SHARED)
+def test_gradients_of_shared_arguments_are_sums_over_the_blocks(name):
+    function, shape = SHARED[name]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 * rng.normal(size=(ROWS, CLASSES)), jnp.float32)
+    y = jnp.asarray(rng.integers(CLASSES, size=ROWS))
+    shared = jnp.asarray(rng.uniform(1.3, 1.8, shape), jnp.float32)
+    assert_as_whole(lambda x, shared: function(x, y, shared), (x, shared), (0, 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_rows_of_several_axes_are_cut_along_the_longest(axis, monkeypatch):
+    """Here into blocks of 36 rows, 2 of the 10 along the longest axis."""
+    blocks_of(40, monkeypatch)
+    shape = [6, 3, 10]
+    shape.insert(axis % 4, CLASSES)
+    x = 3 * jax.random.normal(jax.random.key(0), shape)
+    assert_as_whole(lambda x: jsoftmax.kl_divergence(x, jnp.flip(x), axis=axis), (x,), (0,))
+
+
+@pytest.mark.usefixtures("_in_blocks")
+def test_numbers_that_are_not_finite_stay_in_their_rows():
+    x = np.random.default_rng(0).normal(size=(ROWS, CLASSES)).astype(np.float32)
+    x[3], x[20, 4], x[21, 4], x[88] = np.nan, np.nan, np.inf, -np.inf
+    assert_as_whole(lambda x: jsoftmax.softmax(x, temperature=0.5), (jnp.asarray(x),), (0,))
+
+
+@pytest.mark.usefixtures("_in_blocks")
+def test_second_derivatives_and_batches():
+    x, v = 3 * jax.random.normal(jax.random.key(0), (2, ROWS, CLASSES))
+
+    def product(x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(jsoftmax.entropy(x, temperature=1.5))))(x)
+
+    got = jax.jit(lambda x: jax.jvp(product, (x,), (v,)))(x)[1]
+    with jsoftmax.portable():
+        want = jax.jit(lambda x: jax.jvp(product, (x,), (v,)))(x)[1]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    both = jnp.stack([x, v])
+    got = jax.jit(jax.vmap(product))(both)
+    np.testing.assert_allclose(got, jnp.stack([product(x), product(v)]), rtol=1e-5, atol=1e-7)
+
+
+FEW_ARRAYS = {
+    "softmax, temperature": lambda x, y, t: jsoftmax.softmax(x, temperature=2.0),
+    "log_softmax, temperature": lambda x, y, t: jsoftmax.log_softmax(x, temperature=2.0),
+    "cross_entropy, temperature": lambda x, y, t: jsoftmax.cross_entropy(x, y, temperature=2.0),
+    "cross_entropy, smoothed": lambda x, y, t: jsoftmax.cross_entropy(x, y, label_smoothing=0.1),
+    "cross_entropy, targets": lambda x, y, t: jsoftmax.cross_entropy(x, t),
+    "kl_divergence": lambda x, y, t: jsoftmax.kl_divergence(x, t),
+    "js_divergence": lambda x, y, t: jsoftmax.js_divergence(x, t),
+    "log_odds": lambda x, y, t: jsoftmax.log_odds(x, y),
+    "logsumexp, weighted": lambda x, y, t: jsoftmax.logsumexp(x, -1, b=t),
+    "sparsemax": lambda x, y, t: jsoftmax.sparsemax(x),
+    "entmax_loss": lambda x, y, t: jsoftmax.entmax_loss(x, y, 1.5),
+}
+
+
+@pytest.mark.share(5)
+@pytest.mark.parametrize("what", ["value", "gradient"])
+@pytest.mark.parametrize("name", FEW_ARRAYS)
+def test_no_array_of_all_logits_is_stored(name, what, monkeypatch):
+    """Only arrays of a block, a 64th of the rows."""
+    monkeypatch.setattr(_choice, "ROW_BLOCK", 2**17)
+    x, y = jax.ShapeDtypeStruct((8192, 1024), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
+    function, given = FEW_ARRAYS[name], (x, y, x)
+    if what == "gradient":
+        given += (jax.eval_shape(function, *given),)
+
+        def function(x, y, t, g):
+            return jax.vjp(lambda x: FEW_ARRAYS[name](x, y, t), x)[1](g)
+
+    jax.clear_caches()
+    stored = jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes
+    assert stored < 0.2 * 4 * x.size
+
+
+CUT = {  # the shape of the logits, and the class axis: the rows of a block of 2**18 logits
+    ((1024, 32000), -1): 8,
+    ((16777, 1000), -1): 262,  # 16777 = 19 · 883 has no divisor near it
+    ((64, 131072), 0): 4096,
+    ((32000, 1024), 0): None,  # pieces of 8 logits
+    ((2**20, 32), -1): None,  # few classes
+    ((4, 2**20), -1): None,  # a row is longer than a block
+    ((512, 1024), -1): None,  # few logits
+    ((2**22,), -1): None,
+}
+
+
+@pytest.mark.parametrize(("shape", "axis"), CUT, ids=str)
+def test_the_rows_of_a_block(shape, axis, monkeypatch):
+    monkeypatch.setattr(_choice, "ROW_BLOCK", 2**18)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    size = CUT[shape, axis]
+    reasons = str(jsoftmax.explain(lambda x: jsoftmax.softmax(x, axis, temperature=2.0), x))
+    assert f"in blocks of {size} rows" in reasons if size else "in blocks of" not in reasons
