@@ -15,7 +15,7 @@ from jsoftmax._cli import text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import compiling, dense, device_peers, evaluating, linear, training
+from tests.benchmarks import compiling, dense, device_peers, evaluating, linear, several_sums, training
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
 
@@ -35,6 +35,23 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys, monkeypatch):
         assert json.loads((tmp_path / f"{name}.json").read_text())["machine"]["platform"] == "cpu"
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert "quartiles" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_functions_with_several_sums_are_their_plain_formulas(capsys):
+    x, beside = several_sums.arrays((4, 9), jnp.float32)
+    for name, (ours, plain, needed) in several_sums.PAIRS.items():
+        given = x, *(beside[what] for what in needed)
+        with jax.numpy_rank_promotion("allow"):
+            np.testing.assert_allclose(ours(*given), plain(*given), rtol=1e-4, atol=1e-5, err_msg=name)
+    options = ["--shape", "4", "9", "--seconds", "0", "--only", "entropy", "kl_divergence"]
+    records = benchmarks.main(
+        ["several_sums", *options, "--against", str(Path(jsoftmax.__file__).parents[1])]
+    )
+    assert [(r["function"], r["what"]) for r in records] == [
+        (name, what) for name in ("entropy", "kl_divergence") for what in ("value", "gradient")
+    ]
+    assert "ours, ms" in capsys.readouterr().out
 
 
 @pytest.mark.full

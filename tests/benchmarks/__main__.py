@@ -1,9 +1,9 @@
 """``python -m tests.benchmarks``: prints the tables, and writes them into a folder as JSON and PNG.
 
 The commands ``device``, for accelerators, ``compile``, for compile times, ``modes``, for what forward mode
-costs, ``step``, for a training step, ``sampling``, ``segments``, ``sparse_maps``, ``distillation``,
-``contrastive``, ``training`` and ``evaluate`` have their own options. With ``--against PATH``, the peer is
-the package of another checkout, in the same process.
+costs, ``step``, for a training step, ``several_sums``, ``sampling``, ``segments``, ``sparse_maps``,
+``distillation``, ``contrastive``, ``training`` and ``evaluate`` have their own options. With
+``--against PATH``, the peer is the package of another checkout, in the same process.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tests.benchmarks import (
     modes,
     sampling,
     segments,
+    several_sums,
     sparse_maps,
     step,
     timing,
@@ -117,6 +118,7 @@ def main(arguments=None):
         "sampling": sampling,
         "segments": segments,
         "sparse_maps": sparse_maps,
+        "several_sums": several_sums,
         "distillation": distillation,
         "contrastive": contrastive,
         "training": training,

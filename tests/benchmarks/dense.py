@@ -60,8 +60,7 @@ def _exact_gradient(x, y, axis):
     return _exact_loss(x, y, axis).mean(), p / y.size
 
 
-# The logits are also the cotangent, half of them the second logits, and their squares the targets. The peer
-# of a backward is the plain formula.
+# The logits are also the cotangent, and their squares the targets. The peer of a backward is its formula.
 def backward(function):
     return lambda x, y, axis: jax.vjp(lambda x: function(x, axis), x)[1](x)[0]
 
@@ -76,14 +75,6 @@ def plain_backward(np, g, p, axis):
 
 def plain_log_backward(np, g, p, axis):
     return g - p * np.sum(g, axis, keepdims=True)
-
-
-def plain_entropy(np, log_p, axis):
-    return -np.sum(np.exp(log_p) * log_p, axis)
-
-
-def plain_kl(np, log_p, log_q, axis):
-    return np.sum(np.exp(log_p) * (log_p - log_q), axis)
 
 
 # Each row has its own sink, as each attention head has. One peer copies the logits, and "none", is ours
@@ -106,22 +97,8 @@ def _exact_sink(x, y, axis):
     return np.take(whole, np.arange(x.shape[axis]), axis)
 
 
-def _plain_log_odds(log_p):
-    return log_p - jnp.log1p(-jnp.exp(log_p))
-
-
-def _exact_log_odds(x, y, axis):
-    log_p = -_exact_loss(x, y, axis)
-    return log_p - np.log(-np.expm1(log_p))
-
-
 def _exact_binary(x, t):
     return np.maximum(x, 0) - x * t + np.log1p(np.exp(-abs(x)))
-
-
-def _exact_targets_gradient(x, y, axis):
-    p, t = np.exp(_exact_log_softmax(x, y, axis)), x * x
-    return (p * t.sum(axis, keepdims=True) - t) / y.size
 
 
 PAIRS = {
@@ -203,32 +180,6 @@ PAIRS = {
         gradient(lambda x, t, axis: optax.sigmoid_binary_cross_entropy(x, t)),
         None,
         lambda x, y, axis: (1 / (1 + np.exp(-x)) - x * x) / x.size,
-    ),
-    "log_odds": Pair(
-        lambda x, y, axis: jsoftmax.log_odds(x, y, axis=axis),
-        lambda x, y, axis: _plain_log_odds(-_optax(x, y, axis)),
-        None,
-        lambda x, y, axis: _exact_log_odds(x, y, axis),
-    ),
-    "entropy": Pair(
-        lambda x, y, axis: jsoftmax.entropy(x, axis=axis),
-        lambda x, y, axis: plain_entropy(jnp, jax.nn.log_softmax(x, axis), axis),
-        None,
-        lambda x, y, axis: plain_entropy(np, _exact_log_softmax(x, y, axis), axis),
-    ),
-    "kl_divergence": Pair(
-        lambda x, y, axis: jsoftmax.kl_divergence(x, x / 2, axis=axis),
-        lambda x, y, axis: plain_kl(jnp, jax.nn.log_softmax(x, axis), jax.nn.log_softmax(x / 2, axis), axis),
-        None,
-        lambda x, y, axis: plain_kl(
-            np, _exact_log_softmax(x, y, axis), _exact_log_softmax(x / 2, y, axis), axis
-        ),
-    ),
-    "targets, gradient": Pair(
-        gradient(lambda x, t, axis: jsoftmax.cross_entropy(x, t, axis=axis)),
-        gradient(lambda x, t, axis: optax.softmax_cross_entropy(x, t, axis=axis)),
-        None,
-        _exact_targets_gradient,
     ),
 }
 LIMITS = {"copy": lambda x, axis: x + 0, "max": lambda x, axis: jnp.max(x, axis)}

@@ -79,7 +79,8 @@ def main(arguments):
     parser.add_argument("--memory", action="store_true", help="the temporaries alone: nothing is run")
     options = parser.parse_args(arguments)
     print(json.dumps(timing.machine()))
-    records = [measured(name, tuple(options.head), options.seconds, options.memory) for name in options.only]
-    for record in records:
-        print(json.dumps(record))
+    records = []
+    for name in options.only:
+        records.append(measured(name, tuple(options.head), options.seconds, options.memory))
+        print(json.dumps(records[-1]), flush=True)
     return records
