@@ -101,9 +101,9 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *trees: Any) ->
 
 
 def _bits(a: Array) -> Array:
-    """The bits of 16-bit floats. XLA:CPU would convert all rows to float32 to read or write a part."""
-    is_short = a.dtype.itemsize == 2 and jnp.issubdtype(a.dtype, jnp.floating)
-    return lax.bitcast_convert_type(a, jnp.uint16) if is_short else a
+    """The bits of bfloat16: XLA:CPU would convert all rows to float32 to write some of them (jax < 0.11.2)."""
+    is_slow = a.dtype == jnp.bfloat16 and jax.__version_info__ < (0, 11, 2)
+    return lax.bitcast_convert_type(a, jnp.uint16) if is_slow else a
 
 
 def _floats(a: Array, dtype: jnp.dtype) -> Array:
