@@ -101,7 +101,7 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *trees: Any) ->
 
 
 def _bits(a: Array) -> Array:
-    """The bits of bfloat16: XLA:CPU would convert all rows to float32 to write some of them (jax < 0.11.2)."""
+    """The bits of bfloat16: before jax 0.11.2, XLA:CPU converts all rows to float32 to write some of them."""
     is_slow = a.dtype == jnp.bfloat16 and jax.__version_info__ < (0, 11, 2)
     return lax.bitcast_convert_type(a, jnp.uint16) if is_slow else a
 
