@@ -120,6 +120,7 @@ def test_a_tiny_run_for_devices(on_device, tmp_path, capsys, monkeypatch):
     assert "speed-up" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_not_timed(on_device, tmp_path, monkeypatch):
     """A wrong value away from the labels, where gradients are small, and in one gradient of a head."""
     value_and_gradient = dense.PAIRS["loss and gradient"]

@@ -90,6 +90,7 @@ def test_the_main_job_learns_the_digits(model, least, tmp_path):
         assert_is_a_picture(tmp_path / "jsoftmax-out" / name)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_numbers():
     def numbers(seed):
         settings = Settings(Network((16,), dropout=0.2), 1, 64, 2e-2, 1e-4, seed)

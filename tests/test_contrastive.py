@@ -304,6 +304,7 @@ def test_nothing_counts():
         assert not any(np.any(g) for g in gradients)
 
 
+@pytest.mark.long
 def test_hidden_rows_hold_anything():
     """A hidden pair is no negative: the result is that of the others; also with `jax_debug_nans`."""
     rng = np.random.default_rng(0)

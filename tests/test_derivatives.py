@@ -101,6 +101,7 @@ def perceptron(softmax, cross_entropy, inputs, weights, labels):
     return jnp.mean(cross_entropy((hidden * gate) @ weights[3], labels))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", sampling.sample([attention, perceptron], perceptron))
 def test_models_push_forward_in_float64(model, x64):
     """jvp, jacfwd, hessian and linearize of whole models in forward mode, with nested jits."""

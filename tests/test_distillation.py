@@ -198,6 +198,7 @@ def test_the_generalised_divergence_is_exact():
         np.testing.assert_allclose(dbeta[i], (kl_p - kl_q)[:, 0].astype(float), rtol=1e-3, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_limits_of_the_generalised_divergence(x64):
     p, q = (jnp.asarray(np.random.default_rng(i).normal(size=(4, 6))) for i in range(2))
     for beta, want in ((1e-9, jsoftmax.kl_divergence(p, q)), (1 - 1e-9, jsoftmax.kl_divergence(q, p))):

@@ -79,6 +79,7 @@ def assert_metrics(got, want, rtol=1e-6):
         np.testing.assert_allclose(getattr(got, name), value, rtol=rtol, atol=1e-30, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_metrics_of_scikit_learn_on_digits(weighted):
@@ -111,6 +112,7 @@ def test_the_metrics_of_scikit_learn_on_digits(weighted):
     ).all()
 
 
+@pytest.mark.long
 def test_row_statistics_tell_the_same():
     x, y = digits()
     statistics = jsoftmax.row_statistics(x, y)
@@ -145,6 +147,7 @@ def scanned(state, x, y):
     return jax.lax.scan(lambda s, batch: (evaluation.update(s, *batch), None), state, (x, y))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", sampling.sample([2**17, 2**20], 2**17))
 def test_many_rows_agree_with_float64_in_any_order(count):
     """On one device, on eight shards, and merged in any order."""
@@ -243,6 +246,7 @@ def test_rows_that_do_not_count_are_not_seen():
     assert_metrics(evaluation.compute(unweighted), definition(x[kept], y[kept]))
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_rows_masked_whole_are_not_seen(axis):
@@ -385,6 +389,7 @@ def test_infinite_losses_and_no_rows():
     assert all(np.isnan(metric).all() for metric in jax.tree.leaves(found._replace(weight=NAN)))
 
 
+@pytest.mark.long
 def test_any_axis_dtype_mask_and_scaling():
     x, y = digits()
     x, y = x[:60].reshape(3, 20, 10), y[:60].reshape(3, 20)
@@ -404,6 +409,7 @@ def test_any_axis_dtype_mask_and_scaling():
     assert_same_sums(capped, evaluation.update(calibrated, plain, y), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_float64_rows_keep_48_bits_in_a_float32_state(x64):
     x, y = digits()
     x = x.astype(np.float64) * 1.1
@@ -646,6 +652,7 @@ def test_the_temperature_of_logits_whose_differences_overflow():
         np.testing.assert_allclose(found / 2.0**100, best_temperature(z / 2.0**100, y), rtol=8 * EPS)
 
 
+@pytest.mark.long
 def test_the_temperature_of_rows_that_count():
     x, y = digits()
     w = np.random.default_rng(0).integers(0, 3, len(y))

@@ -372,6 +372,7 @@ def test_errors():
             call()
 
 
+@pytest.mark.long
 def test_sparse_targets_under_vmap():
     """Values and gradients equal those of one call for all rows, mapped over either row axis."""
     rng = np.random.default_rng(0)

@@ -131,6 +131,7 @@ def test_every_metric_is_as_defined(weighted):
             np.testing.assert_allclose(found[metric], want, 1e-6, 1e-6, err_msg=f"{name}: {metric}")
 
 
+@pytest.mark.long
 def test_the_metrics_of_scikit_learn():
     x, y = digits()
     w = np.random.default_rng(1).uniform(0, 2, len(y)).astype(np.float32)
@@ -163,6 +164,7 @@ def test_cells_of_confidence_change_little():
     assert found.risk_coverage.coverage[-1] == 1
 
 
+@pytest.mark.long
 def test_a_row_on_the_edge_of_a_bin_of_equal_mass():
     rows, bins = 45, 10
     state = evaluation.empty(top_k=1, bins=bins, selective=True)
@@ -222,6 +224,7 @@ def test_shards_merge_to_the_whole(measures, axis_type):
             np.testing.assert_allclose(flat(found)[name], want, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("grouped", [False, True], ids=["rows", "groups"])
 def test_an_interval_is_as_wide_as_the_theory_says(grouped):
@@ -251,6 +254,7 @@ def test_an_interval_is_as_wide_as_the_theory_says(grouped):
     np.testing.assert_allclose((high - low) / (2 * 1.96), losses[:400].std() / np.sqrt(400), rtol=0.1)
 
 
+@pytest.mark.long
 def test_replicates_see_the_rows_that_count():
     x, y = (a[:96].copy() for a in digits())
     w = (np.arange(96) % 3 > 0).astype(np.float32)
@@ -296,6 +300,7 @@ def test_target_probabilities(everything):
 ALL_BUT_DRAWS = evaluation.empty(10, confusion=True, class_bins=CLASS_BINS, selective=True)
 
 
+@pytest.mark.long
 def test_probabilities_are_logits_after_their_logarithm():
     x, y = (a[:64] for a in digits())
     p = np.asarray(jsoftmax.softmax(x))
@@ -331,6 +336,7 @@ def test_a_row_without_a_class_is_in_no_column():
     np.testing.assert_array_equal(found.per_class_precision, [0, 1])
 
 
+@pytest.mark.long
 def test_a_group_that_does_not_exist_leaves_no_plausible_number():
     x, y = (a[:8] for a in digits())
     start = evaluation.empty(num_groups=3)
@@ -391,6 +397,7 @@ def test_a_filled_batch_stays_on_its_device():
     assert state.nll.high.devices() == {device}
 
 
+@pytest.mark.long
 @pytest.mark.share(6)
 @pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5)])
 @pytest.mark.parametrize("names", [["where"], ["temperature"], ["where", "temperature"]], ids="+".join)
@@ -409,6 +416,7 @@ def test_a_filled_batch_has_any_shape(names, shape):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_state_and_its_file(tmp_path):
     x, y = (a[:40] for a in digits())
     state = evaluation.update(ALL, x, y, groups=groups_of(40), key=KEY)
@@ -460,6 +468,7 @@ def test_a_file_that_is_no_state(tmp_path):
         evaluation.load(tmp_path / "none.npz")
 
 
+@pytest.mark.long
 def test_metrics_are_read_by_people_and_by_programs():
     x, y = (a[:40] for a in digits())
     found = evaluation.compute(evaluation.update(ALL, x, y, groups=groups_of(40), key=KEY))

@@ -137,6 +137,7 @@ def test_a_key_says_which_gradient(x64):
     assert without[0] == first[0]
 
 
+@pytest.mark.long
 def test_truncated_leaves_out_less_than_its_bound(x64):
     floats, labels = head("trained")
     exact, found = (
@@ -150,6 +151,7 @@ def test_truncated_leaves_out_less_than_its_bound(x64):
     assert np.all(off <= dropped * longest + 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.share(3)
 @pytest.mark.parametrize("mask", [None, "one for all rows", "one per row"])
 def test_a_small_head_and_a_large_one_take_the_same_classes(mask, x64, monkeypatch):

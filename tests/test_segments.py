@@ -261,6 +261,7 @@ def test_losses_of_lists():
     assert "id 7 of row 1" in error.get()
 
 
+@pytest.mark.long
 def test_weights_of_segments_are_weights_of_rows():
     """Values and gradients of `cross_entropy`; a weight of 0 hides NaN, bad labels and bad temperatures."""
     rng = np.random.default_rng(0)
