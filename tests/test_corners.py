@@ -169,6 +169,40 @@ def test_a_label_on_a_dead_class_costs_infinity(kind, soft):
         assert gradient[0, 2] == 0
 
 
+@pytest.mark.parametrize("kind", ["masked", "-inf"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_an_infinite_loss_that_is_not_used_has_no_gradient(kind, soft):
+    """Not even in the arguments whose gradient is a multiple of the loss; a used one has an infinite one."""
+    x = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, -INF if kind == "-inf" else 7.0]])
+    where = jnp.array([[True] * 3, [True, True, False]]) if kind == "masked" else None
+    targets = jnp.array([[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]])
+    floats = {"x": x, "class_weights": jnp.array([1.0, 2.0, 0.5]), "weights": jnp.array([2.0, 3.0])}
+    floats |= {"label_smoothing": jnp.float32(0.1), "z_loss": jnp.float32(0.01)}
+    if soft:
+        floats["labels"] = targets
+
+    def total(floats, is_used):
+        given = {"where": where, "labels": jnp.array([2, 2])} | floats
+        losses = jsoftmax.cross_entropy(given.pop("x"), given.pop("labels"), **given)
+        return jnp.sum(jnp.where(is_used, losses, 0))
+
+    def first(floats):
+        rows = {"x", "weights", "labels"}
+        short = {name: a[:1] if name in rows else a for name, a in floats.items()}
+        given = {"where": None if where is None else where[:1], "labels": jnp.array([2])} | short
+        return jnp.sum(jsoftmax.cross_entropy(given.pop("x"), given.pop("labels"), **given))
+
+    with jax.debug_nans(True):
+        got = jax.jit(jax.value_and_grad(total))(floats, jnp.array([True, False]))
+    want = jax.jit(jax.value_and_grad(first))(floats)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+    used = jax.jit(jax.grad(total))(floats, jnp.array([True, True]))
+    assert used["weights"][1] == INF
+    if not soft:
+        assert used["class_weights"][2] == INF
+        assert used["label_smoothing"] == -INF
+
+
 @pytest.mark.share(3)
 @pytest.mark.diagonal
 @each

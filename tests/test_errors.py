@@ -165,6 +165,11 @@ ERRORS = {
         ValueError,
         "neither one number nor one per row",
     ),
+    "weights of a loss of single logits": (
+        lambda: jsoftmax.binary_cross_entropy(X, T, weights=jnp.ones(4)),
+        ValueError,
+        r"neither one number nor one per entry; give it the shape \(4, 3\), or one that broadcasts to it",
+    ),
     "targets for log_prob": (
         lambda: jsoftmax.log_prob(X, T),
         TypeError,

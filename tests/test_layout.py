@@ -274,3 +274,19 @@ def test_an_import_loads_no_more_than_it_needs():
         "assert jsoftmax.evaluation.update\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_a_first_call_compiles_one_program():
+    """JAX's key of a program contains what its modules add to it, so none may be imported within a trace."""
+    code = (
+        "import jax, jax.numpy as jnp, jsoftmax\n"
+        "traces = []\n"
+        "@jax.jit\n"
+        "def losses(x, y):\n"
+        "    traces.append(1)\n"
+        "    return jsoftmax.cross_entropy(x, y) + jsoftmax.linear_cross_entropy(x, x.T, y)\n"
+        "for _ in range(2):\n"
+        "    losses(jnp.ones((4, 4)), jnp.zeros(4, int))\n"
+        "assert len(traces) == 1, len(traces)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

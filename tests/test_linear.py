@@ -685,3 +685,33 @@ def test_statistics_beside_a_loss(size, reduction, x64, monkeypatch):
 
     h, w = floats["hidden"], floats["weight"]
     assert products(jax.value_and_grad(total, (0, 1)), h, w) == (4 if reduction == "none" else 3)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "targets"])
+def test_statistics_know_no_class_weights_and_no_masked_rows(soft, reduction):
+    """A loss weights targets, and does not count a row that is masked whole; its statistics do neither."""
+    rng = np.random.default_rng(0)
+    hidden, weight = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 3), (3, 4)))
+    where = jnp.ones((5, 4), bool).at[1:3].set(False).at[0, 2].set(False)
+    labels, ignore = jnp.array([0, 1, -1, 2, -1]), {"ignore_index": -1}
+    if soft:
+        labels, ignore = jsoftmax.softmax(jnp.cos(jnp.arange(20.0).reshape(5, 4)), where=where), {}
+    want = jsoftmax.linear_row_statistics(hidden, weight, labels, where=where, **ignore)
+    assert want.log_normalizer[1] == -np.inf
+    assert want.log_normalizer[2] == (-np.inf if soft else 0)  # ignored, and so 0
+
+    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def both(hidden, class_weights, statistics):
+        given = {"reduction": reduction, "where": where, "label_smoothing": 0.1} | ignore
+        given |= {"class_weights": class_weights, "statistics": statistics}
+        found = jsoftmax.linear_cross_entropy(hidden, weight, labels, **given)
+        loss, beside = found if statistics else (found, None)
+        return jnp.sum(loss), beside
+
+    class_weights = jnp.array([1.0, 2.0, 3.0, 0.5])
+    (loss, got), gradients = both(hidden, class_weights, True)
+    (alone, _), of_alone = both(hidden, class_weights, False)
+    agree(tuple(got), tuple(want), 1e-6)
+    agree((loss, gradients), (alone, of_alone), 1e-6)

@@ -408,7 +408,7 @@ def test_sharded(spec, kind):
         (
             lambda x, i: jsoftmax.segment_softmax(x, i, temperature=jnp.ones(5)),
             ValueError,
-            r"temperature of shape \(5,\) is neither one number nor one per row",
+            r"temperature of shape \(5,\) is neither one number nor one per segment",
         ),
         (
             lambda x, i: jsoftmax.segment_softmax(x, i, where=jnp.ones(2, bool)),
@@ -424,7 +424,12 @@ def test_sharded(spec, kind):
         (
             lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, weights=jnp.ones(3)),
             ValueError,
-            r"weights of shape \(3,\) is neither one number nor one per row; give it the shape \(2,\)",
+            r"weights of shape \(3,\) is neither one number nor one per segment; give it the shape \(2,\)",
+        ),
+        (
+            lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, ignore_index=1),
+            ValueError,
+            "ignore_index is for positions.* set the targets of ignored segments to 0",
         ),
         (
             lambda x, i: jsoftmax.segment_cross_entropy(x, x, i, reduction="avg"),

@@ -50,6 +50,30 @@ def test_rows_of_every_kind(name):
     assert not np.isnan(dx[:2]).any()
 
 
+@pytest.mark.share(2)
+@each
+@pytest.mark.parametrize("kind", ["-inf", "masked"])
+@pytest.mark.parametrize("temperature", [None, 2.0])
+@pytest.mark.parametrize("classes", [3, 50257])
+def test_a_row_without_a_live_class_has_no_sink(name, kind, temperature, classes):
+    """Not one of +inf or NaN either, except in the plain form of a softmax without a temperature."""
+    live = jnp.array([[False], [False], [True]])
+    x = jnp.where(live, jnp.cos(jnp.arange(classes)), -INF if kind == "-inf" else 7.0)
+    function = partial(MAPS[name], temperature=temperature, where=None if kind == "-inf" else live)
+    bad, none = jnp.array([[INF], [NAN], [0.5]]), jnp.array([[-INF], [-INF], [0.5]])
+    both = jax.jit(partial(value_and_gradients, function))
+    want = both(x, none)
+    np.testing.assert_array_equal(want[0][:2], np.full((2, classes), 0 if name == "softmax" else -INF))
+    if name == "softmax" and temperature is None and (kind == "masked" or classes == 3):
+        out, _, of_sink = both(x, bad)
+        assert np.isnan(out[:2]).all()
+        assert np.isnan(of_sink[:2]).all()
+        np.testing.assert_array_equal(out[2], want[0][2])
+        return
+    for got, wanted in zip(both(x, bad), want, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_a_sink_far_above_or_below_the_logits():
     """With the largest logit as the shift, exp(sink − max) would overflow; with the sink, it is 1."""
     x = jnp.array([1.0, 2.0, 3.0])

@@ -43,10 +43,14 @@ class Call(Arrays):
             number = jnp.expand_dims(number, sorted(axes))
         per_row = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
         if not broadcasts(number.shape, per_row):
-            problem = f"{name} of shape {number.shape} is neither one number nor one per row"
+            problem = f"{name} of shape {number.shape} is neither one number nor one per {self._unit(axes)}"
             shapes = f"{rows} or {per_row}" if rows != per_row else f"{rows}, or one that broadcasts to it"
             raise self.error(ValueError, problem, f"give it the shape {shapes}")
         return with_rank(number, x.ndim).astype(dtype)
+
+    def _unit(self, axes: Axes) -> str:
+        """What has one number in an array of numbers per row: a function without class axes has no rows."""
+        return "segment" if "segment_ids" in self.arguments else "row" if axes else "entry"
 
     def sink(self, x: Logits, axes: Axes, dtype: jnp.dtype) -> Array | None:
         """The logit of a sink, one number or one per row, any number; None if not given."""
@@ -104,8 +108,10 @@ class Call(Arrays):
         if self.arguments["ignore_index"] is None:
             return None
         if not jnp.issubdtype(labels.dtype, jnp.integer):
-            problem = "ignore_index is for class ids, but these labels are target probabilities"
-            raise self.error(ValueError, problem, "leave it out, and set the targets of ignored rows to 0")
+            of_segments = "segment_ids" in self.arguments
+            ids, rows = ("positions", "segments") if of_segments else ("class ids", "rows")
+            problem = f"ignore_index is for {ids}, but these labels are target probabilities"
+            raise self.error(ValueError, problem, f"leave it out, and set the targets of ignored {rows} to 0")
         index = self._index()
         if not isinstance(index, int):
             return index

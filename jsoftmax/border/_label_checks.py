@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+# In JAX 0.12 this import adds to the key of every program: if it ran within a trace, JAX would compile the
+# program that it traces twice.
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
 from jsoftmax import rules
 from jsoftmax.transforms._platforms import is_portable
 from jsoftmax.transforms._sharding import ids_of_shard, is_known, shard_count
@@ -17,9 +22,7 @@ from jsoftmax.transforms._sharding import ids_of_shard, is_known, shard_count
 
 @functools.cache
 def _reported() -> Any:
-    """The primitive. It is created on first use: its imports would double the import time of this package."""
-    from jax.extend.core import Primitive, jaxpr_as_fun
-    from jax.interpreters import ad, batching, mlir
+    """The primitive, created on first use."""
 
     class Reported(Primitive):
         """Returns its first argument. Its `call_jaxpr` checks all arguments, and only checkify runs it.

@@ -11,8 +11,8 @@ from jsoftmax.border import _mesh_axes
 from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
-from jsoftmax.functions._row_statistics import statistics_of
-from jsoftmax.linear import _arguments, _few, _numbers
+from jsoftmax.functions._row_statistics import statistics_beside_a_loss
+from jsoftmax.linear import _arguments, _block, _few, _numbers
 from jsoftmax.linear._arguments import BlockSize, Gradient, Head
 from jsoftmax.rows import _loss_terms
 from jsoftmax.rows._loss_terms import LossTerms, Reduction
@@ -184,6 +184,8 @@ def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Any:
     rows = head.rows(loss.labels, loss.counted, loss.hidden)._replace(terms=terms)
     has_statistics = bool(call.arguments["statistics"])
     wanted = loss.terms.wanted | frozenset(_numbers.STATISTICS if has_statistics else ())
+    if has_statistics and loss.class_weights is not None and not rows.has_class_ids:
+        wanted |= {_block.UNWEIGHTED}
     shared, static = head.shared(loss.class_weights), head.static(wanted)
     if reduction == "none" or in_forward_mode() or static.plan(rows, shared).class_blocks > 1:
         found = _numbers.numbers(static, rows, shared)
@@ -192,4 +194,6 @@ def _loss(call: Call, head: Head, row_names: tuple[str, ...]) -> Any:
     else:
         total, found = _numbers.total(static, rows, shared)
         out = loss.of_sum(head.reported(total, rows), head.row_shape, head.class_axis)
-    return (out, lax.stop_gradient(statistics_of(head, rows, found))) if has_statistics else out
+    if not has_statistics:
+        return out
+    return out, lax.stop_gradient(statistics_beside_a_loss(call, head, rows, found))

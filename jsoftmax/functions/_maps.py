@@ -39,7 +39,9 @@ def softmax(
     A sink is one more class per row, without an output: it takes a share of the probabilities, which then add
     up to less than 1. Its logit is in the units of `x`, so a temperature divides it too; it has no mask. It
     is a class only in a row with a live class. A sink of −inf is none, and 0 is "softmax off by one". No
-    logits are copied for it.
+    logits are copied for it. A sink of +inf or NaN makes its row NaN. In a row without a live class it does
+    so too in the plain form of `softmax` without a temperature (`explain` prints the form); elsewhere, and
+    always in `log_softmax`, it is no class there.
 
     Derivative: the Jacobian product ``p·(v − ⟨p, v⟩)/T`` (`rules.softmax_product`), 0 for a masked class;
     ``−p_s·⟨p, g⟩/T`` in a sink of probability p_s (`rules.sink_vjp`). Residual: the output, and one number

@@ -10,7 +10,7 @@ from jsoftmax.border._backends import Backend
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
-from jsoftmax.linear import _arguments, _numbers
+from jsoftmax.linear import _arguments, _block, _numbers
 from jsoftmax.linear._arguments import BlockSize, Head
 from jsoftmax.linear._products import Rows
 from jsoftmax.logits import _scaling
@@ -161,6 +161,21 @@ def linear_row_statistics(
         rows = head.rows(t, counted)
         found = _numbers.numbers(head.static(frozenset(_numbers.STATISTICS)), rows, head.shared())
         found["nll"] = head.reported(found["nll"], rows)
+    return statistics_of(head, rows, found)
+
+
+def statistics_beside_a_loss(call: Call, head: Head, rows: Rows, found: Numbers) -> RowStatistics:
+    """Those of `linear_row_statistics`, from the numbers of a loss.
+
+    A loss does not count a row whose classes are all masked; its statistics do. It weights the targets.
+    """
+    found = found | {"nll": found.get(_block.UNWEIGHTED, found["nll"])}
+    where = head.scaling.where
+    live = _loss_terms.counted_rows(None, None, where, head.class_axis, head.names)
+    if live is not None:
+        counted = _loss_terms.labels_of_call(call, head.logits.shape, head.class_axis)[1]
+        kept = jnp.asarray(head.column(live if counted is None else live | ~counted))
+        found["log_normalizer"] = jnp.where(kept, found["log_normalizer"], -jnp.inf)
     return statistics_of(head, rows, found)
 
 

@@ -21,6 +21,10 @@ from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import on_one_device, partition_spec, spec, varying
 
+# The nll of targets without the class weights, which statistics beside a weighted loss report. Beside targets
+# a block has all classes, so these numbers are never merged. They have no derivative.
+UNWEIGHTED = "nll without class weights"
+
 
 def tiled(static: Static, plan: BlockPlan, function: Callable[..., Any], rows: Rows, *arguments: Any) -> Any:
     """``function(size, rows, *arguments)``: `size` classes at a time, a tile on CPU, else as planned."""
@@ -97,6 +101,9 @@ def _part(static: Static, x: Array, rows: Rows, shared: Shared, start: Array | i
     found, saved = _statistics.save((1, static.names, static.wanted), row_args)
     if not whole:
         found["nll"] = jnp.where(has_label, found["nll"], 0)
+    if UNWEIGHTED in static.wanted:
+        bare = jax.lax.stop_gradient(row_args._replace(weights=None))
+        found[UNWEIGHTED] = _statistics.save((1, static.names, frozenset({"nll"})), bare)[0]["nll"]
     if "prediction" in static.wanted:
         found["prediction"] = start + _peaks.prediction(
             _scaling.ordered_live(x, row_args.scaling), (1, *static.names)

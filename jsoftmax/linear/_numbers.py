@@ -60,6 +60,7 @@ def pull(
     static: Static, asked: tuple[Rows, Shared], kept: _Kept, cotangents: dict[str, Array | None]
 ) -> tuple[Rows, Shared]:
     rows, shared, saved = kept
+    cotangents = {name: g for name, g in cotangents.items() if name != _block.UNWEIGHTED}
     return _pull_rows(static._replace(asked=asked), (rows, saved, cotangents), shared)
 
 
@@ -89,6 +90,8 @@ def push(static: Static, kept: _Kept, tangents: tuple[Rows, Shared]) -> Numbers:
     out, _ = _push_rows(static, (rows, saved, tangents[0]), (shared, tangents[1]))
     if "prediction" in static.wanted:
         out["prediction"] = zero_from_primal(saved.numbers["prediction"])
+    if _block.UNWEIGHTED in static.wanted:
+        out[_block.UNWEIGHTED] = jnp.zeros_like(out["nll"])
     return out
 
 
@@ -146,7 +149,8 @@ def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows,
 
 def _told(static: Static, found: Numbers) -> Numbers:
     """The statistics of every row, if they are asked for beside a loss."""
-    return {name: found[name] for name in STATISTICS if "prediction" in static.wanted}
+    names = (*STATISTICS, _block.UNWEIGHTED) if "prediction" in static.wanted else ()
+    return {name: found[name] for name in names if name in static.wanted}
 
 
 @row_wise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,6 +16,7 @@ from jsoftmax.logits import _moments
 from jsoftmax.rows import _weights
 from jsoftmax.rows._statistics import Numbers
 from jsoftmax.transforms import _sharding
+from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import hidden
 
 Reduction = Literal["none", "mean", "sum"]
@@ -44,11 +46,11 @@ class LossTerms(NamedTuple):
         """The loss of every row, from its numbers."""
         losses = found["nll"]
         if self.label_weights is not None:
-            losses = _scaled(self.label_weights, losses)
+            losses = self._scaled(self.label_weights, losses)
         if self.label_smoothing is not None:
             alpha = self.label_smoothing
             smooth = alpha / jnp.maximum(found["live"], 1) * found["spread"] / _moments.MOMENT_SCALE
-            losses = _scaled(1 - alpha, losses) + smooth
+            losses = self._scaled(1 - alpha, losses) + smooth
         if self.z_loss is not None:
             normalizer = jnp.where(found["log_normalizer"] == -jnp.inf, 0, found["log_normalizer"])
             losses = losses + self.z_loss * normalizer * normalizer
@@ -56,13 +58,33 @@ class LossTerms(NamedTuple):
 
     def weighted(self, losses: Array) -> Array:
         """The losses times the weights of their rows."""
-        return losses if self.weights is None else _scaled(self.weights, losses)
+        return losses if self.weights is None else self._scaled(self.weights, losses)
+
+    def _scaled(self, weight: Array, loss: Array) -> Array:
+        """``weight·loss``, but 0 if the weight is 0 and the loss +inf, as for a dead label."""
+        nothing = (weight == 0) & (loss == jnp.inf)
+        of_rows = weight + jnp.zeros_like(loss)  # as `loss` on every mesh, for the cotangent of `_product`
+        product: Array = _product(None, of_rows, jnp.where(nothing, 0, loss), beside=self)
+        return product
 
 
-def _scaled(weight: Array, loss: Array) -> Array:
-    """``weight·loss``, but 0 if the weight is 0 and the loss +inf, as for a dead label."""
-    nothing = (weight == 0) & (loss == jnp.inf)
-    return weight * jnp.where(nothing, 0, loss)
+def _product_save(_: None, weight: Array, loss: Array) -> tuple[Array, tuple[Array, Array]]:
+    return weight * loss, (weight, loss)
+
+
+def _product_pull(_: None, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """In a row whose loss is +inf but not used, the gradient in its weight is 0, not 0·inf."""
+    weight, loss = saved
+    return _moments.times(g, loss), g * weight
+
+
+def _product_push(_: None, saved: tuple[Array, Array], tangents: tuple[Any, Any]) -> Array:
+    (weight, loss), (dweight, dloss) = saved, tangents
+    terms = [a * b for a, b in ((dweight, loss), (weight, dloss)) if a is not None and b is not None]
+    return functools.reduce(jnp.add, terms, jnp.zeros_like(loss))
+
+
+_product = with_rules(_product_save, _product_pull, _product_push)
 
 
 class Loss(NamedTuple):

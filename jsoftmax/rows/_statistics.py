@@ -199,7 +199,7 @@ def pull(
     if "spread" in given:
         dweights = given["spread"] * jnp.where(dead, 0, cost)
     if "nll" in given and not are_ids(labels):
-        dt = zero_unless_counted(_scaling.masked(given["nll"] * cost, scaling.where), counted)
+        dt = zero_unless_counted(_scaling.masked(_moments.times(given["nll"], cost), scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
         dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
     if times is not None:  # [1, V], how often a class counts

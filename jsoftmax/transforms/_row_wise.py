@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive  # not within a trace: see `border._label_checks`
 from jax.interpreters import ad, batching, mlir
 
 from jsoftmax.transforms import _modes, _platforms
@@ -174,9 +175,7 @@ def _merged(which: Iterable[bool], chosen: Iterable[Any], others: Iterable[Any])
 
 @functools.cache
 def _row_wise() -> Any:
-    """The primitive. It is created on first use: its import takes half the import time of this package."""
-    from jax.extend.core import Primitive
-
+    """The primitive, created on first use."""
     row_wise: Any = Primitive("row_wise")
     row_wise.multiple_results = True
     row_wise.def_impl(_compute)
