@@ -108,7 +108,7 @@ def _sums_on_cpu(request: Request) -> Form | None:
         return Form("by class")
     x, axes = request.x, request.axes
     longest = max(axes, key=lambda axis: x.shape[axis], default=0)
-    cuttable = bool(axes) and on_one_device(x, longest)
+    cuttable = bool(axes) and on_one_device(x, longest) and not _modes.in_cache()
     return Form("loop") if cuttable and x.shape[longest] > LONGEST_WHOLE else None
 
 

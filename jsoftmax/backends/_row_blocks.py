@@ -30,38 +30,65 @@ def in_row_blocks(
     *,
     is_bare: Callable[..., bool] = lambda static, *trees: False,
     axes_of: Callable[[Any], Axes] = lambda static: static,
+    what: str = "the numbers of every row",
 ) -> Callable[..., Any]:
     """``function(static, *trees)`` of arrays, the logits first, which may run on CPU in blocks of rows.
 
     The arguments and outputs have one length, or 1, along every axis of the rows. An output of length 1 along
-    the axis of the blocks is a sum over the rows. ``axes_of(static)`` are the axes of a row, and
-    ``is_bare(static, *trees)`` is as `bare` in `Request`.
+    the axis of the blocks is a sum over the rows. ``axes_of(static)`` are the axes of a row,
+    ``is_bare(static, *trees)`` is as `bare` in `Request`, and `what` is the name in the output of `explain`.
     """
 
     @functools.wraps(function)
     def call(static: Any, *trees: Any) -> Any:
-        plain = partial(function, static)
         own, names = rules.split_axes(axes_of(static))
-        x = jax.tree.leaves(trees)[0]
-        request = Request("rows", x, own, bool(names), is_bare(static, *trees))
+        arguments, of_arguments = jax.tree.flatten(trees)
+        request = Request("rows", arguments[0], own, bool(names), is_bare(static, *trees))
         form, axis = choose(request).cpu, request.row_axis
         if form is None or axis is None:
-            return plain(*trees)
-        loop = partial(_in_loop, plain, form.size, axis), form.reason
-        return by_platform("a function of every row", *trees, plain=plain, cpu=loop)
+            return function(static, *trees)
+        layout: list[Any] = []
+
+        def plain(*arguments: Array) -> list[Array]:
+            """The outputs that are not arguments, each once; the others need not be copied."""
+            found, of_outputs = jax.tree.flatten(
+                function(static, *jax.tree.unflatten(of_arguments, arguments))
+            )
+            known = set(map(id, arguments))
+            made = list({id(a): a for a in found if id(a) not in known}.values())
+            places = {id(a): place for place, a in enumerate([*arguments, *made])}
+            layout[:] = of_outputs, [places[id(a)] for a in found]
+            return made
+
+        loop = _with_tangent_of(plain, partial(_in_loop, plain, form.size, axis)), form.reason
+        made = by_platform(what, *arguments, plain=plain, cpu=loop)
+        of_outputs, places = layout
+        arrays = [*arguments, *made]
+        return jax.tree.unflatten(of_outputs, [arrays[place] for place in places])
 
     return call
 
 
-def _in_loop(function: Callable[..., Any], size: int, axis: int, *trees: Any) -> Any:
-    """The function of all rows: of the remainder of their number by `size`, then of blocks of `size` rows.
+def both_in_row_blocks(save: Callable[..., Any], pull: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
+    """The functions `save` and `pull` of a rule by `in_row_blocks`, with the same options."""
+    return in_row_blocks(save, **options), in_row_blocks(pull, what="the gradient of every row", **options)
 
-    An output that is one of the arguments, or another output, is not copied.
-    """
-    arguments, tree = jax.tree.flatten(trees)
+
+def _with_tangent_of(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the derivative of `plain`: reverse mode through a loop would store all its steps."""
+    found = jax.custom_jvp(function)
+
+    def push(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        return found(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    found.defjvp(push)
+    return found
+
+
+def _in_loop(function: Callable[..., Any], size: int, axis: int, *arguments: Array) -> list[Array]:
+    """The function of all rows: of the remainder of their number by `size`, then of blocks of `size` rows."""
     length = arguments[0].shape[axis]
     over = length % size
-    layout: list[Any] = []
 
     @partial(jax.jit, static_argnums=1)  # traced once
     def of_block(start: Array | int, rows: int) -> list[Array]:
@@ -70,12 +97,7 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *trees: Any) ->
         # reduction library runs none of them.
         block = lax.optimization_barrier(block)
         with _modes.for_cache():
-            found, of_outputs = jax.tree.flatten(function(*jax.tree.unflatten(tree, block)))
-        known = {id(a) for a in block}
-        made = list({id(a): a for a in found if id(a) not in known}.values())
-        places = {id(a): place for place, a in enumerate([*block, *made])}
-        layout[:] = of_outputs, [places[id(a)] for a in found]
-        return made
+            return function(*block)
 
     def begun(a: Array) -> Array:
         if a.shape[axis] == 1:
@@ -95,9 +117,7 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *trees: Any) ->
     outputs = list(map(begun, types))
     outputs = with_block(outputs, 0, over) if over else outputs
     outputs = lax.fori_loop(0, length // size, step, outputs)
-    of_outputs, places = layout
-    arrays = [*arguments, *(_floats(a, of.dtype) for a, of in zip(outputs, types, strict=True))]
-    return jax.tree.unflatten(of_outputs, [arrays[place] for place in places])
+    return [_floats(a, of.dtype) for a, of in zip(outputs, types, strict=True)]
 
 
 def _bits(a: Array) -> Array:

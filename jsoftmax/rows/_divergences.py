@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import online, rules
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _gaps, _probabilities, _reductions
@@ -128,7 +128,7 @@ def _with_rules(
         (out,) = rules.row_sums(axes, changes)
         return out if dbeta is None else out + dbeta * _in_beta(saved)
 
-    return with_rules(in_row_blocks(save), in_row_blocks(pull), push)
+    return with_rules(*both_in_row_blocks(save, pull), push)
 
 
 def _with_hidden_masked(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:

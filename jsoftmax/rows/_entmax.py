@@ -10,14 +10,13 @@ leaves the bracket of the root is replaced by one to its middle. Each step reads
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _rounding, _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows._peaks import peak
@@ -232,5 +231,4 @@ def _push(static: Static, saved: _Saved, tangents: tuple[Array | None, Scaling, 
     return out.astype(x.dtype)
 
 
-_in_row_blocks = partial(in_row_blocks, axes_of=lambda static: static[0])
-entmax = with_rules(_in_row_blocks(_save), _in_row_blocks(_pull), _push)
+entmax = with_rules(*both_in_row_blocks(_save, _pull, axes_of=lambda static: static[0]), _push)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _reductions
@@ -112,7 +112,7 @@ def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
     return Events(of_u, of_top)
 
 
-events = with_rules(in_row_blocks(_save), in_row_blocks(_pull), _push)
+events = with_rules(*both_in_row_blocks(_save, _pull), _push)
 
 
 def _is_here(x: Array, ids: Array) -> Array:

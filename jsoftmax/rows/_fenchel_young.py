@@ -9,7 +9,6 @@ Targets that sum to n count as n rows with the targets t/n. The gradient in z is
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
@@ -187,5 +186,4 @@ def _push(static: Static, saved: _Saved, tangents: tuple[_Arguments]) -> Array:
     return rules.row_sums((axis, *names), terms)[0]
 
 
-_in_row_blocks = partial(in_row_blocks, axes_of=lambda static: (static[0], *static[1]))
-_loss = with_rules(_in_row_blocks(_save), _in_row_blocks(_pull), _push)
+_loss = with_rules(*both_in_row_blocks(_save, _pull, axes_of=lambda static: (static[0], *static[1])), _push)

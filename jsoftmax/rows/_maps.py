@@ -13,7 +13,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _kernels, _sinks
 from jsoftmax.backends._choice import choose, choose_kernel, kernels
 from jsoftmax.backends._request import Request
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities
@@ -217,7 +217,7 @@ def _is_bare(axes: Axes, row: Any, other: Any) -> bool:
     return scaling._replace(sink=None) == Scaling(None)
 
 
-_in_row_blocks = partial(in_row_blocks, is_bare=_is_bare)
+_in_row_blocks = partial(both_in_row_blocks, is_bare=_is_bare)
 
 
 def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
@@ -226,7 +226,7 @@ def _softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
 
 
 _softmax_pull = _pull_with(rules.softmax_product, "softmax backward", weighted=True)
-softmax = with_rules(_in_row_blocks(_softmax_save), _in_row_blocks(_softmax_pull), _softmax_push)
+softmax = with_rules(*_in_row_blocks(_softmax_save, _softmax_pull), _softmax_push)
 
 
 def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _Saved]:
@@ -244,6 +244,4 @@ def _log_softmax_push(axes: Axes, saved: _Saved, tangents: Tangents) -> Array:
 
 
 _log_softmax_pull = _pull_with(rules.log_softmax_vjp, "log_softmax backward", marks_empty=True)
-log_softmax = with_rules(
-    _in_row_blocks(_log_softmax_save), _in_row_blocks(_log_softmax_pull), _log_softmax_push
-)
+log_softmax = with_rules(*_in_row_blocks(_log_softmax_save, _log_softmax_pull), _log_softmax_push)

@@ -6,14 +6,13 @@ Losses, entropies and metrics are ordinary arithmetic on these numbers.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax.backends._row_blocks import in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks, in_row_blocks
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits._scaling import Scaling, of_used_rows
 from jsoftmax.rows._statistics import (
@@ -105,10 +104,16 @@ def _value(static: Static, row_args: RowArguments) -> Numbers:
 
 
 def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
+    """XLA stores little for class ids, also if all rows share a temperature."""
     row_args = row.row_args if isinstance(row, Saved) else row
     has_targets = row_args.labels is not None and not are_ids(row_args.labels)
-    return row_args.scaling == Scaling(None) and not has_targets and "spread" not in static[2]
+    scaling: Scaling = row_args.scaling
+    if scaling.temperature is not None and scaling.temperature.size == 1:
+        scaling = scaling._replace(temperature=None)
+    return scaling == Scaling(None) and not has_targets and "spread" not in static[2]
 
 
-_in_row_blocks = partial(in_row_blocks, is_bare=_is_bare, axes_of=lambda static: (static[0], *static[1]))
-_of_rows = with_rules(_in_row_blocks(save), _in_row_blocks(pull), push, value=_in_row_blocks(_value))
+_options: dict[str, Any] = {"is_bare": _is_bare, "axes_of": lambda static: (static[0], *static[1])}
+_of_rows = with_rules(
+    *both_in_row_blocks(save, pull, **_options), push, value=in_row_blocks(_value, **_options)
+)
