@@ -80,6 +80,7 @@ MODULES = {
         "_divergences",
         "_row_numbers",
         "_weights",
+        "_unused",
         "_loss_terms",
         "_fused_loss",
         "_entmax",

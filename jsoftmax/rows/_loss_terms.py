@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,8 +14,8 @@ from jsoftmax.border._label_checks import are_classes, is_other
 from jsoftmax.logits import _moments
 from jsoftmax.rows import _weights
 from jsoftmax.rows._statistics import Numbers
+from jsoftmax.rows._unused import product, quotient
 from jsoftmax.transforms import _sharding
-from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import hidden
 
 Reduction = Literal["none", "mean", "sum"]
@@ -63,28 +62,9 @@ class LossTerms(NamedTuple):
     def _scaled(self, weight: Array, loss: Array) -> Array:
         """``weight·loss``, but 0 if the weight is 0 and the loss +inf, as for a dead label."""
         nothing = (weight == 0) & (loss == jnp.inf)
-        of_rows = weight + jnp.zeros_like(loss)  # as `loss` on every mesh, for the cotangent of `_product`
-        product: Array = _product(None, of_rows, jnp.where(nothing, 0, loss), beside=self)
-        return product
-
-
-def _product_save(_: None, weight: Array, loss: Array) -> tuple[Array, tuple[Array, Array]]:
-    return weight * loss, (weight, loss)
-
-
-def _product_pull(_: None, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    """In a row whose loss is +inf but not used, the gradient in its weight is 0, not 0·inf."""
-    weight, loss = saved
-    return _moments.times(g, loss), g * weight
-
-
-def _product_push(_: None, saved: tuple[Array, Array], tangents: tuple[Any, Any]) -> Array:
-    (weight, loss), (dweight, dloss) = saved, tangents
-    terms = [a * b for a, b in ((dweight, loss), (weight, dloss)) if a is not None and b is not None]
-    return functools.reduce(jnp.add, terms, jnp.zeros_like(loss))
-
-
-_product = with_rules(_product_save, _product_pull, _product_push)
+        of_rows = weight + jnp.zeros_like(loss)  # as `loss` on every mesh, for the cotangent of `product`
+        scaled: Array = product(None, of_rows, jnp.where(nothing, 0, loss), beside=self)
+        return scaled
 
 
 class Loss(NamedTuple):
@@ -116,7 +96,8 @@ class Loss(NamedTuple):
             (total,) = rules.across(self.row_names, total)
             return total / self.number_of_rows(rows)
         total, count = rules.across(self.row_names, total, count)
-        return total / jnp.where(count == 0, 1, count)
+        mean: Array = quotient(None, total, jnp.where(count == 0, 1, count), beside=self.terms)
+        return mean
 
     def total_weight(self, rows: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
         """What the mean divides by, on this shard; None for `number_of_rows`."""

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax.transforms import _modes
@@ -188,7 +189,9 @@ def with_gradients(
         gradients, kinds = saved[0], saved[1].value
 
         def scaled(d: Array, kind: Any) -> Array:
-            return sharded_like_argument(g * d.astype(g.dtype), kind[1]).astype(kind[0])
+            d = d.astype(g.dtype)
+            d = jnp.where((g == 0) & jnp.isinf(d), 0, d)  # an infinite slope of a sum that is not used
+            return sharded_like_argument(g * d, kind[1]).astype(kind[0])
 
         return along(scaled, gradients, kinds)
 
