@@ -27,18 +27,22 @@ OTHERS = "linear", "contrastive", "segment", "binary", "log_sigmoid"  # heads, s
 OF_ROWS = [function for function in FUNCTIONS if not function.name.startswith(OTHERS)]
 
 
-def blocks_of(rows, monkeypatch):
-    """Blocks of at most so many rows, for few logits too."""
-    monkeypatch.setattr(_choice, "ROW_BLOCK", rows * CLASSES)
-    monkeypatch.setattr(_choice, "LEAST_PIECE", 1)
-    jax.clear_caches()
+@pytest.fixture
+def blocks_of(monkeypatch):
+    """A function that sets the number of logits of a block; few logits are cut into blocks too."""
+
+    def set_size(logits):
+        monkeypatch.setattr(_choice, "ROW_BLOCK", logits)
+        monkeypatch.setattr(_choice, "LEAST_PIECE", 1)
+        jax.clear_caches()
+
+    yield set_size
+    jax.clear_caches()  # no later test may find a program with these blocks
 
 
 @pytest.fixture
-def _in_blocks(monkeypatch):
-    blocks_of(7, monkeypatch)  # and one of the remaining 5
-    yield
-    jax.clear_caches()
+def _in_blocks(blocks_of):
+    blocks_of(7 * CLASSES)  # 7 rows, and one of the remaining 5
 
 
 def runs_in_blocks(call, *arguments):
@@ -120,9 +124,9 @@ def test_gradients_of_shared_arguments_are_sums_over_the_blocks(name):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
-def test_rows_of_several_axes_are_cut_along_the_longest(axis, monkeypatch):
+def test_rows_of_several_axes_are_cut_along_the_longest(axis, blocks_of):
     """Here into blocks of 36 rows, 2 of the 10 along the longest axis."""
-    blocks_of(40, monkeypatch)
+    blocks_of(40 * CLASSES)
     shape = [6, 3, 10]
     shape.insert(axis % 4, CLASSES)
     x = 3 * jax.random.normal(jax.random.key(0), shape)
@@ -136,7 +140,7 @@ def test_numbers_that_are_not_finite_stay_in_their_rows():
     assert_as_whole(lambda x: jsoftmax.softmax(x, temperature=0.5), (jnp.asarray(x),), (0,))
 
 
-def test_second_derivatives_store_no_more_than_those_of_whole_rows(monkeypatch):
+def test_second_derivatives_store_no_more_than_those_of_whole_rows(blocks_of):
     x, v = 3 * jax.random.normal(jax.random.key(0), (2, ROWS, CLASSES))
 
     def gradient(x):
@@ -147,7 +151,7 @@ def test_second_derivatives_store_no_more_than_those_of_whole_rows(monkeypatch):
 
     found = []
     for rows in (7, 2 * ROWS):
-        blocks_of(rows, monkeypatch)
+        blocks_of(rows * CLASSES)
         programs = [
             jax.jit(f).lower(x).compile() for f in (in_reverse, lambda x: jax.jvp(gradient, (x,), (v,))[1])
         ]
@@ -160,11 +164,12 @@ def test_second_derivatives_store_no_more_than_those_of_whole_rows(monkeypatch):
 @pytest.mark.usefixtures("_in_blocks")
 def test_a_mapped_axis_is_beside_the_blocks():
     both = 3 * jax.random.normal(jax.random.key(0), (2, ROWS, CLASSES))
-    entropies = functools.partial(
+    statistics = functools.partial(
         jsoftmax.row_statistics, labels=0 * both[0, :, 0].astype(int), temperature=both[0, :, 1] + 9
     )
+    assert runs_in_blocks(statistics, both[0])
     for got, want in zip(
-        jax.jit(jax.vmap(entropies))(both), zip(*map(entropies, both), strict=True), strict=True
+        jax.jit(jax.vmap(statistics))(both), zip(*map(statistics, both), strict=True), strict=True
     ):
         np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-5, atol=1e-6)
 
@@ -187,9 +192,9 @@ FEW_ARRAYS = {
 @pytest.mark.share(5)
 @pytest.mark.parametrize("what", ["value", "gradient"])
 @pytest.mark.parametrize("name", FEW_ARRAYS)
-def test_no_array_of_all_logits_is_stored(name, what, monkeypatch):
+def test_no_array_of_all_logits_is_stored(name, what, blocks_of):
     """Only arrays of a block, a 64th of the rows."""
-    monkeypatch.setattr(_choice, "ROW_BLOCK", 2**17)
+    blocks_of(2**17)
     x, y = jax.ShapeDtypeStruct((8192, 1024), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
     function, given = FEW_ARRAYS[name], (x, y, x)
     if what == "gradient":
@@ -198,7 +203,6 @@ def test_no_array_of_all_logits_is_stored(name, what, monkeypatch):
         def function(x, y, t, g):
             return jax.vjp(lambda x: FEW_ARRAYS[name](x, y, t), x)[1](g)
 
-    jax.clear_caches()
     stored = jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes
     assert stored < 0.2 * 4 * x.size
 
