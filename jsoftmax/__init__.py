@@ -26,6 +26,7 @@ from jsoftmax.functions._row_statistics import linear_row_statistics, row_statis
 from jsoftmax.functions._segment_logsumexp import segment_logsumexp
 from jsoftmax.functions._segment_losses import segment_cross_entropy
 from jsoftmax.functions._segment_maps import segment_log_softmax, segment_softmax
+from jsoftmax.functions._sigmoid_contrastive import sigmoid_contrastive_loss
 from jsoftmax.functions._sparse_divergences import linear_sparse_kl_divergence, sparse_kl_divergence
 from jsoftmax.functions._sparse_losses import entmax_loss, sparsemax_loss
 from jsoftmax.functions._sparse_maps import entmax, entmax15, sparsemax
@@ -83,6 +84,7 @@ __all__ = [
     "segment_log_softmax",
     "segment_logsumexp",
     "segment_softmax",
+    "sigmoid_contrastive_loss",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",

@@ -107,6 +107,7 @@ MODULES = {
         "_contrast_sides",
         "_contrast",
         "_contrast_arguments",
+        "_contrast_sigmoid",
     ),
     "functions": (
         "_maps",
@@ -123,6 +124,7 @@ MODULES = {
         "_linear_plan",
         "_linear",
         "_contrastive",
+        "_sigmoid_contrastive",
         "_linear_divergences",
         "_sparse_divergences",
         "_top_log_probs",

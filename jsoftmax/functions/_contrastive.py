@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -15,10 +14,9 @@ from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.functions._linear import linear_cross_entropy
 from jsoftmax.linear import _contrast, _contrast_arguments, _products
 from jsoftmax.linear._contrast import Static
-from jsoftmax.linear._contrast_arguments import Batch, Relation
+from jsoftmax.linear._contrast_arguments import Given
 from jsoftmax.linear._contrast_sides import Columns, Rows
 from jsoftmax.transforms import _platforms
-from jsoftmax.transforms._sharding import sharded_like
 
 
 def contrastive_loss(
@@ -118,61 +116,43 @@ def contrastive_loss(
     )
     if symmetric not in (True, False):
         raise call.error(TypeError, f"symmetric is {symmetric!r}", "write True or False")
-    batch = _contrast_arguments.batch(call)
-    n, m, dtype = batch.a.shape[0], batch.b.shape[0], rules.computing_dtype(batch.a.dtype)
-    if temperature is not None and jnp.ndim(temperature):
-        raise call.error(ValueError, f"temperature of shape {jnp.shape(temperature)}", "give one number")
-    t = call.per_row("temperature", jax.ShapeDtypeStruct((1, 1), dtype), (1,), dtype)
-    if t is None:
-        raise call.error(TypeError, "there is no temperature", "write a number, such as temperature=0.07")
-    size = None if block_size is None else call.size("block_size", 1)
-    relation = _contrast_arguments.relation(call, batch)
-    row_weights = call.row_weights(jax.ShapeDtypeStruct((n, m), dtype), (1,), dtype)
-    if 0 in (n, m):
-        return jnp.zeros((), dtype)
-    head = _products.Static(0, size, (), frozenset())
-    static = Static(head, bool(symmetric), batch.names)
-    with _platforms.for_logits(n * batch.columns):
-        return _loss(static, batch, relation, t, row_weights)
+    given = _contrast_arguments.of_call(call)
+    if given.is_empty:
+        return jnp.zeros((), given.dtype)
+    with _platforms.for_logits(given.batch.a.shape[0] * given.batch.columns):
+        return _loss(bool(symmetric), given)
 
 
-def _loss(static: Static, batch: Batch, relation: Relation, t: Array, weights: Array | None) -> Array:
-    a, b = batch.a, batch.b
-    counted = column_weights = columns_counted = None
-    if weights is not None:
-        weights = sharded_like(weights, a)
-        counted = weights != 0
-        a, weights = (jnp.where(counted, values, 0) for values in (a, weights))
-        if relation.is_paired:  # else the rows of b have no weights
-            b, column_weights = jnp.where(counted, b, 0), weights
-            columns_counted = batch.gathered(counted[:, 0])
-    b = batch.gathered(b)
+def _loss(both: bool, given: Given) -> Array:
+    batch, relation, t, _, block_size = given
+    counted = given.counted()
+    a, b, weights, counted_rows, counted_columns = counted
     ids, hits = relation.ids, relation.hits
-    if not static.both and not batch.is_itself and ids is not None and relation.column_ids is None:
+    if not both and not batch.is_itself and ids is not None and relation.column_ids is None:
         return linear_cross_entropy(
             a,
             b,
             ids[:, 0],
             vocab_axis=0,
-            where=columns_counted,
+            where=counted_columns,
             weights=weights,
             temperature=t,
             reduction="mean",
-            block_size=static.head.block_size,
+            block_size=block_size,
             row_axis_name=batch.names or None,
         )
-    rows = Rows(a, ids, hits, batch.places() if batch.is_itself else None, counted)
-    of_columns = (None if c is None else c[None, :] for c in (relation.column_ids, columns_counted))
+    static = Static(_products.Static(0, block_size, (), frozenset()), both, batch.names)
+    rows = Rows(a, ids, hits, batch.places() if batch.is_itself else None, counted_rows)
+    of_columns = (None if c is None else c[None, :] for c in (relation.column_ids, counted_columns))
     found = _contrast.losses(static, rows, Columns(b, *of_columns), t)
     losses, positives = found.of_rows, found.positives_of_rows
-    if relation.known is not None:
-        bad = ~relation.known if counted is None else ~relation.known & counted
+    if (bad := counted.bad_labels(relation)) is not None:
         losses, positives = losses * rules.nan_where(bad, jnp.ones_like(losses)), jnp.where(bad, 1, positives)
     sums = [*_weighted_sums(losses, positives, weights)]
-    if static.both:
+    if both:
         # A shard adds the losses of its own rows of b.
         own = batch.own(found.of_columns[0, :, None]), batch.own(found.positives_of_columns[0, :, None])
-        sums += _weighted_sums(*own, column_weights)
+        sums += _weighted_sums(*own, weights if relation.is_paired else None)
     sums = [*rules.across(batch.names, *sums)]
     means = [
         total / jnp.where(count == 0, 1, count) for total, count in zip(sums[::2], sums[1::2], strict=True)

@@ -47,9 +47,13 @@ class Losses(NamedTuple):
 
 def _blocks(static: Static, rows: Rows, columns: Columns) -> BlockPlan:
     """Blocks of some rows and all columns. They are shorter than those of a head: memory holds a few."""
-    features = rows.features
-    found = static.head.plan(_products.Rows(features, features), _products.Shared(columns.features))
-    if static.head.block_size is not None or not is_known(features) or not is_known(columns.features):
+    return plan(static.head, rows.features, columns.features)
+
+
+def plan(head: _products.Static, a: Array, b: Array) -> BlockPlan:
+    """The blocks of the logits of all pairs of rows of `a` and of `b`."""
+    found = head.plan(_products.Rows(a, a), _products.Shared(b))
+    if head.block_size is not None or not is_known(a) or not is_known(b):
         return found
     row_bytes = found.itemsize * found.classes
     return _plan.shortened(found, max(_plan.ENOUGH_ROWS, SMALL_BLOCK // row_bytes))
@@ -97,7 +101,7 @@ def _save(static: Static, rows: Rows, columns: Columns, temperature: Array) -> t
         so_far: Side | None, rows: Rows, counted: Array | None
     ) -> tuple[Side | None, tuple[Side, None]]:
         z = logits.of(static, rows, columns)
-        live, hits = _contrast_sides.masks(rows, columns, counted)
+        live, hits = _contrast_sides.masks(rows, columns, counted, z.shape[1])
         if so_far is not None:
             so_far = _contrast_sides.merge(so_far, _contrast_sides.side(z, live, hits, COLUMNS))
         return so_far, (_contrast_sides.side(z, live, hits, ROWS), None)
@@ -107,7 +111,7 @@ def _save(static: Static, rows: Rows, columns: Columns, temperature: Array) -> t
     ) -> tuple[online.State | None, tuple[Side, Array]]:
         rows, has_positive = part
         z = logits.of(static, rows, columns)
-        live, _ = _contrast_sides.masks(rows, columns, counted)
+        live, _ = _contrast_sides.masks(rows, columns, counted, z.shape[1])
         if so_far is not None:
             so_far = online.merge(so_far, _contrast_sides.state(z, live, COLUMNS))
         logit = _reductions.logit_of_label(z, rows.ids, ROWS)
@@ -143,7 +147,7 @@ def _pull(static: Static, asked: Any, kept: Any, cotangents: Losses) -> tuple[An
         rows, side, of_row_losses = part
         db, dt = sums
         z = logits.of(static, rows, columns)
-        live, hits = _contrast_sides.masks(rows, columns, counted)
+        live, hits = _contrast_sides.masks(rows, columns, counted, z.shape[1])
         dz = jnp.zeros_like(z)
         for g, of_side in ((of_row_losses, side), (cotangents.of_columns, of_columns)):
             if g is not None:
@@ -170,7 +174,7 @@ def _push(static: Static, kept: Any, tangents: tuple[Any, Any, Any]) -> Losses:
     def block(so_far: Array | None, part: Any, counted: Array | None) -> tuple[Array | None, Array]:
         rows, side, da = part
         z = logits.of(static, rows, columns)
-        live, hits = _contrast_sides.masks(rows, columns, counted)
+        live, hits = _contrast_sides.masks(rows, columns, counted, z.shape[1])
         dx = jnp.zeros_like(z)
         if da is not None:
             dx = dx + _product(static, da, columns.features)

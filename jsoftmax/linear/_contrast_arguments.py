@@ -1,4 +1,4 @@
-"""Checks the arguments of a contrastive loss: the features, and which pairs are positive."""
+"""Checks the arguments of a contrastive loss: the features, which pairs are positive, and the weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,72 @@ class Relation(NamedTuple):
     is_paired: bool = True  # whether the i-th rows of a and of b belong together, and share a weight
 
 
-def batch(call: Call) -> Batch:
+class Given(NamedTuple):
+    """The arguments of a call."""
+
+    batch: Batch
+    relation: Relation
+    temperature: Array  # [1, 1]
+    weights: Array | None  # [N, 1]
+    block_size: int | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no pairs."""
+        return 0 in (self.batch.a.shape[0], self.batch.b.shape[0])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the loss."""
+        return rules.computing_dtype(self.batch.a.dtype)
+
+    def counted(self) -> Counted:
+        """The rows without those of weight 0, whose features are 0."""
+        a, b, weights = self.batch.a, self.batch.b, self.weights
+        counted = columns_counted = None
+        if weights is not None:
+            weights = sharded_like(weights, a)
+            counted = weights != 0
+            a, weights = (jnp.where(counted, values, 0) for values in (a, weights))
+            if self.relation.is_paired:  # else the rows of b have no weights
+                b = jnp.where(counted, b, 0)
+                columns_counted = self.batch.gathered(counted[:, 0])
+        return Counted(a, self.batch.gathered(b), weights, counted, columns_counted)
+
+
+class Counted(NamedTuple):
+    """The features and the weights, and which rows count, None if all do."""
+
+    a: Array  # [N, D]
+    b: Array  # [M, D], of all shards
+    weights: Array | None  # [N, 1]
+    of_a: Array | None  # [N, 1]
+    of_b: Array | None  # [M], of all shards
+
+    def bad_labels(self, relation: Relation) -> Array | None:
+        """The rows that count, and whose label is no column, [N, 1]; None if there are no labels."""
+        if relation.known is None:
+            return None
+        return ~relation.known if self.of_a is None else ~relation.known & self.of_a
+
+
+def of_call(call: Call) -> Given:
+    """The arguments of a public call, after all checks."""
+    batch = _batch(call)
+    given: Any = call.arguments["temperature"]
+    row = jax.ShapeDtypeStruct((1, 1), rules.computing_dtype(batch.a.dtype))
+    if given is not None and jnp.ndim(given):
+        raise call.error(ValueError, f"temperature of shape {jnp.shape(given)}", "give one number")
+    temperature = call.per_row("temperature", row, (1,), row.dtype)
+    if temperature is None:
+        raise call.error(TypeError, "there is no temperature", "write a number, such as temperature=0.07")
+    size = None if call.arguments["block_size"] is None else call.size("block_size", 1)
+    pairs = jax.ShapeDtypeStruct((batch.a.shape[0], batch.b.shape[0]), row.dtype)
+    relation, weights = _relation(call, batch), call.row_weights(pairs, (1,), row.dtype)
+    return Given(batch, relation, temperature, weights, size)
+
+
+def _batch(call: Call) -> Batch:
     """The features of a call."""
     a = call.floats("a")
     is_itself = call.arguments["b"] is None
@@ -81,7 +146,7 @@ def batch(call: Call) -> Batch:
     return Batch(in_dtype(a, dtype), in_dtype(b, dtype), is_itself, names)
 
 
-def relation(call: Call, batch: Batch) -> Relation:
+def _relation(call: Call, batch: Batch) -> Relation:
     """The positives of a call."""
     n, m = batch.a.shape[0], batch.b.shape[0]
     if call.arguments["positives"] is not None:

@@ -59,10 +59,10 @@ class Side(NamedTuple):
         return jnp.where(self.positives > 0, loss, 0)
 
 
-def masks(rows: Rows, columns: Columns, counted: Array | None) -> tuple[Array | None, Array]:
-    """Which pairs of a block count, None if all do; and which of those that count are positives."""
+def masks(rows: Rows, columns: Columns, counted: Array | None, count: int) -> tuple[Array | None, Array]:
+    """Which pairs of a block of `count` columns count, None if all do; and which of these are positives."""
     given = [mask for mask in (rows.counted, columns.counted, counted) if mask is not None]
-    indices = lax.broadcasted_iota(jnp.int32, (1, columns.features.shape[0]), 1)
+    indices = lax.broadcasted_iota(jnp.int32, (1, count), 1)
     if rows.itself is not None:
         given.append(indices != rows.itself)
     ids = indices if columns.ids is None else columns.ids

@@ -36,12 +36,13 @@ class Rows(NamedTuple):
     columns: Any  # the other arguments of the function: a tree of arrays [B, n]
     where: Any = None  # [B, V]; within a function [1, V] if all rows share one mask
     counted: Array | None = None  # [B, 1]: False in rows that do not count
+    of_classes: Any = None  # within a function, those of `Shared`
 
-    def of_block(self, counted: Array | None, where: Array | None) -> Rows:
+    def of_block(self, counted: Array | None, shared: Shared) -> Rows:
         """The rows of a block; those that do not count are fully masked, and their features are 0."""
         both = _all(self.counted, counted)
         hidden = tuple(h if both is None else jnp.where(both, h, 0) for h in self.hidden)
-        return Rows(hidden, self.columns, _all(self.where, where, both), both)
+        return Rows(hidden, self.columns, _all(self.where, shared.where, both), both, shared.of_classes)
 
 
 def _all(*masks: Array | None) -> Array | None:
@@ -54,6 +55,7 @@ class Shared(NamedTuple):
 
     heads: tuple[_products.Shared, ...]
     where: Array | None = None  # [1, V]
+    of_classes: Any = None  # arguments of the function without derivatives: a tree of arrays [1, V]
 
 
 class Static(NamedTuple):
@@ -85,7 +87,7 @@ def _logits(static: Static, rows: Rows, shared: Shared) -> Logits:
 @row_wise
 def _numbers_by_blocks(static: Static, rows: Rows, shared: Shared) -> tuple[Any, None]:
     def block(carry: None, rows: Rows, counted: Array | None) -> tuple[None, Any]:
-        rows = rows.of_block(counted, shared.where)
+        rows = rows.of_block(counted, shared)
         return None, static.function(static, _logits(static, rows, shared), rows)
 
     return _plan.over_rows(static.plan(rows, shared, gradient=False), block, None, rows)[1], None
@@ -148,9 +150,8 @@ def _pull(static: Static, asked: Any, kept: tuple[Rows, Shared], cotangents: Any
 def _pull_rows(static: Static, parts: Any, shared: Shared) -> tuple[Rows, Shared]:
     def block(sums: Shared, part: Any, counted: Array | None) -> tuple[Shared, Rows]:
         rows, cotangents = part
-        sums, (_, of_rows) = _numbers_and_gradients(
-            static, rows.of_block(counted, shared.where), shared, sums, cotangents
-        )
+        rows = rows.of_block(counted, shared)
+        sums, (_, of_rows) = _numbers_and_gradients(static, rows, shared, sums, cotangents)
         return sums, of_rows._replace(hidden=in_dtypes_of(rows.hidden, of_rows.hidden))
 
     plan = static.plan(parts[0], shared, gradient=True)
@@ -184,7 +185,7 @@ def _push_rows(static: Static, parts: Any, both: tuple[Shared, Shared]) -> tuple
 
     def block(carry: None, part: Any, counted: Array | None) -> tuple[None, Any]:
         rows, drows = part
-        rows = rows.of_block(counted, shared.where)
+        rows = rows.of_block(counted, shared)
         given = _logits(static, rows, shared), rows.columns
         moves = tuple(tangent(rows, i, dhidden) for i, dhidden in enumerate(drows.hidden)), drows.columns
         moving = along(lambda _, a: a, moves, given)
@@ -216,9 +217,8 @@ def numbers(static: Static, rows: Rows, shared: Shared) -> Any:
 @row_wise
 def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[tuple[Array, Rows], Shared]:
     def block(sums: Shared, rows: Rows, counted: Array | None) -> tuple[Shared, Any]:
-        sums, ((losses, *_), of_rows) = _numbers_and_gradients(
-            static, rows.of_block(counted, shared.where), shared, sums, None
-        )
+        rows = rows.of_block(counted, shared)
+        sums, ((losses, *_), of_rows) = _numbers_and_gradients(static, rows, shared, sums, None)
         return sums, (losses, of_rows)
 
     plan = static.plan(rows, shared, gradient=True)

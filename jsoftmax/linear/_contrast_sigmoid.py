@@ -1,0 +1,64 @@
+"""The sigmoid loss of two batches of features: each pair is classified on its own, from its logit.
+
+With z = a·b/T + bias, a pair has the loss softplus(−z) if it is positive, else softplus(z). No pair needs the
+numbers of another, so a block of logits has its loss and its gradient at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax import rules
+from jsoftmax.linear import _contrast, _contrast_sides, _products, _row_functions
+from jsoftmax.linear._contrast_arguments import Given
+from jsoftmax.linear._contrast_sides import ROWS
+from jsoftmax.linear._row_functions import Logits, Rows, Shared, Static
+from jsoftmax.transforms._modes import in_forward_mode
+
+
+class _Columns(NamedTuple):
+    """The arguments of `_losses` with entries per row."""
+
+    pairs: _contrast_sides.Rows  # without features
+    temperature: Array  # [N, 1]
+    bias: Array  # [N, 1]
+    weights: Array | None  # [N, 1]
+
+
+def _losses(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The sum over the pairs of every row of a block, times the weight of the row."""
+    (x,), c = logits, rows.columns
+    z = x / c.temperature + c.bias
+    live, hits = _contrast_sides.masks(c.pairs, rows.of_classes, rows.where, x.shape[ROWS])
+    z = jnp.where(hits, -z, z)
+    z = z if live is None else jnp.where(live, z, -jnp.inf)
+    loss = jnp.sum(rules.softplus(z), ROWS, keepdims=True)
+    return (loss if c.weights is None else loss * c.weights,), ()
+
+
+def mean(given: Given, bias: Array) -> Array:
+    """The mean over the rows of the sums over their pairs; `bias` has the shape [1, 1]."""
+    batch, relation, counted = given.batch, given.relation, given.counted()
+    n = counted.a.shape[0]
+    weights = counted.weights
+    count = jnp.asarray(n, given.dtype) if weights is None else jnp.sum(weights)
+    if (bad := counted.bad_labels(relation)) is not None:
+        weights = rules.nan_where(bad, jnp.ones((n, 1), given.dtype) if weights is None else weights)
+    itself = batch.places() if batch.is_itself else None
+    pairs = _contrast_sides.Rows(None, relation.ids, relation.hits, itself)
+    temperature, bias = (jnp.broadcast_to(number, (n, 1)) for number in (given.temperature, bias))
+    column_ids, of_b = (None if a is None else a[None, :] for a in (relation.column_ids, counted.of_b))
+    rows = Rows((counted.a,), _Columns(pairs, temperature, bias, weights), None, counted.of_a)
+    shared = Shared((_products.Shared(counted.b),), of_b, _contrast_sides.Columns(None, column_ids))
+    head = _products.Static(0, given.block_size, (), frozenset())
+    head = head._replace(block_size=_contrast.plan(head, counted.a, counted.b).block_rows)
+    static = Static(_losses, None, head, ())
+    if in_forward_mode():
+        total = jnp.sum(_row_functions.numbers(static, rows, shared)[0][0])
+    else:
+        total = _row_functions.total(static, rows, shared)
+    total, count = rules.across(batch.names, total, count)
+    return total / jnp.where(count == 0, 1, count)
