@@ -67,10 +67,21 @@ def test_the_rest_of_any_row(name, axis):
         assert abs(ours - want) <= (6 + gap) * 2**-23 * want, (kind, ours, want)
 
 
+LABEL_FORMS = {
+    "by class": [2, 8, 100],
+    "beside the label": [100, 512],
+    "blocks": [1000],
+    "stored beside the label": [2, 8, 100, 1000],
+    "whole": [1000],
+}
+
+
 @pytest.mark.share(3)
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("classes", [2, 8, 100, 512, 1000])
-def test_a_rest_that_is_good_for_a_label(classes, axis):
+@pytest.mark.parametrize(
+    ("name", "classes"), [(name, n) for name, sizes in LABEL_FORMS.items() for n in sizes]
+)
+def test_a_rest_that_is_good_for_a_label(name, classes, axis):
     """Wherever the label is: ``−log p`` has a relative error of a few ulp and the gap."""
     names, x = rows(np.random.default_rng(0), (1, classes))
     ids = np.stack([x.argmax(1), x.argmin(1), *np.full((2, len(x)), [[0], [classes // 2]])]).reshape(-1, 1)
@@ -81,8 +92,7 @@ def test_a_rest_that_is_good_for_a_label(classes, axis):
         np.put_along_axis(away, ids, -np.inf, 1)
         want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
     x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _by_class.Label(ids, logits)))
-    beside = "beside the label" if classes <= _choice.LONGEST_BESIDE_LABEL else "whole"
-    form = Form("by class" if classes <= _choice.MOST_UNROLLED or axis == 0 else beside)
+    form = Form(name, 250 if classes == 1000 else 0)
     rest = jit_in_full(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
     got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
     for kind, ours, loss, of_label in zip(
@@ -147,8 +157,13 @@ def test_every_form_is_chosen():
     assert choose((2**17, 8), result_used_for="nothing") == Form("by class")
     assert choose((2, 100, 2**8, 2**8)).name == choose((100, 2**16), 0).name == "by class"
     assert choose((100, 2**15), 0) == Form("whole")
-    assert choose((2**13, 100), for_label=True).name == "beside the label"
-    assert choose((2**13, 1000), for_label=True).name == "blocks"
+    alone = {"for_label": True, "result_used_for": "nothing"}
+    assert choose((2**17, 8), **alone).name == "by class"
+    assert choose((2**13, 100), **alone).name == "beside the label"
+    assert choose((2**13, 1000), **alone).name == "blocks"
+    with_gradient = [choose((2**20 // n, n), for_label=True) for n in (8, 100, 1000, 9001)]
+    stored = "stored beside the label"
+    assert with_gradient == [Form(stored), Form(stored), Form(stored, 250), Form("whole")]
     assert choose((2**13, 1000), sharded=True) is choose((2**13, 1000), bare=False) is None
 
 

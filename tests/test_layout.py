@@ -62,6 +62,8 @@ MODULES = {
         "_reading",
         "_sinks",
         "_by_class",
+        "_blocks",
+        "_beside_label",
         "_cpu",
         "_cpu_loops",
         "_row_blocks",

@@ -5,7 +5,8 @@ XLA would sum one row after the other, which takes ten times as long if the clas
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,39 @@ class Label(NamedTuple):
     logit: Array
 
 
-def rest(x: Array, top: Array, label: Label | None, axis: int, terms_used_again: bool) -> Array:
-    """``Σ exp(x − top) − 1`` over a row, class by class, without the term of one class.
+def rest(x: Array, top: Array, axis: int, terms_used_again: bool) -> Array:
+    """``Σ exp(x − top) − 1`` over a row, without the term of the first of its largest classes."""
+    top, finite_top = wide_and_finite_maximum(x, top)
 
-    That class is the label, if given, else the first of the largest classes.
+    def of_class(
+        column: Array, i: Array | int, led: Array, top: Array, finite_top: Array
+    ) -> tuple[Array, Array]:
+        leads = (column == top) & (top < jnp.inf) & ~led
+        return jnp.where(leads, 0, rules.scaled(half(column, finite_top))), led | leads
+
+    led = jnp.zeros(top.shape, bool)
+    others = _summed(of_class, x, led, (top, finite_top), axis, terms_used_again) / rules.SCALE
+    # XLA's library returns −inf as the maximum of a row of NaNs; only in an empty row is the sum 0 as well.
+    return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
+
+
+def sum_of_others(x: Array, top: Array, label: Label, axis: int, terms_used_again: bool) -> Array:
+    """``Σ exp(x − top)`` over the classes other than the label; `top` is finite."""
+
+    def of_class(column: Array, i: Any, _: None, top: Array, ids: Array) -> tuple[Array, None]:
+        return jnp.exp(jnp.where(ids == i, -jnp.inf, column - top)), None
+
+    return _summed(of_class, x, None, (top, label.id), axis, terms_used_again)
+
+
+# of_class(column, index of the class, carry, *row) -> (terms, carry)
+OfClass = Callable[..., tuple[Array, Any]]
+
+
+def _summed(
+    of_class: OfClass, x: Array, carry: Any, row: tuple[Array, ...], axis: int, terms_used_again: bool
+) -> Array:
+    """The sum of the terms of all classes.
 
     XLA vectorizes over rows only if their number is even, so the last rows are computed separately. Where
     several results use it (`terms_used_again`), the concatenation keeps XLA from storing the exponentials.
@@ -35,56 +65,44 @@ def rest(x: Array, top: Array, label: Label | None, axis: int, terms_used_again:
     rows = next((i for i, n in enumerate(x.shape) if i != axis and n > 2 and on_one_device(x, i)), axis)
     count = x.shape[rows]
     if rows == axis or not (terms_used_again or count % 2) or x.shape[axis] > MOST_UNROLLED:
-        return _of_classes(x, top, label, axis=axis)
+        return _of_rows(of_class, x, carry, row, axis)
     cut = (count - 1) // 2 * 2
 
     def part(start: int, end: int) -> Array:
-        of_rows = jax.tree.map(lambda a: lax.slice_in_dim(a, start, end, axis=rows), (x, top, label))
-        return _of_classes(*of_rows, axis=axis)
+        x_, carry_, row_ = jax.tree.map(lambda a: lax.slice_in_dim(a, start, end, axis=rows), (x, carry, row))
+        return _of_rows(of_class, x_, carry_, row_, axis)
 
     return jnp.concatenate([part(0, cut), part(cut, count)], rows)
 
 
-def _of_classes(x: Array, top: Array, label: Label | None, *, axis: int) -> Array:
-    top, finite_top = wide_and_finite_maximum(x, top)
-    classes = x.shape[axis]
+def _of_rows(of_class: OfClass, x: Array, carry: Any, row: tuple[Array, ...], axis: int) -> Array:
+    classes, dtype = x.shape[axis], row[0].dtype
 
-    def term(column: Array, i: Array | int, led: Array) -> tuple[Array, Array]:
-        column = column.astype(top.dtype)
-        leaves = (column == top) & (top < jnp.inf) & ~led if label is None else label.id == i
-        return jnp.where(leaves, 0, rules.scaled(half(column, finite_top))), led | leaves
+    def add(i: Array, state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        total, lost, carry = state
+        terms, carry = of_class(lax.dynamic_index_in_dim(x, i, axis).astype(dtype), i, carry, *row)
+        return *rules.compensated(total, lost, terms), carry
 
-    def add(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        total, lost, led = state
-        of_class, led = term(lax.dynamic_index_in_dim(x, i, axis), i, led)
-        return *rules.compensated(total, lost, of_class), led
-
-    led = jnp.zeros(top.shape, bool)
-    if classes <= MOST_UNROLLED:
-        terms = []
-        for i in range(classes):
-            of_class, led = term(_reading.part(x, i, i + 1, axis), i, led)
-            terms.append(of_class)
-        while len(terms) > 1:
-            terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]
-        total = terms[0]
-    else:
-        none = jnp.zeros(top.shape, top.dtype)
-        total, *_ = lax.fori_loop(0, classes, add, (none, none, led))
-    return _rest_from_others(total / rules.SCALE, top, finite_top, label)
+    if classes > MOST_UNROLLED:
+        none = jnp.zeros(row[0].shape, dtype)
+        return lax.fori_loop(0, classes, add, (none, none, carry))[0]
+    terms = []
+    for i in range(classes):
+        of_this, carry = of_class(_reading.part(x, i, i + 1, axis).astype(dtype), i, carry, *row)
+        terms.append(of_this)
+    return _in_pairs(terms)
 
 
-def _rest_from_others(others: Array, top: Array, finite_top: Array, label: Label | None) -> Array:
-    """The rest, from the sum over all classes except one; −1 in an empty row, NaN if the maximum is +inf."""
-    if label is not None:
-        return others + label_term_minus_1(label, finite_top)
-    # XLA's library returns −inf as the maximum of a row of NaNs; only in an empty row is the sum 0 as well.
-    return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
+def sum_of_classes(terms: Array, axis: int) -> Array:
+    """The sum of terms over a few classes, in the order of `sum_of_others`."""
+    return _in_pairs([lax.slice_in_dim(terms, i, i + 1, axis=axis) for i in range(terms.shape[axis])])
 
 
-def label_term_minus_1(label: Label, top: Array) -> Array:
-    """``exp(x_y − max) − 1`` at the label y: with the sum over the other classes, it gives the rest."""
-    return exponentials(label.logit, top) - 1
+def _in_pairs(terms: list[Array]) -> Array:
+    """The sum of arrays, of pairs first."""
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return terms[0]
 
 
 def wide_and_finite_maximum(x: Array, top: Array) -> tuple[Array, Array]:

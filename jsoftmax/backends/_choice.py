@@ -92,13 +92,24 @@ def _rest_on_cpu(request: Request) -> Form | None:
     if not (request.bare and request.is_large and request.is_whole_row):
         return None
     classes, result_used_for = request.classes, request.result_used_for
+    size = block_size(classes)
+    if _stores_for_gradient(request) and (size or classes <= LONGEST_BESIDE_LABEL):
+        return Form("stored beside the label", size or 0)
     if classes <= MOST_UNROLLED or request.is_strided:
         return Form("by class", terms_used_again=result_used_for != "nothing")
     if request.for_label and classes <= LONGEST_BESIDE_LABEL:
         return Form("beside the label")
-    if size := block_size(classes):
+    if size:
         return Form("blocks", size, terms_used_again=result_used_for == "exponentials")
     return Form("whole") if classes <= LONGEST_WHOLE else None
+
+
+def _stores_for_gradient(request: Request) -> bool:
+    """Whether the rest is for the loss of a label with its gradient, which can reuse the exponentials."""
+    x = request.x
+    is_wide = x.dtype == rules.computing_dtype(x.dtype)
+    is_for_both = request.for_label and request.result_used_for == "exponentials"
+    return is_for_both and is_wide and not request.is_strided
 
 
 def _sums_on_cpu(request: Request) -> Form | None:

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _by_class, _sinks
+from jsoftmax.backends import _beside_label, _by_class, _sinks
+from jsoftmax.backends._beside_label import LEAST_SUM
+from jsoftmax.backends._blocks import apart, block, block_sums
 from jsoftmax.backends._by_class import Label, exponentials, half, wide_and_finite_maximum
-from jsoftmax.backends._reading import picked
 from jsoftmax.backends._request import Form
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms._autodiff import with_tangent
 from jsoftmax.transforms._platforms import hidden
 
-LEAST_REST = 2.0**-80  # above this rest, the underflow of its terms costs less than an ulp
 _NEARLY_1 = 0.99  # below the term of the maximum, which is 1 up to the rounding of a fused product
 
 
@@ -37,11 +37,11 @@ def rest(form: Form, x: Array, top: Array, axis: int, label: Label | None = None
 
 def _value(static: tuple[Form, int], x: Array, top: Array, label: Label | None) -> Array:
     form, axis = static
-    if form.name == "by class":
-        return _by_class.rest(x, top, label, axis, form.terms_used_again)
     _, finite_top = wide_and_finite_maximum(x, top)
-    if form.name == "beside the label" and label is not None:
-        return _beside_label(x, finite_top, label, axis)
+    if label is not None and form.name != "whole":
+        return _beside_label.rest(form, x, finite_top, label, axis)
+    if form.name == "by class":
+        return _by_class.rest(x, top, axis, form.terms_used_again)
     if form.name == "whole":
         return _of_whole_rows(x, finite_top, axis)
     return _of_blocks(form, x, finite_top, axis)
@@ -54,20 +54,6 @@ def _tangent(static: tuple[Form, int], arguments: tuple[Any, ...], dx: Array) ->
 
 
 _rest = with_tangent(_value, _tangent)
-
-
-def _beside_label(x: Array, top: Array, label: Label, axis: int) -> Array:
-    """A bare sum without the label's term; if the label leads so far that terms underflow, a scaled sum."""
-
-    def repaired(x: Array, top: Array, others: Array) -> Array:
-        return sum_of_others(rules.scaled(half(x, top)), label.id, axis) / rules.SCALE
-
-    def bare(x: Array, top: Array, others: Array) -> Array:
-        return others
-
-    others = sum_of_others(exponentials(x, top), label.id, axis)
-    others = lax.cond(jnp.any(others < LEAST_REST), repaired, bare, x, top, others)
-    return others + _by_class.label_term_minus_1(label, top)
 
 
 def _of_whole_rows(x: Array, top: Array, axis: int) -> Array:
@@ -109,7 +95,7 @@ def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool =
     If two blocks contain a 1, the total is at least 2, and no term has to be left out.
     """
     count = x.shape[axis] // size
-    sums = _block_sums(size, x, top, axis, stored)
+    sums = block_sums(size, x, top, axis, stored)
     holds = sums >= _NEARLY_1
     index = lax.broadcasted_iota(sums.dtype, sums.shape, axis)
     stacked = jnp.stack([sums, jnp.where(holds, 0, sums), jnp.where(holds, index, 0)], axis)
@@ -122,49 +108,12 @@ def rest_of_blocks(size: int, x: Array, top: Array, axis: int, *, stored: bool =
     return jnp.where(_leads(total) & (others < total), others + of_holder, plain)
 
 
-def _block_sums(size: int, x: Array, center: Array, axis: int, stored: bool = False) -> Array:
-    """The sums of ``exp(x − center)`` over the blocks of a row, in the dtype of `center`.
-
-    If `stored`, XLA may store the terms for a second use, unless their dtype is wider than that of x.
-    """
-    if stored and x.dtype == center.dtype:
-        return jnp.sum(in_blocks(size, exponentials(x, center), axis), axis + 1)
-    # With the barrier XLA converts block by block; without it, XLA converts the whole row and stores it.
-    blocks = hidden(in_blocks(size, x, axis))
-    return jnp.sum(exponentials(blocks, jnp.expand_dims(center, axis)), axis + 1)
-
-
-def block(size: int, x: Array, index: Array, axis: int) -> Array:
-    """One block of every row: the block with the index given for that row."""
-    return jnp.squeeze(picked(in_blocks(size, x, axis), jnp.expand_dims(index, axis + 1), axis), axis)
-
-
-def in_blocks(size: int, x: Array, axis: int) -> Array:
-    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
-
-
-def apart(sums: Array) -> Array:
-    """The sums, with NaN in place of +inf. The select prevents XLA from fusing them with later operations.
-
-    Fused with a logarithm or another sum, they take several times as long.
-    """
-    return jnp.where(sums < jnp.inf, sums, jnp.nan)
-
-
-def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
-    """The sum over a row without the class of this id: a product masks it, which the library can run."""
-    shape = [1] * terms.ndim
-    shape[axis] = terms.shape[axis]
-    away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
-    return apart(jnp.sum(terms * jnp.minimum(away * away, 1), axis, keepdims=True))
-
-
 def _leads(total: Array) -> Array:
     return (total > 0) & (total < 2 * _NEARLY_1)
 
 
 def _vanishes(rest: Array) -> Array:
-    return (rest >= 0) & (rest < LEAST_REST)
+    return (rest >= 0) & (rest < LEAST_SUM)
 
 
 def softmax_in_blocks(size: int, axis: int, x: Array, sink: Array | None) -> tuple[Array, Array | None]:

@@ -37,6 +37,7 @@ UsedFor = Literal["nothing", "differences", "exponentials"]
 _REASONS = {
     "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
     "beside the label": "one bare sum without the label's term",
+    "stored beside the label": "one sum without the label's term, of terms that XLA stores for the gradient",
     "whole": "one bare sum, and a second one where a class leads",
     "blocks": "blocks of {size} classes: only the block with the maximum is read again",
     "row blocks": "in blocks of {size} rows: what XLA stores of these stays in the cache",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax.backends import _reading
 from jsoftmax.evaluation import _draws, _sums
 from jsoftmax.evaluation._labels import Labels
 from jsoftmax.evaluation._state import (
@@ -21,7 +22,6 @@ from jsoftmax.evaluation._state import (
     State,
 )
 from jsoftmax.evaluation._sums import Sum, added
-from jsoftmax.rows import _reductions
 
 
 class Rows(NamedTuple):
@@ -67,7 +67,7 @@ def absorb(state: State, rows: Rows, labels: Labels, class_bins: Bins | None = N
         return _sums.total(values, axes, dtype)
 
     def members(index: Array, size: int) -> Array:
-        return _reductions.is_label(jnp.expand_dims(index, -1), index.ndim, size)
+        return _reading.is_label(jnp.expand_dims(index, -1), index.ndim, size)
 
     def flagged(flags: Array) -> Array:
         return flags & used if weights is None else jnp.where(flags, weights, 0)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
+from jsoftmax.backends import _reading
 from jsoftmax.evaluation import _labels
 from jsoftmax.evaluation._batch import Batch
 from jsoftmax.evaluation._labels import Labels
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _peaks, _reductions
+from jsoftmax.rows import _peaks
 
 MOST_STEPS = 100
 FARTHEST = 1000.0  # exp(−1000) is 0, even in float64
@@ -64,7 +65,7 @@ class TemperatureRows(NamedTuple):
         """The distance of the label and the mean distance, of every row; and the largest distance of all."""
         g, live = self._distances(unit)
         number = self._sum(live.astype(g.dtype))
-        hit = _reductions.is_label(self.labels.ids, self.axis, self.x.shape[self.axis])
+        hit = _reading.is_label(self.labels.ids, self.axis, self.x.shape[self.axis])
         gap_of_label = self._sum(jnp.where(hit, jnp.where(live, g, jnp.inf), 0))
         gap_of_label = rules.nan_where(self.labels.ids < 0, jnp.where(number == 0, 0, gap_of_label))
         return gap_of_label, self._sum(g / jnp.maximum(number, 1)), jnp.max(g, initial=0)

@@ -36,3 +36,12 @@ class Moment(NamedTuple):
 def times(q: Array, weights: Array) -> Array:
     """``q·weights``, with 0 times an infinite weight being 0."""
     return q * jnp.where((q == 0) & jnp.isinf(weights), 0, weights)
+
+
+def weighted(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
+    return labels.astype(dtype) if weights is None else times(labels.astype(dtype), weights)
+
+
+def live_weights(weights: Array, labels: Array, dead: Array) -> Array:
+    """The class weights, which may be infinite, but 0 for a dead class with a target of 0."""
+    return jnp.where(dead & (labels == 0), 0, weights)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
+from jsoftmax.backends import _reading
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
@@ -135,7 +136,7 @@ def _in_range(x: Array, ids: Array, default: int) -> Array:
 
 def _hits(x: Array, ids: Array) -> Array:
     """Whether class v has the k-th id of its row: [..., V, K]."""
-    return _reductions.is_label(ids[..., None, :], ids.ndim - 1, x.shape[-1])
+    return _reading.is_label(ids[..., None, :], ids.ndim - 1, x.shape[-1])
 
 
 def picked(x: Array, ids: Array) -> Array:

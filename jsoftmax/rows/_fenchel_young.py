@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
+from jsoftmax.backends import _reading
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _entmax, _reductions
+from jsoftmax.rows import _entmax
 from jsoftmax.rows._entmax import Axes, Row
 from jsoftmax.rows._loss_terms import Loss
 from jsoftmax.rows._row_numbers import on_one_axis
@@ -118,7 +119,7 @@ def _save(static: Static, given: _Arguments) -> tuple[Array, _Saved]:
 
 def _hit(given: _Arguments, axis: int) -> Array:
     """Where a class is the label."""
-    hit = _reductions.is_label(given.labels.astype(jnp.int32), axis, given.x.shape[axis])
+    hit = _reading.is_label(given.labels.astype(jnp.int32), axis, given.x.shape[axis])
     return sharded_like(hit, given.x)
 
 

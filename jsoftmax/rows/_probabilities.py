@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
+from jsoftmax.backends._beside_label import LEAST_SUM
 from jsoftmax.backends._choice import choose, kernels
 from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, with_slip
@@ -189,7 +190,7 @@ def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
         # XLA on CPU flushes subnormal numbers to 0. If the sum of all classes but the leading one is almost
         # that small, some of their p are subnormal, and the terms are computed as exp(u/2)²·scale. Factors
         # of 0 and 1 replace a select, which XLA does not fuse with sums.
-        is_small = ((state.rest >= 0) & (state.rest < _cpu.LEAST_REST)).astype(p.dtype)
+        is_small = ((state.rest >= 0) & (state.rest < LEAST_SUM)).astype(p.dtype)
         root = 1 + is_small * (2.0**12 - 1)
         z = shifted(x, scaling, state.max)
         e = jnp.exp(z.u * (1 - is_small / 2)) * root

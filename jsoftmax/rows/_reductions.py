@@ -195,7 +195,9 @@ def _in_one_pass(
         label_logit = None if label_logit is None else label_logit.astype(x.dtype)
         return online.State(top.astype(x.dtype), rest), Sums(None, (), ()), label_logit
     picked = (
-        None if labels is None else jnp.where(is_label(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
+        None
+        if labels is None
+        else jnp.where(_reading.is_label(labels, axis, x.shape[axis]), live(x, scaling), 0.0)
     )
     moments = static.moments(factors)
     parts = _accelerators.classes(x, scaling, moments, static.entropy, picked, static.bounded)
@@ -226,13 +228,6 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     return (state, sums, label_logit), slope
 
 
-def is_label(labels: Array, axis: int, classes: int) -> Array:
-    """Where a class is the label of its row, by a comparison of indices, without a gather or a scatter."""
-    shape = [1] * labels.ndim
-    shape[axis] = classes
-    return lax.broadcasted_iota(jnp.int32, shape, axis) == labels
-
-
 def logit_of_label(x: Array, labels: Array, axis: int) -> Array:
     """The logit of the label of each row: a masked sum, which works on any sharding of the row.
 
@@ -241,7 +236,7 @@ def logit_of_label(x: Array, labels: Array, axis: int) -> Array:
     """
 
     def compare(x: Array, labels: Array) -> Array:
-        return jnp.sum(jnp.where(is_label(labels, axis, x.shape[axis]), x, 0.0), axis, keepdims=True)
+        return jnp.sum(jnp.where(_reading.is_label(labels, axis, x.shape[axis]), x, 0.0), axis, keepdims=True)
 
     def read(x: Array, labels: Array) -> Array:
         return _reading.picked(x, labels, axis)

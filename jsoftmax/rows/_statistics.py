@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
+from jsoftmax.backends import _beside_label, _reading
 from jsoftmax.backends._request import UsedFor
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._moments import Moment
@@ -67,15 +68,6 @@ class Saved(NamedTuple):
 
 def are_ids(labels: Any) -> bool:
     return labels is not None and bool(jnp.issubdtype(labels.dtype, jnp.integer))
-
-
-def _weighted_targets(labels: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
-    return labels.astype(dtype) if weights is None else _moments.times(labels.astype(dtype), weights)
-
-
-def _live_weights(weights: Array, labels: Array, dead: Array) -> Array:
-    """The class weights, which may be infinite, but 0 for a dead class with a target of 0."""
-    return jnp.where(dead & (labels == 0), 0, weights)
 
 
 def save(
@@ -161,7 +153,12 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
     z = _scaling.shifted(x, again, state.max, at_top="entropy" in found)
-    p, dead = _probabilities.of_shifted(z, state.rest), _scaling.is_dead(x, scaling)
+    of_others, rest = z, state.rest
+    if "nll" in asked and are_ids(labels):
+        rest = jnp.where(jnp.isnan(found["nll"]), found["nll"], rest)
+        if set(asked) == {"nll"}:  # the gradient at the label does not use p
+            of_others = z._replace(u=_beside_label.without_label(z.u, labels, axis))
+    p, dead = _probabilities.of_shifted(of_others, rest), _scaling.is_dead(x, scaling)
     soft = "nll" in asked and not are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
     cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
@@ -169,13 +166,13 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     if "log_normalizer" in asked:
         residuals["log_normalizer"] = p
     if soft:
-        t = _weighted_targets(labels, weights, p.dtype)
+        t = _moments.weighted(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
         in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
-        in_z = rules.label_residual(p, found["nll"], _reductions.is_label(labels, axis, x.shape[axis]))
-        residuals["nll"] = jnp.where(jnp.isnan(found["nll"]), found["nll"], in_z)
+        hit = _reading.is_label(labels, axis, x.shape[axis])
+        residuals["nll"] = rules.label_residual(p, found["nll"], hit, state.rest)
     if "entropy" in asked:
         residuals["entropy"] = rules.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:
@@ -201,7 +198,9 @@ def pull(
     if "nll" in given and not are_ids(labels):
         dt = zero_unless_counted(_scaling.masked(_moments.times(given["nll"], cost), scaling.where), counted)
         dweights = dweights + dt * labels.astype(u.dtype)
-        dlabels = (dt if weights is None else dt * _live_weights(weights, labels, dead)).astype(labels.dtype)
+        dlabels = (dt if weights is None else dt * _moments.live_weights(weights, labels, dead)).astype(
+            labels.dtype
+        )
     if times is not None:  # [1, V], how often a class counts
         dz, dweights = (jnp.where(times == 0, 0, times * d) for d in (dz, dweights))
     scaling, (u, dz) = _scaling.mask_rows(scaling, counted, u, dz)
@@ -232,7 +231,7 @@ def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum
     terms = {name: zero_unless_counted(residual, counted) * dz for name, residual in residuals.items()}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
-        dt = dt if weights is None else dt * _live_weights(weights, labels, dead)
+        dt = dt if weights is None else dt * _moments.live_weights(weights, labels, dead)
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
         terms["nll"] += _scaling.masked(dt, scaling.where) * cost
     if "spread" in wanted and dweights is not None:

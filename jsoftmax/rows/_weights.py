@@ -8,8 +8,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from jsoftmax import rules
+from jsoftmax.backends import _reading
 from jsoftmax.border._call import Call, Logits
-from jsoftmax.rows import _reductions
 from jsoftmax.transforms import _sharding
 
 Axes = tuple[int, ...]
@@ -52,5 +52,5 @@ def taken(values: Array, index: Array) -> Array:
     if of_values == (None,):
         return values.at[index].get(mode="promise_in_bounds", out_sharding=layout)
     # If explicit axes shard the values: a masked sum, so that no device gathers them.
-    hit = _reductions.is_label(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
+    hit = _reading.is_label(jnp.expand_dims(index, -1).astype(jnp.int32), index.ndim, values.size)
     return jnp.sum(jnp.where(hit, values, 0.0), -1)

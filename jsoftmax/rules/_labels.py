@@ -9,12 +9,24 @@ from jax.typing import ArrayLike
 from jsoftmax.rules._elementary import expm1, sigmoid
 
 
-def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike) -> Array:
+def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike, rest: ArrayLike | None = None) -> Array:
     """`cross_entropy_residual` for the one-hot target that is 1 where `hit`; `nll` is its loss.
 
-    At the label it is ``p − 1 = expm1(−nll)``, which is accurate even if p rounds to 1.
+    At the label it is ``p − 1 = expm1(−nll)``, which is accurate even if p rounds to 1. `rest`, that of the
+    row's state, makes it faster.
     """
-    return jnp.where(hit, expm1(-jnp.asarray(nll)), p)
+    nll = jnp.asarray(nll)
+    return jnp.where(hit, expm1(-nll) if rest is None else _minus_others(nll, jnp.asarray(rest)), p)
+
+
+@custom_jvp
+def _minus_others(nll: Array, rest: Array) -> Array:
+    """``p − 1`` at the label: if p > ½, the label leads, and the sum over the others is the rest."""
+    others = jnp.maximum(rest, 0)  # the rest of an empty row is −1, and its loss 0
+    return jnp.where(nll < 0.6931, -others / (1 + others), jnp.exp(-nll) - 1)
+
+
+_minus_others.defjvps(lambda dnll, _, nll, rest: -jnp.exp(-nll) * dnll, None)
 
 
 def positives_residual(p: ArrayLike, loss: ArrayLike, hit: ArrayLike, count: ArrayLike) -> Array:

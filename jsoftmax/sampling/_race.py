@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax.backends import _cpu
+from jsoftmax.backends import _blocks
 from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import Request
 from jsoftmax.border import _given
@@ -128,9 +128,9 @@ def winner(scores: Array, axis: int, names: tuple[str, ...] = ()) -> Array:
         return jnp.argmax(scores, axis, keepdims=True)
 
     def in_blocks(size: int, scores: Array) -> Array:
-        largest = jnp.max(_cpu.in_blocks(size, scores, axis), axis + 1)
+        largest = jnp.max(_blocks.in_blocks(size, scores, axis), axis + 1)
         best = jnp.argmax(largest, axis, keepdims=True)
-        return best * size + jnp.argmax(_cpu.block(size, scores, best, axis), axis, keepdims=True)
+        return best * size + jnp.argmax(_blocks.block(size, scores, best, axis), axis, keepdims=True)
 
     forms = choose(Request("largest class", scores, (axis,))).functions({"block of the largest": in_blocks})
     index = by_platform("the class that wins", scores, plain=in_one, **forms)
