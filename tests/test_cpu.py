@@ -92,7 +92,7 @@ def test_a_rest_that_is_good_for_a_label(name, classes, axis):
         np.put_along_axis(away, ids, -np.inf, 1)
         want = np.where(np.isinf(logits), np.inf, np.log1p(np.exp(away).sum(1, keepdims=True)))
     x, top, label = jax.tree.map(lambda a: a if axis else a.T, (x, top, _by_class.Label(ids, logits)))
-    form = Form(name, 250 if classes == 1000 else 0)
+    form = Form(name, 125 if classes == 1000 else 0)
     rest = jit_in_full(functools.partial(_cpu.rest, form), static_argnums=2)(x, top, axis, label)
     got = np.log1p(np.float64(rest)) - (np.float64(label.logit) - top)
     for kind, ours, loss, of_label in zip(
@@ -151,7 +151,7 @@ def test_every_form_is_chosen():
         131072: "blocks",
         50261: None,
     }
-    assert (chosen[32768].size, chosen[50257].size) == (256, 1733)
+    assert (chosen[32768].size, chosen[50257].size) == (128, 1733)
     assert chosen[8].terms_used_again
     assert choose((32, 10)) is None
     assert choose((2**17, 8), result_used_for="nothing") == Form("by class")
@@ -163,7 +163,7 @@ def test_every_form_is_chosen():
     assert choose((2**13, 1000), **alone).name == "blocks"
     with_gradient = [choose((2**20 // n, n), for_label=True) for n in (8, 100, 1000, 9001)]
     stored = "stored beside the label"
-    assert with_gradient == [Form(stored), Form(stored), Form(stored, 250), Form("whole")]
+    assert with_gradient == [Form(stored), Form(stored), Form(stored, 125), Form("whole")]
     assert choose((2**13, 1000), sharded=True) is choose((2**13, 1000), bare=False) is None
 
 

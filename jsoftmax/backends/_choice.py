@@ -35,7 +35,7 @@ LEAST_STORED = 2**23  # so many take longer to store than to compute again
 ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
 LEAST_PIECE = 256
 FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
-BLOCK = 256  # the approximate block size: one block of every row is read twice
+BLOCK = 128  # the approximate block size: one block of every row is read twice
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
