@@ -1,5 +1,6 @@
 """A sink in the maps: one more class per row, without an output and without a copy of the logits."""
 
+import re
 from functools import partial
 
 import jax
@@ -146,6 +147,30 @@ def test_it_takes_no_memory(name, shape):
     assert temporaries(lambda pull, g: pull(g), saved, x) <= at_most
     assert [leaf.size for leaf in jax.tree.leaves(saved) if leaf.size > rows] == [x.size]
     assert f"[{rows},{classes + 1}]" not in str(jax.make_jaxpr(jax.grad(lambda *a: sunk(*a).sum()))(x, sink))
+
+
+@each
+@pytest.mark.parametrize("asked", ["logits", "logits and sink"])
+def test_the_library_computes_the_sinks_of_many_rows_at_once(name, asked):
+    """XLA's library on CPU computes along the last axis: of length 1, it costs as much as all of the row."""
+    x, sink = jax.ShapeDtypeStruct((4096, 10), jnp.float32), jax.ShapeDtypeStruct((4096, 1), jnp.float32)
+
+    def pull(x, sink):
+        if asked == "logits":
+            return jax.vjp(lambda x: MAPS[name](x, sink=sink), x)[1]
+        return jax.vjp(lambda x, sink: MAPS[name](x, sink=sink), x, sink)[1]
+
+    def computed_row_by_row(function, *arguments):
+        text = jit_in_full(function).lower(*arguments).compile().as_text()
+        names = re.findall(r"kind=kCustom, calls=(%[\w.]+)", text)
+        assert names
+        bodies = [text.partition(f"\n{name} ")[2].partition("\n}")[0] for name in names]
+        operations = re.findall(r"= f32\[4096,1\]\S* ([\w-]+)\(", "".join(bodies))
+        return {"exponential", "divide", "multiply", "subtract"} & set(operations)
+
+    assert not computed_row_by_row(lambda pull, g: pull(g), jax.eval_shape(pull, x, sink), x)
+    if name == "softmax":
+        assert not computed_row_by_row(lambda x, sink: pull(x, sink)(x), x, sink)
 
 
 def test_second_derivatives_where_one_class_is_all_but_certain():

@@ -59,11 +59,11 @@ class _Saved(NamedTuple):
 
     # Without a barrier at each use of the logits, XLA on GPU stores the exponentials that the value shares.
 
-    def restore(self) -> _Row:
+    def restore(self, axes: Axes) -> _Row:
         """The row that the derivative needs."""
         p_sink = self.p_sink
         if self.state is not None and self.scaling.sink is not None:
-            p_sink = _sinks.probability(self.state, self.scaling)
+            p_sink = rules.per_row(axes, _sinks.probability, self.state, self._without_mask())
         if self.holds == Static("p"):
             return _Row(self.kept, self.kept, p_sink)
         shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
@@ -124,7 +124,7 @@ def _applied(
     def sink_of(saved: _Saved, p_sink: Array | None, given: Any) -> rules.Sink | None:
         if p_sink is None:
             return None
-        return rules.Sink(p_sink, saved.push_sink(given) if forward else jnp.zeros_like(p_sink))
+        return rules.Sink(p_sink, saved.push_sink(given) if forward else None)
 
     def of_sink(p: Array, p_sink: Array | None, v: Array, sums: rules.RowSums | None = None) -> Array | None:
         """The cotangent of z of the sink."""
@@ -133,7 +133,7 @@ def _applied(
         return rules.sink_vjp(p_sink, p * v if weighted else v, axes, sums=sums)
 
     def after_two_sums(saved: _Saved, given: Any) -> _Applied:
-        p, u, p_sink = saved.restore()
+        p, u, p_sink = saved.restore(axes)
         v = in_z(saved, u, given)
         out = rule(p, v, axes, sink=sink_of(saved, p_sink, given))
         out = out * _probabilities.is_live(saved.state.rest) if marks_empty else out
@@ -144,15 +144,15 @@ def _applied(
         return _Applied(u, out, of_sink(p, p_sink, in_z(saved, u, g)))
 
     def after_one_pass(saved: _Saved, given: Any) -> _Applied:
-        p, u, p_sink = saved.restore()
+        p, u, p_sink = saved.restore(axes)
         v, sink = in_z(saved, u, given), sink_of(saved, p_sink, given)
         sums, leads = None, rules.leading(p)
         if saved.holds == Static("x"):
             row = saved.kept, saved.scaling, saved.state._replace(max=hidden(saved.state.max))
             sums = _probabilities.lead_sums(*row, v, axes, weighted=weighted)
-            if sink is not None and forward:
-                term = sink.p * sink.v
-                sums = sums._replace(g_all=sums.g_all + term, g_others=sums.g_others + term)
+            if sink is not None:
+                with_sink = sink.weighted().added_to
+                sums = sums._replace(g_all=with_sink(sums.g_all), g_others=with_sink(sums.g_others))
         out = rule(p, v, axes, sums=sums, leads=leads, sink=sink)
         out = jnp.where(saved.state.rest < 0, 0, out) if marks_empty else out
         return _Applied(u, out, of_sink(p, p_sink, v, sums))

@@ -65,12 +65,17 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
             total, rest = others + ones, others + (ones - 1)
         if scaling.sink is None:
             return found(terms / (total + 2.0**-60), None, online.State(top, rest))
-        of_sink = _sinks.term(scaling.sink, top)
-        divisor = total + of_sink + 2.0**-60
+        divisor, p_sink = rules.per_row(axes, with_term_of_sink, total, top, scaling.sink)
         if not with_state:
-            return found(terms / divisor, of_sink * is_live(rest) / divisor, None)
+            return found(terms / divisor, p_sink, None)
         state = _sinks.with_sink(online.State(top, rest), scaling)
         return found(terms / divisor, _sinks.probability(state, scaling), state)
+
+    def with_term_of_sink(total: Array, top: Array, sink: Array) -> tuple[Array, Array]:
+        """The divisor of a row with a sink, and the p of the sink; any number, in an empty row."""
+        of_sink = _sinks.term(sink, top)
+        divisor = total + of_sink + 2.0**-60
+        return divisor, of_sink / divisor
 
     def p_and_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state = state_with_sink(x, scaling, axes)

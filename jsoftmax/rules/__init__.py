@@ -44,6 +44,7 @@ from jsoftmax.rules._rows import below_infinity as below_infinity
 from jsoftmax.rules._rows import compensated as compensated
 from jsoftmax.rules._rows import computing_dtype as computing_dtype
 from jsoftmax.rules._rows import nan_where as nan_where
+from jsoftmax.rules._rows import per_row as per_row
 from jsoftmax.rules._rows import rounded as rounded
 from jsoftmax.rules._rows import row_sums as row_sums
 from jsoftmax.rules._rows import scaled as scaled

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, lax, tree
 
+T = TypeVar("T")
 Axes = int | tuple[int | str, ...]
 # The axes of a row; or, if rows are no axes, as segments are not, the function that `row_sums` calls.
 Rows = Axes | Callable[..., tuple[Array, ...]]
@@ -36,6 +38,20 @@ def across(axes: Axes, *sums: Array) -> tuple[Array, ...]:
     """The sums over all shards, from the sums of one: a single all-reduce; without shards the sums given."""
     _, names = split_axes(axes)
     return tuple(lax.psum(jnp.stack(sums), names)) if names and sums else sums
+
+
+def per_row(axes: Rows, function: Callable[..., T], *numbers: Any) -> T:
+    """``function(*numbers)`` of trees of numbers per row, each with length 1 on the class axes, or a scalar.
+
+    The function gets them without these axes. XLA's library on CPU computes along the last axis: it would run
+    one operation for each row if that axis had length 1, and one for many rows without it.
+    """
+    if callable(axes):
+        return function(*numbers)
+    own, _ = split_axes(axes)
+    rows = tree.map(lambda a: jnp.squeeze(a, own) if jnp.ndim(a) else a, numbers)
+    found: T = tree.map(lambda a: jnp.expand_dims(a, own), function(*rows))
+    return found
 
 
 def compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:

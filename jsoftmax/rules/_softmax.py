@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax.rules._rows import Rows, computing_dtype, row_sums
+from jsoftmax.rules._rows import Rows, computing_dtype, per_row, row_sums
 
 
 def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
@@ -29,10 +29,18 @@ def softmax_jacobian(p: ArrayLike, axis: int = -1) -> Array:
 
 
 class Sink(NamedTuple):
-    """One more class per row, which the arrays leave out: its p, and its v; as a cotangent that is 0."""
+    """One more class per row, which the arrays leave out: its p, and its v; None for 0, as a cotangent is."""
 
     p: Array
-    v: ArrayLike
+    v: ArrayLike | None = None
+
+    def weighted(self) -> Sink:
+        """The sink with p·v in place of v."""
+        return self if self.v is None else Sink(self.p, self.p * self.v)
+
+    def added_to(self, total: Array) -> Array:
+        """The sum of v over a row with the sink, from that over its other classes."""
+        return total if self.v is None else total + self.v
 
 
 class RowSums(NamedTuple):
@@ -63,7 +71,7 @@ def softmax_product(
     """
     p, v, dtype = _operands(p, v)
     # The softmax is exp of the log-softmax: pull p·v back through the log-softmax.
-    sink = None if sink is None else Sink(sink.p, sink.p * sink.v)
+    sink = None if sink is None else sink.weighted()
     return log_softmax_vjp(p, p * v, axis, sums=sums, leads=leads, sink=sink).astype(dtype)
 
 
@@ -85,12 +93,12 @@ def log_softmax_jvp(
         for _ in range(2):
             (mean,) = row_sums(axis, p * v)
             if sink is not None:
-                mean = mean + sink.p * sink.v
-                sink = Sink(sink.p, sink.v - mean)
+                mean = sink.weighted().added_to(mean)
+                sink = Sink(sink.p, -mean if sink.v is None else sink.v - mean)
             v = v - mean
         return v.astype(dtype)
     leads = leading(p) if leads is None else leads
-    of_sink = None if sink is None else Sink(sink.p, sink.p * sink.v)
+    of_sink = None if sink is None else sink.weighted()
     sums = _row_sums(p, p * v, leads, axis, of_sink) if sums is None else sums
     # At the leading class v − ⟨p, v⟩ = v·(1 − p) − Σ_others p·v.
     return jnp.where(leads, v * sums.p_others - sums.g_others, v - sums.g_all).astype(dtype)
@@ -124,8 +132,7 @@ def log_softmax_vjp(
         for _ in range(2):
             (total,) = row_sums(axis, g)
             if sink is not None:
-                total = total + sink.v
-                sink = Sink(sink.p, sink.v - sink.p * total)
+                total, sink = per_row(axis, _with_sink, total, sink)
             g = g - p * (total if scale is None else total / scale)
         return g.astype(dtype)
     leads = leading(p) if leads is None else leads
@@ -133,6 +140,13 @@ def log_softmax_vjp(
     # At the leading class g − p·Σg = g·(1 − p) − p·Σ_others g.
     at_lead = g * sums.p_others - p * sums.g_others
     return jnp.where(leads, at_lead, g - p * sums.g_all).astype(dtype)
+
+
+def _with_sink(total: Array, sink: Sink) -> tuple[Array, Sink]:
+    """The sum of a row with its sink, and the sink with its share of that sum subtracted."""
+    total = sink.added_to(total)
+    share = sink.p * total
+    return total, Sink(sink.p, -share if sink.v is None else sink.v - share)
 
 
 def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Rows = -1, *, sums: RowSums | None = None) -> Array:
@@ -148,7 +162,7 @@ def sink_vjp(p_sink: ArrayLike, g: ArrayLike, axis: Rows = -1, *, sums: RowSums 
     Array([-0.125], dtype=float32)
     """
     (total,) = row_sums(axis, jnp.asarray(g)) if sums is None else (sums.g_all,)
-    return -jnp.asarray(p_sink) * total
+    return per_row(axis, lambda p, total: -p * total, p_sink, total)
 
 
 def _row_sums(p: Array, g: Array, leads: Array, axis: Rows, sink: Sink | None = None) -> RowSums:
@@ -156,7 +170,7 @@ def _row_sums(p: Array, g: Array, leads: Array, axis: Rows, sink: Sink | None = 
     sums = RowSums(p_others, *row_sums(axis, g, jnp.where(leads, 0, g)))
     if sink is None:
         return sums
-    return RowSums(sums.p_others + sink.p, sums.g_all + sink.v, sums.g_others + sink.v)
+    return RowSums(sums.p_others + sink.p, sink.added_to(sums.g_all), sink.added_to(sums.g_others))
 
 
 def cross_entropy_residual(
