@@ -31,7 +31,7 @@ class _Columns(NamedTuple):
 def _losses(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sum over the pairs of every row of a block, times the weight of the row."""
     (x,), c = logits, rows.columns
-    z = x / c.temperature + c.bias
+    z = rules.divided(rules.signed(x, c.temperature), c.temperature) + c.bias
     live, hits = _contrast_sides.masks(c.pairs, rows.of_classes, rows.where, x.shape[ROWS])
     z = jnp.where(hits, -z, z)
     z = z if live is None else jnp.where(live, z, -jnp.inf)
@@ -46,7 +46,7 @@ def mean(given: Given, bias: Array) -> Array:
     weights = counted.weights
     count = jnp.asarray(n, given.dtype) if weights is None else jnp.sum(weights)
     if (bad := counted.bad_labels(relation)) is not None:
-        weights = rules.nan_where(bad, jnp.ones((n, 1), given.dtype) if weights is None else weights)
+        weights = rules.nan_where(bad, jnp.ones_like(bad, given.dtype) if weights is None else weights)
     itself = batch.places() if batch.is_itself else None
     pairs = _contrast_sides.Rows(None, relation.ids, relation.hits, itself)
     temperature, bias = (jnp.broadcast_to(number, (n, 1)) for number in (given.temperature, bias))
