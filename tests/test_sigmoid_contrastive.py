@@ -380,7 +380,7 @@ def ours(a, b, t, bias):
 
 
 def test_memory_of_a_step_is_a_few_blocks():
-    """At most an eighth of the dense form's temporaries: 4 blocks of 512 rows, of which 8192 rows have 16."""
+    """Six blocks of 512 rows, of which 8192 rows have 16, and a gradient: an eighth of the dense form's."""
 
     def dense(a, b, t, bias):
         return definition(a, b, t, bias, jnp.ones(len(a)), jnp.eye(len(a), dtype=bool))
@@ -388,7 +388,7 @@ def test_memory_of_a_step_is_a_few_blocks():
     held, peers = (
         lowered(f, numbers=2).compile().memory_analysis().temp_size_in_bytes for f in (ours, dense)
     )
-    assert held <= 4 * _contrast.SMALL_BLOCK
+    assert held <= 6.1 * _contrast.SMALL_BLOCK
     assert held <= peers / 8
 
 

@@ -1,9 +1,9 @@
 """``python -m tests.benchmarks contrastive``: the loss of N pairs with its gradients, beside dense forms.
 
 The dense forms of the softmax loss are optax's cross-entropy of the logits and of their transpose, as in
-CLIP's training code, and two log-softmaxes in jnp. Those of the sigmoid loss are optax's binary cross-entropy,
-and log-sigmoids in jnp, as in open_clip and big_vision. Beside them: the products that ours takes, four or
-three, each of them of all logits.
+CLIP's training code, and two log-softmaxes in jnp. Those of the sigmoid loss are optax's binary
+cross-entropy, and log-sigmoids in jnp, as in open_clip and big_vision. Beside them: the products that ours
+takes, four or three, each of them of all logits.
 """
 
 import argparse
