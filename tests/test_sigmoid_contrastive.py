@@ -224,8 +224,8 @@ def test_eager_portable_and_mapped(x64):
         agree(jax.jit(ours)(*given), want)
         assert "while" not in jax.jit(ours).lower(*given).as_text()
     step = jax.value_and_grad(ours, range(5))
-    sets = tuple(jnp.stack([x, x + 0.5]) for x in given)
-    each = [jax.jit(step)(*(x[i] for x in sets)) for i in range(2)]
+    sets = tuple(jnp.stack([x, -x / 2]) for x in given)  # the second T is negative
+    each = [jax.jit(jax.value_and_grad(plain, range(5)))(*(x[i] for x in sets)) for i in range(2)]
     agree(jax.jit(jax.vmap(step))(*sets), jax.tree.map(lambda *x: jnp.stack(x), *each))
 
 
@@ -380,7 +380,7 @@ def ours(a, b, t, bias):
 
 
 def test_memory_of_a_step_is_a_few_blocks():
-    """Six blocks of 512 rows, of which 8192 rows have 16, and a gradient: an eighth of the dense form's."""
+    """Five blocks of 512 rows, of which 8192 rows have 16, with gradients: an eighth of the dense form."""
 
     def dense(a, b, t, bias):
         return definition(a, b, t, bias, jnp.ones(len(a)), jnp.eye(len(a), dtype=bool))
@@ -388,7 +388,7 @@ def test_memory_of_a_step_is_a_few_blocks():
     held, peers = (
         lowered(f, numbers=2).compile().memory_analysis().temp_size_in_bytes for f in (ours, dense)
     )
-    assert held <= 6.1 * _contrast.SMALL_BLOCK
+    assert held <= 5.1 * _contrast.SMALL_BLOCK
     assert held <= peers / 8
 
 

@@ -123,9 +123,8 @@ def _numbers_and_gradients(
     for i, dx in enumerate(dlogits):
         of_hidden, of_head = None, sums.heads[i]
         if dx is not None:
-            wanted, weight = _products.Rows(of_rows.hidden[i]), shared.heads[i].weight
-            arrays = of_head, rows.hidden[i], weight, dx, None
-            of_hidden, of_head = _products.back(static.head, wanted, *arrays)
+            arrays = of_head, rows.hidden[i], shared.heads[i].weight, dx, None
+            of_hidden, of_head = _products.back(static.head, _products.Rows(of_rows.hidden[i]), *arrays)
             if of_hidden is not None:
                 of_hidden = of_hidden if rows.counted is None else jnp.where(rows.counted, of_hidden, 0)
         dhidden.append(of_hidden)
