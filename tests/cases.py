@@ -318,20 +318,19 @@ def _plain_largest(x, y, t, axis):
     return -of_all - 3 * definitions.cross_entropy(x, y, **options)
 
 
-def _ours_contrast(x, y, a, b, t, axis):
-    """For each row a batch of two pairs of features: x with a, and y with b."""
+def _contrast(loss):
+    """For each row the loss of a batch of two pairs of features: x with a, and y with b."""
 
-    def of_batch(x, y, a, b, t):
-        # y has the dtype of x in a batch, also where a test gives it another
-        of_x, others = jnp.stack([x, y.astype(x.dtype)]), jnp.stack([a, b])
-        return jsoftmax.contrastive_loss(of_x, others, temperature=t)
+    def of_rows(x, y, a, b, *numbers, axis):
+        def of_batch(x, y, a, b, *numbers):
+            # y has the dtype of x in a batch, also where a test gives it another
+            return loss(jnp.stack([x, y.astype(x.dtype)]), jnp.stack([a, b]), *numbers)
 
-    features = (jnp.moveaxis(v, axis, -1) for v in (x, y, a, b))
-    return jnp.vectorize(of_batch, signature="(n),(n),(n),(n),()->()")(*features, t)
+        features = (jnp.moveaxis(v, axis, -1) for v in (x, y, a, b))
+        signature = ",".join(["(n)"] * 4 + ["()"] * len(numbers)) + "->()"
+        return jnp.vectorize(of_batch, signature=signature)(*features, *numbers)
 
-
-def _plain_contrast(x, y, a, b, t, axis):
-    return definitions.contrastive_loss((x, y), (a, b), t, axis)
+    return of_rows
 
 
 FUNCTIONS = (
@@ -552,9 +551,16 @@ FUNCTIONS = (
     Function("linear_top_log_probs, temperature", _ours_largest, _plain_largest, together(ids, temperature)),
     Function(
         "contrastive_loss",
-        _ours_contrast,
-        _plain_contrast,
+        _contrast(lambda a, b, t: jsoftmax.contrastive_loss(a, b, temperature=t)),
+        lambda x, y, a, b, t, axis: definitions.contrastive_loss((x, y), (a, b), t, axis),
         together(other, other, other, temperature),
+        slope=1,
+    ),
+    Function(
+        "sigmoid_contrastive_loss",
+        _contrast(lambda a, b, t, c: jsoftmax.sigmoid_contrastive_loss(a, b, temperature=t, bias=c)),
+        lambda x, y, a, b, t, c, axis: definitions.sigmoid_contrastive_loss((x, y), (a, b), t, c, axis),
+        together(other, other, other, temperature, share),
         slope=1,
     ),
     Function(

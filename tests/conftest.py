@@ -10,7 +10,7 @@ import pytest
 import sampling
 from compiling import QUICKLY, flags
 
-from jsoftmax.transforms import _sharding
+from jsoftmax.transforms import _platforms, _sharding
 
 os.environ["XLA_FLAGS"] = " ".join(
     ("--xla_force_host_platform_device_count=8", flags(QUICKLY), os.environ.get("XLA_FLAGS", ""))
@@ -46,6 +46,12 @@ def x64():
     """Enables float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def not_plain(monkeypatch):
+    """The programs of larger batches, with their forms for CPU and their barriers."""
+    monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
 
 
 @pytest.fixture

@@ -167,12 +167,24 @@ def sparse_kl_divergence(x, t, few, axis=-1):
     return (t * (xp.log(t) - log_q)).sum(-1) + rest * xp.log(rest / of_q)
 
 
-def contrastive_loss(a, b, temperature, axis=-1):
-    """Of a batch of pairs (a[i], b[i]) of arrays of features, in both directions."""
+def _pairs(a, b, temperature, axis):
+    """The logits of a batch of pairs (a[i], b[i]) of arrays of features, with the pairs on two more axes."""
     stack = np.stack if temperature.dtype == object else jnp.stack
-    z = stack([stack([(u * v).sum(axis) for v in b], -1) for u in a], -2) / temperature[..., None, None]
+    return stack([stack([(u * v).sum(axis) for v in b], -1) for u in a], -2) / temperature[..., None, None]
+
+
+def contrastive_loss(a, b, temperature, axis=-1):
+    """Of a batch of pairs, in both directions."""
+    z = _pairs(a, b, temperature, axis)
     of_pairs = [log_softmax(z, along)[..., i, i] for along in (-1, -2) for i in range(len(a))]
     return -sum(of_pairs) / len(of_pairs)
+
+
+def sigmoid_contrastive_loss(a, b, temperature, bias, axis=-1):
+    """Of a batch of pairs: each on its own, as positive or not."""
+    z = _pairs(a, b, temperature, axis) + bias[..., None, None]
+    either, places = [log_sigmoid(z), log_sigmoid(-z)], range(len(a))
+    return -sum(either[i != j][..., i, j] for i in places for j in places) / len(a)
 
 
 def log_odds(x, y, axis=-1, where=None, temperature=None):

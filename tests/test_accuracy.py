@@ -278,6 +278,9 @@ def others(x, y, one_hot, pairs):
         "contrastive_loss": jsoftmax.contrastive_loss(
             pairs, jnp.eye(len(pairs), dtype=x.dtype), temperature=1.0
         )[None],
+        "sigmoid_contrastive_loss": jsoftmax.sigmoid_contrastive_loss(
+            pairs, jnp.eye(len(pairs), dtype=x.dtype), temperature=1.0
+        )[None],
     }
 
 
@@ -309,6 +312,10 @@ def their_peers(x, y, one_hot, pairs):
         "sparsemax_loss": optax.losses.multiclass_sparsemax_loss(x, y),
         **dict(zip(("entmax15", "entmax_loss"), sparse(x, y, 1.5), strict=True)),
         "contrastive_loss": jnp.mean(sum(losses) / 2)[None],
+        "sigmoid_contrastive_loss": optax.sigmoid_binary_cross_entropy(
+            pairs, jnp.eye(len(pairs), dtype=x.dtype)
+        ).sum(keepdims=True)[0]
+        / len(pairs),
     }
 
 
@@ -346,6 +353,7 @@ def exact_others(x, y, pairs):
     first, second = LOG1P(EXP(FINE(-x))), LOG1P(EXP(FINE(x)))
     is_label = np.arange(x.shape[1]) == y[:, None]
     loss = np.where(is_label, first, second)
+    of_pairs = LOG1P(EXP(FINE(np.where(np.eye(len(pairs), dtype=bool), -pairs, pairs))))
     gradient = np.where(is_label, -EXP(-second), EXP(-first))
     return {
         "softmax, sink": (EXP(log_p), 4 + e.gap),
@@ -363,6 +371,7 @@ def exact_others(x, y, pairs):
         "segment_cross_entropy": (e.label_loss, tiny),
         **dict(exact_sparse(x, y)),
         "contrastive_loss": exact_contrast(pairs),
+        "sigmoid_contrastive_loss": (of_pairs.sum(keepdims=True)[0] / len(pairs), 4),
     }
 
 

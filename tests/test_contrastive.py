@@ -7,15 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from contrast_cases import (
+    CASES,
+    EYE,
+    FEATURES,
+    OTHERS,
+    ROWS,
+    WRONG,
+    agree,
+    arrays,
+    lowered,
+    of_sixteen,
+    whole,
+)
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax.linear import _contrast
-from jsoftmax.transforms import _platforms
 
 NAN = np.nan
-ROWS, OTHERS, FEATURES = 13, 8, 3
 
 
 def definition(a, b, temperature, hits, live=True, weights=1.0, column_weights=1.0, symmetric=True):
@@ -30,83 +41,6 @@ def definition(a, b, temperature, hits, live=True, weights=1.0, column_weights=1
 
     of_rows = direction(1, weights)
     return (of_rows + direction(0, column_weights)) / 2 if symmetric else of_rows
-
-
-def arrays(seed=0, others=ROWS):
-    rng = np.random.default_rng(seed)
-    a, b = (jnp.asarray(rng.normal(size=(n, FEATURES))) for n in (ROWS, others))
-    return a, b, jnp.asarray(0.7)
-
-
-LABELS = np.array([0, 3, 3, 7, 1, 0, 6, 6, 6, 2, 0, 1, 3])  # none has the positive 4 or 5
-CLASSES = np.array([0, 1, 2, 0, 1, 2, 0, 5, 5, 0, 4, 2, 2])  # the last but two is alone
-WEIGHTS = np.array([1.0, 0, 2, 0.5, 1, 1, 0, 3, 1, -0.5, 1, 0, 1])
-EYE = np.eye(ROWS, dtype=bool)
-OF_LABELS = LABELS[:, None] == np.arange(OTHERS)
-VIEWS = (np.arange(ROWS) + 5) % ROWS
-BOTH = (WEIGHTS[:, None] != 0) & (WEIGHTS != 0)
-
-# What `b` is, the options, and the arguments of the definition.
-CASES = {
-    "pairs": ("paired", {}, {"hits": EYE}),
-    "pairs, weights": (
-        "paired",
-        {"weights": WEIGHTS},
-        {"hits": EYE, "live": BOTH, "weights": WEIGHTS, "column_weights": WEIGHTS},
-    ),
-    "InfoNCE, weights": (
-        "paired",
-        {"symmetric": False, "weights": WEIGHTS},
-        {"hits": EYE, "live": BOTH, "weights": WEIGHTS, "symmetric": False},
-    ),
-    "labels": ("others", {"labels": LABELS}, {"hits": OF_LABELS}),
-    "labels, weights": (
-        "others",
-        {"labels": LABELS, "weights": WEIGHTS},
-        {"hits": OF_LABELS, "live": (WEIGHTS != 0)[:, None], "weights": WEIGHTS},
-    ),
-    "labels, one direction": (
-        "others",
-        {"labels": LABELS, "symmetric": False},
-        {"hits": OF_LABELS, "symmetric": False},
-    ),
-    "ids, weights": (
-        "paired",
-        {"positives": CLASSES, "weights": WEIGHTS},
-        {
-            "hits": CLASSES[:, None] == CLASSES,
-            "live": BOTH,
-            "weights": WEIGHTS,
-            "column_weights": WEIGHTS,
-        },
-    ),
-    "two ids": (
-        "others",
-        {"positives": (CLASSES, np.array([2, 0, 0, 1, 9, 5, 5, 2]))},
-        {"hits": CLASSES[:, None] == np.array([2, 0, 0, 1, 9, 5, 5, 2])},
-    ),
-    "a mask, one direction": (
-        "others",
-        {"positives": OF_LABELS ^ (np.arange(OTHERS) == 2), "symmetric": False},
-        {"hits": OF_LABELS ^ (np.arange(OTHERS) == 2), "symmetric": False},
-    ),
-    "itself, labels": (
-        "itself",
-        {"labels": VIEWS},
-        {"hits": VIEWS[:, None] == np.arange(ROWS), "live": ~EYE},
-    ),
-    "itself, ids, weights": (
-        "itself",
-        {"positives": CLASSES, "weights": WEIGHTS},
-        {
-            "hits": CLASSES[:, None] == CLASSES,
-            "live": BOTH & ~EYE,
-            "weights": WEIGHTS,
-            "column_weights": WEIGHTS,
-        },
-    ),
-}
-named = functools.partial(pytest.mark.parametrize, ids=lambda v: v if isinstance(v, str) else None)
 
 
 def functions(name, **more):
@@ -124,19 +58,9 @@ def functions(name, **more):
     return ours, plain, (a, b, t)
 
 
-def agree(got, want, rtol=1e-10, atol=1e-12):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
-
-
-@pytest.fixture
-def not_plain(monkeypatch):
-    """The programs of larger batches, with their forms for CPU and their barriers."""
-    monkeypatch.setattr(_platforms, "MOST_PLAIN", 0)
-
-
 @pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
-@named("name", CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name, x64):
     """In blocks that do not divide the rows."""
     ours, plain, given = functions(name, block_size=5)
@@ -147,7 +71,7 @@ def test_values_and_gradients(name, x64):
 @pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.usefixtures("not_plain")
-@named("name", ["ids, weights", "itself, labels"])
+@pytest.mark.parametrize("name", ["ids, weights", "itself, labels"])
 def test_second_derivatives_and_tangents(name, x64):
     ours, plain, given = functions(name, block_size=5)
     along = *arrays(seed=1)[:2], jnp.asarray(0.3)
@@ -185,11 +109,6 @@ def test_the_value_is_open_clips():
     want = open_clip_in_numpy(image, text, 1 / 0.07)
     got = jsoftmax.contrastive_loss(*map(jnp.float32, (image, text)), temperature=0.07)
     np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-def whole(rng, rows, high=3):
-    """Features whose products float32 holds exactly."""
-    return rng.integers(-high, high + 1, (rows, 4)).astype(np.float32)
 
 
 REGIMES = {
@@ -354,7 +273,7 @@ def test_a_row_is_not_its_own_positive():
 
 @pytest.mark.share(6)
 @pytest.mark.usefixtures("not_plain")
-@named(
+@pytest.mark.parametrize(
     "name",
     [
         "pairs, weights",
@@ -367,19 +286,10 @@ def test_a_row_is_not_its_own_positive():
 )
 def test_sharded_rows_give_the_answers_of_one_device(name, x64):
     """Of the loss and of every gradient, whole on every shard: none is off by the number of devices."""
-    kind, options, _ = CASES[name]
+    kind = CASES[name][0]
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     axes = ("x", "y")
-    a, b, t = arrays(others=OTHERS if kind == "others" else ROWS)
-    # 16 rows: the further ones have their own positives.
-    a, b = (jnp.concatenate([x, arrays(seed=5)[0][: 16 - len(x)]]) for x in (a, b))
-    options = dict(options)
-    for key, more in (("weights", [1.0, 0, 2]), ("labels", [15, 2, 9]), ("positives", [0, 7, 7])):
-        if key in options and np.ndim(options[key]) == 1:
-            options[key] = jnp.concatenate([options[key], jnp.asarray(more, options[key].dtype)])
-    if name.startswith("a mask"):
-        options["positives"] = np.arange(16)[:, None] % 3 == np.arange(16) % 4
-        b = arrays(seed=6)[1][:8].repeat(2, 0)
+    a, b, t, options = of_sixteen(name)
     flags = {key: options.pop(key) for key in ("symmetric",) if key in options}
 
     def loss(a, b, t, options, **on):
@@ -432,13 +342,6 @@ def test_rows_sharded_under_jit(kind, several_devices):
     agree(jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-6)
 
 
-def lowered(function, rows=8192, features=512):
-    given = [jax.ShapeDtypeStruct((rows, features), jnp.float32)] * 2
-    return jax.jit(jax.value_and_grad(function, (0, 1, 2))).lower(
-        *given, jax.ShapeDtypeStruct((), jnp.float32)
-    )
-
-
 def dense(a, b, t):
     z, ids = a @ b.T / t, jnp.arange(len(a))
     loss = optax.softmax_cross_entropy_with_integer_labels
@@ -477,34 +380,6 @@ def test_a_program_for_any_number_of_pairs(x64):
     )
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(features, features, t)
     agree(exported.call(*arrays()), step(*arrays()))
-
-
-A, B = jnp.ones((4, 3)), jnp.ones((5, 3))
-WRONG = {
-    "one axis": ((A[0], B), {}, "a has the shape .*; give it two axes"),
-    "features": ((A, B[:, :2]), {}, "a has 3 features, and b 2"),
-    "rows": ((A, B), {}, "a has 4 rows, and b 5; give both the same number, or labels"),
-    "no rows": ((A, B[:0]), {"labels": jnp.zeros(4, int)}, "b has no rows"),
-    "both": ((A, B), {"labels": jnp.zeros(4, int), "positives": jnp.zeros(4, int)}, "give one of them"),
-    "itself": ((A, None), {}, "no row is its own positive; give labels"),
-    "labels": ((A, B), {"labels": jnp.zeros(5, int)}, r"class ids of shape \(5,\) for rows of shape \(4,\)"),
-    "float labels": ((A, B), {"labels": jnp.zeros(4)}, "labels have dtype float32"),
-    "ids": ((A, B), {"positives": jnp.zeros(4, int)}, r"two arrays of ids, of shapes \(4,\) and \(5,\)"),
-    "float ids": ((A, A), {"positives": jnp.zeros(4)}, "positives has dtype float32"),
-    "wide ids": ((A, A), {"positives": np.full(4, 2**40)}, "more than 32 bits"),
-    "a pair": (
-        (A, B),
-        {"positives": (jnp.zeros(4, int), jnp.zeros(4, int))},
-        r"positives\[1\] has the shape",
-    ),
-    "a mask": ((A, B), {"positives": jnp.ones((5, 4), bool)}, r"give a mask of shape \(4, 5\)"),
-    "weights": ((A, A), {"weights": jnp.ones(3)}, r"weights of shape \(3,\)"),
-    "no temperature": ((A, A), {"temperature": None}, "there is no temperature"),
-    "temperature": ((A, A), {"temperature": 0.0}, "temperature is 0.0; write a finite number, not 0"),
-    "temperatures": ((A, A), {"temperature": jnp.ones(4)}, r"temperature of shape \(4,\); give one number"),
-    "block": ((A, A), {"block_size": 0}, "block_size is 0"),
-    "axis": ((A, A), {"axis_name": "rows"}, "axis_name 'rows' is not a mesh axis here"),
-}
 
 
 @pytest.mark.parametrize(("given", "options", "message"), WRONG.values(), ids=WRONG)

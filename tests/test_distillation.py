@@ -321,6 +321,27 @@ def test_divergences_of_heads(reduction, kind, mode, x64, monkeypatch):
         agree(*everything(floats))
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_sharded_rows_have_one_gradient_of_a_temperature(reduction, x64):
+    """Within `jax.shard_map` the shards share T: its gradient is their sum, not one such sum from each."""
+    rng = np.random.default_rng(0)
+    shapes = (8, FEATURES), (FEATURES, CLASSES)
+    given = *(jnp.asarray(rng.normal(size=shape)) for shape in 2 * shapes), jnp.asarray(0.7)
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.P("rows"), jax.P()
+    specs = rows, whole, rows, whole, whole
+
+    def loss(*heads_and_t):
+        *heads, t = heads_and_t
+        return jnp.sum(jsoftmax.linear_kl_divergence(*heads, temperature=t, reduction=reduction))
+
+    def of_shards(*given):
+        return jax.grad(lambda *given: jax.lax.psum(loss(*given), "rows"), range(5))(*given)
+
+    sharded = jax.shard_map(of_shards, mesh=mesh, in_specs=specs, out_specs=specs)
+    agree(jax.jit(sharded)(*given), jax.jit(jax.grad(loss, range(5)))(*given))
+
+
 @pytest.mark.long
 def test_equal_heads_do_not_diverge():
     """Values and gradients are exactly 0, also in 16 bits; unused gradients cost no matrix product."""

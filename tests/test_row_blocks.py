@@ -23,7 +23,8 @@ BARE = {  # sums of bare logits, of which XLA stores nothing
     "softmax_cross_entropy_with_integer_labels",
     "log_prob",
 }
-OTHERS = "linear", "contrastive", "segment", "binary", "log_sigmoid"  # heads, segments, and no rows at all
+# Heads, segments, and no rows at all.
+OTHERS = "linear", "contrastive", "sigmoid_contrastive", "segment", "binary", "log_sigmoid"
 OF_ROWS = [function for function in FUNCTIONS if not function.name.startswith(OTHERS)]
 
 

@@ -50,7 +50,7 @@ def contrastive_loss(
     Products accumulate in at least float32, and the loss is in at least float32. A sure pair keeps its
     digits: its loss is log1p of the other terms, and its gradient expm1(−loss). A common offset of all logits
     costs only the rounding of the products. NaN or infinity in a row of `a` or `b` that counts makes the
-    result NaN.
+    result NaN. `sigmoid_contrastive_loss` classifies each pair on its own instead, as in SigLIP.
 
     Memory holds a few blocks of logits of 16 MiB, at least 512 rows by all columns, and for the gradient one
     array like `b` in at least float32. Under `jax.vmap` it holds them for each element.

@@ -91,10 +91,10 @@ def sigmoid_contrastive_loss(
         axis_name=axis_name,
     )
     given = _contrast_arguments.of_call(call)
-    if jnp.ndim(bias):
-        raise call.error(ValueError, f"bias of shape {jnp.shape(bias)}", "give one number")
-    number = call.floats("bias").astype(given.dtype)[None, None]
+    number = call.floats("bias")
+    if number.ndim:
+        raise call.error(ValueError, f"bias of shape {number.shape}", "give one number")
     if given.is_empty:
         return jnp.zeros((), given.dtype)
     with _platforms.for_logits(given.batch.a.shape[0] * given.batch.columns):
-        return _contrast_sigmoid.mean(given, number)
+        return _contrast_sigmoid.mean(given, number.astype(given.dtype)[None, None])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,6 +18,7 @@ from jsoftmax.linear._contrast_arguments import Given
 from jsoftmax.linear._contrast_sides import ROWS
 from jsoftmax.linear._row_functions import Logits, Rows, Shared, Static
 from jsoftmax.transforms._modes import in_forward_mode
+from jsoftmax.transforms._platforms import recomputed_everywhere
 
 
 class _Columns(NamedTuple):
@@ -28,14 +30,26 @@ class _Columns(NamedTuple):
     weights: Array | None  # [N, 1]
 
 
+@jax.custom_jvp
+def _softplus(z: Array) -> Array:
+    """`rules.softplus`, whose derivative computes exp(−|z|) again: XLA would store it, and what follows."""
+    return rules.softplus(z)
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    again = recomputed_everywhere(primals[0])
+    return rules.softplus(primals[0]), jax.jvp(rules.softplus, (again,), tangents)[1]
+
+
 def _losses(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sum over the pairs of every row of a block, times the weight of the row."""
     (x,), c = logits, rows.columns
-    z = x / c.temperature + c.bias
+    z = rules.divided(rules.signed(x, c.temperature), c.temperature) + c.bias
     live, hits = _contrast_sides.masks(c.pairs, rows.of_classes, rows.where, x.shape[ROWS])
     z = jnp.where(hits, -z, z)
     z = z if live is None else jnp.where(live, z, -jnp.inf)
-    loss = jnp.sum(rules.softplus(z), ROWS, keepdims=True)
+    loss = jnp.sum(_softplus(z), ROWS, keepdims=True)
     return (loss if c.weights is None else loss * c.weights,), ()
 
 
@@ -46,7 +60,7 @@ def mean(given: Given, bias: Array) -> Array:
     weights = counted.weights
     count = jnp.asarray(n, given.dtype) if weights is None else jnp.sum(weights)
     if (bad := counted.bad_labels(relation)) is not None:
-        weights = rules.nan_where(bad, jnp.ones((n, 1), given.dtype) if weights is None else weights)
+        weights = rules.nan_where(bad, jnp.ones_like(bad, given.dtype) if weights is None else weights)
     itself = batch.places() if batch.is_itself else None
     pairs = _contrast_sides.Rows(None, relation.ids, relation.hits, itself)
     temperature, bias = (jnp.broadcast_to(number, (n, 1)) for number in (given.temperature, bias))

@@ -23,6 +23,7 @@ from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
 from jsoftmax.transforms._rule_trees import along, fill_none, in_dtypes_of
+from jsoftmax.transforms._sharding import varying
 
 Logits = tuple[Array, ...]
 # function(static, logits, rows) -> (floats, integers): arrays [B, n] of a block; the loss is the first float.
@@ -106,7 +107,7 @@ def _numbers_and_gradients(
         is_asked or any(jax.tree.leaves(of_head))
         for is_asked, of_head in zip(of_rows.hidden, of_shared.heads, strict=True)
     )
-    given = logits, rows.columns
+    given = logits, jax.tree.map(lambda a: varying(a, logits), rows.columns)  # for one gradient per shard
     chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
 
     def numbers(chosen: Any) -> Any:
@@ -122,9 +123,8 @@ def _numbers_and_gradients(
     for i, dx in enumerate(dlogits):
         of_hidden, of_head = None, sums.heads[i]
         if dx is not None:
-            wanted, weight = _products.Rows(of_rows.hidden[i]), shared.heads[i].weight
-            arrays = of_head, rows.hidden[i], weight, dx, None
-            of_hidden, of_head = _products.back(static.head, wanted, *arrays)
+            arrays = of_head, rows.hidden[i], shared.heads[i].weight, dx, None
+            of_hidden, of_head = _products.back(static.head, _products.Rows(of_rows.hidden[i]), *arrays)
             if of_hidden is not None:
                 of_hidden = of_hidden if rows.counted is None else jnp.where(rows.counted, of_hidden, 0)
         dhidden.append(of_hidden)

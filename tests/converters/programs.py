@@ -11,7 +11,7 @@ import optax
 import jsoftmax
 
 SIZES = {"16 x 10": (16, 10), "512 x 1000": (512, 1000), "64 x 50257": (64, 50257)}
-FEATURES, TEMPERATURE, LARGEST = 32, 0.5, 3
+FEATURES, TEMPERATURE, BIAS, LARGEST = 32, 0.5, -2.0, 3
 # The first rows are one corner case each: they show what a converter loses. The other rows are ordinary.
 CORNERS = ("dead class", "dead label", "no live class", "confident", "infinity", "NaN")
 
@@ -35,7 +35,11 @@ def batch(rows, classes):
     floats = {"hidden": hidden.astype(np.float32), "weight": weight.astype(np.float32)}
     floats |= {"other features": rng.normal(size=(rows, FEATURES)).astype(np.float32)}
     shares, segments = rng.random((rows, classes)).astype(np.float32), np.zeros(classes, np.int32)
+    floats |= {"other weight": (rng.normal(size=(FEATURES, classes)) / FEATURES**0.5).astype(np.float32)}
+    few = 1 + np.argsort(rng.random((rows, classes - 1)), -1)[:, :LARGEST]  # no class is given twice
+    floats |= {"log-shares": np.log(rng.dirichlet(np.ones(LARGEST + 1), rows)[:, 1:]).astype(np.float32)}
     return floats | {
+        "few": few.astype(np.int32),
         "x": x,
         "other": other,
         "labels": labels,
@@ -114,6 +118,17 @@ def js_divergence(p, q):
     return np.where(live(p) & live(q), sum(halves), 0)
 
 
+def sparse_kl_divergence(few, log_shares, x):
+    """From the targets of a few classes, with all other classes as one event."""
+    t, is_one = np.exp(log_shares.astype(np.float64)), np.zeros(x.shape, bool)
+    np.put_along_axis(is_one, few, True, -1)
+    with np.errstate(invalid="ignore"):
+        tail = 1 - np.sum(t, -1)
+        terms = summed(t, np.log(t) - np.take_along_axis(log_softmax(x), few, -1))
+        found = terms + tail * (np.log(tail) - logsumexp(np.where(is_one, -np.inf, log_softmax(x))))
+    return np.where(live(x), found, 0)
+
+
 def row_statistics(x, labels):
     normalizer = np.where(np.max(x, -1) == np.inf, np.nan, logsumexp(x))
     return normalizer, id_loss(x, labels), entropy(x), np.argmax(x, -1)
@@ -187,6 +202,15 @@ def largest(x):
     return np.take_along_axis(log_softmax(x), ids, -1), ids
 
 
+def of_products(function):
+    return lambda p_hidden, p_weight, q_hidden, q_weight: function(
+        *(
+            a.astype(np.float64) @ b.astype(np.float64)
+            for a, b in ((p_hidden, p_weight), (q_hidden, q_weight))
+        )
+    )
+
+
 def contrast(a, b):
     """The loss of CLIP, the same number for every row."""
     logits = a.astype(np.float64) @ b.astype(np.float64).T / TEMPERATURE
@@ -194,9 +218,15 @@ def contrast(a, b):
     return np.full(len(a), np.mean(id_loss(logits, own) + id_loss(logits.T, own)) / 2)
 
 
+def sigmoid_contrast(a, b):
+    """The loss of SigLIP, the same number for every row."""
+    z = a.astype(np.float64) @ b.astype(np.float64).T / TEMPERATURE + BIAS
+    return np.full(len(a), np.sum(softplus(np.where(np.eye(len(a), dtype=bool), -z, z))) / len(a))
+
+
 def of_product(function):
-    return lambda hidden, weight, labels: function(
-        hidden.astype(np.float64) @ weight.astype(np.float64), labels
+    return lambda hidden, weight, *others: function(
+        hidden.astype(np.float64) @ weight.astype(np.float64), *others
     )
 
 
@@ -224,6 +254,21 @@ def segment_log_softmax_of_jax(segments, x):
     return (x.T - total_of_jax(segments, x.T)[segments]).T
 
 
+def kl_divergence_of_optax(p, q):
+    return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(q), jax.nn.log_softmax(p))
+
+
+def sparse_kl_divergence_of_jax(few, log_shares, x):
+    log_q, t = jnp.take_along_axis(jax.nn.log_softmax(x), few, -1), jnp.exp(log_shares)
+    tail, q = 1 - jnp.sum(t, -1), 1 - jnp.sum(jnp.exp(log_q), -1)
+    return jnp.sum(t * (log_shares - log_q), -1) + tail * jnp.log(tail / q)
+
+
+def sigmoid_contrast_of_jax(a, b):
+    z, signs = a @ b.T / TEMPERATURE + BIAS, 2 * jnp.eye(len(a)) - 1
+    return jnp.full(len(a), -jnp.sum(jax.nn.log_sigmoid(signs * z)) / len(a))
+
+
 def contrast_of_optax(a, b):
     logits, own = a @ b.T / TEMPERATURE, jnp.arange(len(a))
     losses = id_loss_of_optax(logits, own) + id_loss_of_optax(logits.T, own)
@@ -242,6 +287,7 @@ ROW, IDS, TARGETS = ("x",), ("x", "labels"), ("x", "targets")
 # Entries, along the first axis, are the classes of all rows: a segment of a row is the row.
 SEGMENTS, SEGMENTS_IDS = ("segments", "x"), ("segments", "x", "labels")
 PAIR, HEAD = ("other", "x"), ("hidden", "weight", "labels")
+HEADS = ("other features", "other weight", "hidden", "weight")
 
 PROGRAMS = {
     "softmax": Program(jsoftmax.softmax, jax.nn.softmax, softmax, ROW),
@@ -277,13 +323,34 @@ PROGRAMS = {
     "entropy": Program(jsoftmax.entropy, entropy_of_jax, entropy, ROW),
     "kl_divergence": Program(
         jsoftmax.kl_divergence,
-        lambda p, q: optax.losses.kl_divergence_with_log_targets(
-            jax.nn.log_softmax(q), jax.nn.log_softmax(p)
-        ),
+        kl_divergence_of_optax,
         kl_divergence,
         PAIR,
     ),
     "js_divergence": Program(jsoftmax.js_divergence, None, js_divergence, PAIR),
+    "sparse_kl_divergence": Program(
+        lambda ids, t, x: jsoftmax.sparse_kl_divergence(jsoftmax.SparseTargets(ids, t), x),
+        sparse_kl_divergence_of_jax,
+        sparse_kl_divergence,
+        ("few", "log-shares", "x"),
+    ),
+    "linear_kl_divergence": Program(
+        jsoftmax.linear_kl_divergence,
+        lambda p, v, q, w: kl_divergence_of_optax(p @ v, q @ w),
+        of_products(kl_divergence),
+        HEADS,
+        corners=False,
+    ),
+    "linear_js_divergence": Program(
+        jsoftmax.linear_js_divergence, None, of_products(js_divergence), HEADS, corners=False
+    ),
+    "linear_sparse_kl_divergence": Program(
+        lambda ids, t, h, w: jsoftmax.linear_sparse_kl_divergence(jsoftmax.SparseTargets(ids, t), h, w),
+        lambda ids, t, h, w: sparse_kl_divergence_of_jax(ids, t, h @ w),
+        lambda ids, t, *head: of_product(lambda x: sparse_kl_divergence(ids, t, x))(*head),
+        ("few", "log-shares", "hidden", "weight"),
+        corners=False,
+    ),
     "log_prob": Program(
         jsoftmax.log_prob,
         lambda x, y: jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], -1)[:, 0],
@@ -318,6 +385,13 @@ PROGRAMS = {
         largest,
         ROW,
     ),
+    "linear_top_log_probs": Program(
+        lambda h, w: jsoftmax.linear_top_log_probs(h, w, LARGEST)[:2],
+        lambda h, w: jax.lax.top_k(jax.nn.log_softmax(h @ w), LARGEST),
+        of_product(largest),
+        ("hidden", "weight"),
+        corners=False,
+    ),
     "segment_softmax": Program(
         lambda ids, x: jsoftmax.segment_softmax(x.T, ids, 1).T,
         lambda ids, x: jnp.exp(segment_log_softmax_of_jax(ids, x)),
@@ -346,6 +420,15 @@ PROGRAMS = {
         lambda a, b: jnp.full(len(a), jsoftmax.contrastive_loss(a, b, temperature=TEMPERATURE)),
         contrast_of_optax,
         contrast,
+        ("hidden", "other features"),
+        corners=False,
+    ),
+    "sigmoid_contrastive_loss": Program(
+        lambda a, b: jnp.full(
+            len(a), jsoftmax.sigmoid_contrastive_loss(a, b, temperature=TEMPERATURE, bias=BIAS)
+        ),
+        sigmoid_contrast_of_jax,
+        sigmoid_contrast,
         ("hidden", "other features"),
         corners=False,
     ),
