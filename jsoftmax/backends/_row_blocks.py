@@ -97,7 +97,7 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *arguments: Arr
         # reduction library runs none of them.
         block = lax.optimization_barrier(block)
         with _modes.for_cache():
-            return function(*block)
+            return _apart(function, start, block)
 
     def begun(a: Array) -> Array:
         if a.shape[axis] == 1:
@@ -118,6 +118,22 @@ def _in_loop(function: Callable[..., Any], size: int, axis: int, *arguments: Arr
     outputs = with_block(outputs, 0, over) if over else outputs
     outputs = lax.fori_loop(0, length // size, step, outputs)
     return [_floats(a, of.dtype) for a, of in zip(outputs, types, strict=True)]
+
+
+def _apart(function: Callable[..., Any], start: Array | int, block: list[Array]) -> list[Array]:
+    """The function of a block. If it returns arrays as long as the block, they are those of a conditional.
+
+    XLA:CPU runs an operation that it fuses with the update of a slice on one core. It fuses no conditional.
+    """
+    function = jax.jit(function)  # traced once
+    types = jax.eval_shape(function, *block)
+    if all(of.size < block[0].size for of in types):
+        return list(function(*block))
+
+    def never(*block: Array) -> list[Array]:
+        return [zeros(of.shape, of) for of in types]
+
+    return list(lax.cond(jnp.asarray(start) >= 0, function, never, *block))
 
 
 def _bits(a: Array) -> Array:

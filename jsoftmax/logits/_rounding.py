@@ -43,6 +43,18 @@ def slip(u: Array, z: Array, top: Array, temperature: Array | None) -> Array:
     return jnp.where(jnp.abs(found) < 1, found, 0.0)
 
 
+def slip_of_quotient(u: Array, half_gap: Array, temperature: Array) -> Array:
+    """``2·half_gap/|T| − u`` with few operations and no select, for u ≤ 0 whose exponential is not 0."""
+    least = -128.0 if u.dtype == jnp.float32 else -1024.0  # the exponential of less is 0
+    half = jnp.abs(temperature) / 2
+    half_high = _high_half(half)
+    half_gap = jnp.maximum(half_gap, jnp.maximum(least * half, jnp.finfo(u.dtype).min))
+    u = jnp.maximum(u, least)
+    u_high = jnp.floor(u * 16) / 16  # so few bits that its product with `half_high` is exact
+    found = ((half_gap - u_high * half_high) - u_high * (half - half_high)) / half - (u - u_high)
+    return jnp.where(jnp.abs(found) < 2.0**-14, found, 0.0)  # T may be so small that the products underflow
+
+
 def _high_half(a: Array) -> Array:
     """The leading half of the significand of a: a product of two such halves is exact (Dekker)."""
     product = a * (2.0**12 + 1 if a.dtype == jnp.float32 else 2.0**27 + 1)

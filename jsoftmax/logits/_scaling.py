@@ -117,21 +117,29 @@ def shifted(x: Array, scaling: Scaling, top: Array, at_top: bool = False) -> Shi
     With `at_top` (implied by a temperature), u is exactly 0 at the maximum, whatever XLA fuses with the
     difference.
     """
-    u = shift(x, scaling, top, 1, at_top or scaling.temperature is not None)
     if scaling.temperature is None or x.dtype.itemsize == 2:
-        return Shifted(u, None)
-    z, z_top = ordered(x, scaling, top)
-    slip = _rounding.slip(u, z, z_top, scaling.temperature)
-    if scaling.soft_cap is not None:
-        slip = jnp.where(u == 0, 0.0, slip)  # `shift` may have corrected u to 0; the slip would undo it
-    return Shifted(u, lax.stop_gradient(slip))
+        return Shifted(shift(x, scaling, top, 1, at_top or scaling.temperature is not None), None)
+    gap = _gap(x, scaling, top, 0.5, True)
+    u = _masked_exponent(2 * rules.divided(gap, scaling.temperature), scaling)
+    return Shifted(u, lax.stop_gradient(_rounding.slip_of_quotient(u, gap, scaling.temperature)))
 
 
 def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool = True) -> Array:
     """``fraction·u``; a fraction is a power of 2, so the product is exact."""
+    if scaling.temperature is None:
+        return _masked_exponent(_gap(x, scaling, top, fraction, at_top), scaling)
+    # The difference of two logits may overflow although its quotient does not.
+    half = _gap(x, scaling, top, fraction / 2, at_top)
+    return _masked_exponent(2 * rules.divided(half, scaling.temperature), scaling)
+
+
+def _masked_exponent(u: Array, scaling: Scaling) -> Array:
+    return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
+
+
+def _gap(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool) -> Array:
+    """``fraction·(z − max z)`` before the division by T."""
     z, z_top = ordered(x, scaling, top)
-    if scaling.temperature is not None:
-        fraction = fraction / 2  # the difference of two logits may overflow although its quotient does not
     if fraction != 1:
         z, z_top = z * fraction, z_top * fraction
     if at_top:
@@ -142,9 +150,7 @@ def shift(x: Array, scaling: Scaling, top: Array, fraction: float, at_top: bool 
         is_top = is_peak(x, scaling, top) & (u > -jnp.inf)
         excess = lax.stop_gradient(jnp.where(is_top, u, jnp.maximum(u, 0.0)))
         u = u - jnp.where(excess == 0, 0, excess)
-    if scaling.temperature is not None:
-        u = 2 * rules.divided(u, scaling.temperature)
-    return u if scaling.where is None else jnp.where(scaling.where, u, -jnp.inf)
+    return u
 
 
 def ordered(x: Array, scaling: Scaling, top: Array) -> tuple[Array, Array]:

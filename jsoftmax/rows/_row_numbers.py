@@ -104,13 +104,10 @@ def _value(static: Static, row_args: RowArguments) -> Numbers:
 
 
 def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
-    """XLA stores little for class ids, also if all rows share a temperature."""
+    """XLA stores little for class ids."""
     row_args = row.row_args if isinstance(row, Saved) else row
     has_targets = row_args.labels is not None and not are_ids(row_args.labels)
-    scaling: Scaling = row_args.scaling
-    if scaling.temperature is not None and scaling.temperature.size == 1:
-        scaling = scaling._replace(temperature=None)
-    return scaling == Scaling(None) and not has_targets and "spread" not in static[2]
+    return row_args.scaling == Scaling(None) and not has_targets and "spread" not in static[2]
 
 
 _options: dict[str, Any] = {"is_bare": _is_bare, "axes_of": lambda static: (static[0], *static[1])}
