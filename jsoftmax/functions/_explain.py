@@ -55,7 +55,7 @@ def explain(function: Callable[..., Any], *arguments: Any, platform: str | None 
     log_softmax on cpu
       value
         the map               from the exponentials of the sums
-        the sum of every row  blocks of 250 classes: only the block with the maximum is read again
+        the sum of every row  blocks of 125 classes: only the block with the maximum is read again
       gradient
         plain: array operations alone, the same on every platform
     """
