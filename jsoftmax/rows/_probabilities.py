@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
@@ -24,8 +24,12 @@ Forms = dict[str, Callable[..., Any]]  # by the name of a `_request.Form`
 
 
 def of_shifted(z: Shifted, rest: Array) -> Array:
-    """``exp(u)/(1 + rest)``; 0 in an empty row."""
-    return exponentials(z) / (1 + jnp.where(rest < 0, 0, rest))
+    """``exp(u)/(1 + rest)``; 0 in an empty row.
+
+    XLA on CPU computes a select and all before it on its own. Its library, which takes what follows, would run
+    the operations on every row as on an array of length 1.
+    """
+    return exponentials(z) / jnp.where(rest < 0, 1, 1 + rest)
 
 
 class Probabilities(NamedTuple):
@@ -153,8 +157,8 @@ def _of_kernel(
 
 
 def is_live(rest: Array) -> Array:
-    """1, but 0 in an empty row. It is a factor, because XLA on CPU does not fuse a select with sums."""
-    return lax.stop_gradient(jnp.minimum(1 + rest, 1))
+    """1, but 0 in an empty row; a factor where a select of all classes costs more."""
+    return (rest >= 0).astype(rest.dtype)
 
 
 def lead_sums(
