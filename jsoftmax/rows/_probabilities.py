@@ -26,8 +26,8 @@ Forms = dict[str, Callable[..., Any]]  # by the name of a `_request.Form`
 def of_shifted(z: Shifted, rest: Array) -> Array:
     """``exp(u)/(1 + rest)``; 0 in an empty row.
 
-    XLA on CPU computes a select and all before it on its own. Its library, which takes what follows, would run
-    the operations on every row as on an array of length 1.
+    XLA on CPU computes a select and all before it on its own. Its library, which takes what follows, would
+    run the operations on every row as on an array of length 1.
     """
     return exponentials(z) / jnp.where(rest < 0, 1, 1 + rest)
 
