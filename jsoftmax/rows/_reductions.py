@@ -112,8 +112,10 @@ class _Static(NamedTuple):
         Only the entropy needs u/4 (by default from u: 8/T may overflow), and only moments need `dead`.
         """
         half = jnp.exp(half_u)
-        # XLA:CPU fuses a floor and a maximum with sums, but stores the result of a comparison or a select.
-        ones = (half == 1).astype(half.dtype) if _modes.in_cache() else jnp.floor(half)
+        # XLA:CPU fuses a floor and a maximum with sums, which is slow for the many operations of a slip. It
+        # stores the result of a comparison or a select.
+        stored = z.slip is not None and _modes.in_cache()
+        ones = (half == 1).astype(half.dtype) if stored else jnp.floor(half)
         scaled_rest = with_slip(half * (half * rules.SCALE), z) - rules.SCALE * ones
         e = exponentials(z)
         slip = 0 if z.slip is None else z.slip
@@ -121,7 +123,7 @@ class _Static(NamedTuple):
         if self.entropy:
             quarter_u = 0.25 * z.u if quarter_u is None else quarter_u
             u, least = 4 * quarter_u + slip, jnp.finfo(quarter_u.dtype).min
-            u = jnp.where(u < least, 0, u) if _modes.in_cache() else jnp.maximum(u, least)  # 0·∞ = 0
+            u = jnp.where(u < least, 0, u) if stored else jnp.maximum(u, least)  # 0·∞ = 0
             of_entropy = (with_slip(rules.scaled(jnp.exp(2 * quarter_u)), z) * u,)
         if dead is None:
             return e, scaled_rest, *of_entropy
