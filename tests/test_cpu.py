@@ -1,6 +1,7 @@
 """The forms of rows on CPU: each gives the rest of any row, and none stores the row."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -218,6 +219,15 @@ def test_none_is_stored_for_float32_logits(name, classes):
 @pytest.mark.parametrize("name", STORES)
 def test_no_wider_copy_is_stored(name, classes):
     assert share_stored(name, classes, jnp.bfloat16) < 0.15 + 2 * of_block(name, classes)
+
+
+@pytest.mark.parametrize("classes", [8, 100, 1000, 32000])
+def test_the_loss_with_its_gradient_computes_each_exponential_once(classes):
+    """And once more where terms underflow: in a branch that ordinary rows do not take."""
+    x = jax.ShapeDtypeStruct((2**20 // classes, classes), jnp.float32)
+    text = jit_in_full(STORES["loss and gradient"]).lower(x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32))
+    of_all = re.findall(rf"= f32\[{x.shape[0]},{classes}\]\S* exponential\(", text.compile().as_text())
+    assert len(of_all) == 2
 
 
 def test_no_wider_copy_of_bfloat16_logits_is_stored():

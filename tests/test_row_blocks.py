@@ -1,6 +1,7 @@
 """Functions of many rows run on CPU in blocks of rows: the same numbers, and no array of all logits."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,21 @@ def test_every_function_has_the_same_values_and_gradients(function, axis, dtype)
 def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
     arguments = function.arguments(jnp.zeros((ROWS, CLASSES)))
     assert not runs_in_blocks(functools.partial(function.ours, axis=-1), *arguments)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
+def test_no_arithmetic_is_fused_with_a_write(blocks_of, gradient):
+    """XLA runs a write on one core, and all that it fuses with it."""
+    blocks_of(8 * CLASSES)
+
+    def total(x):
+        return jnp.sum(jsoftmax.log_softmax(x, temperature=2.7)[:, 0])
+
+    call = jax.grad(total) if gradient else functools.partial(jsoftmax.softmax, temperature=2.7)
+    text = jax.jit(call).lower(jax.ShapeDtypeStruct((96, CLASSES), jnp.float32)).compile().as_text()
+    written = re.findall(rf"= f32\[96,{CLASSES}\]\S* dynamic-update-slice\(\S+ %([a-z_-]+)", text)
+    assert written
+    assert {*written} <= {"get-tuple-element", "param_"}  # of the conditional
 
 
 SHARED = {
