@@ -430,3 +430,15 @@ def test_how_many_operations_a_plain_program_has(name):
         counts, of_peer = (operations_and_equations(f, names) for f in (a, b))
         print(f"{name:22}", *(f"{n:5}{m:5}{n / m:6.1f}" for n, m in zip(counts, of_peer, strict=True)))
         assert all(count <= bound for count, bound in zip(counts, bounds, strict=True)), counts
+
+
+def test_a_constant_tangent_keeps_the_nan_of_an_overflow():
+    """XLA makes a select of a product with a converted comparison: 0 for a row that is NaN would hide it."""
+    x = jnp.zeros((3, 5)).at[0, 1].set(jnp.inf).at[1, 2].set(jnp.nan)
+
+    def along_ones(x):
+        with jsoftmax.forward_mode():
+            return jax.jvp(jsoftmax.log_softmax, (x,), (jnp.ones_like(x),))[1]
+
+    is_nan = jnp.isnan(jax.jit(along_ones)(x))
+    assert is_nan.all(1).tolist() == is_nan.any(1).tolist() == [True, True, False]

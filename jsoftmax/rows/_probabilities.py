@@ -158,7 +158,7 @@ def _of_kernel(
 
 def is_live(rest: Array) -> Array:
     """1, but 0 in an empty row; a factor where a select of all classes costs more."""
-    return (rest >= 0).astype(rest.dtype)
+    return 1 - (rest < 0).astype(rest.dtype)
 
 
 def lead_sums(
