@@ -157,8 +157,8 @@ def _of_kernel(
 
 
 def is_live(rest: Array) -> Array:
-    """1, but 0 in an empty row; a factor where a select of all classes costs more."""
-    return 1 - (rest < 0).astype(rest.dtype)
+    """1, but 0 in an empty row; a factor where a select of all classes costs more. 1 if the rest is NaN."""
+    return (~(rest < 0)).astype(rest.dtype)
 
 
 def lead_sums(
