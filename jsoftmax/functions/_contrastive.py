@@ -12,10 +12,9 @@ from jsoftmax import rules
 from jsoftmax.border._call import Call
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.functions._linear import linear_cross_entropy
-from jsoftmax.linear import _contrast, _contrast_arguments, _products
+from jsoftmax.linear import _contrast, _contrast_arguments
 from jsoftmax.linear._contrast import Static
 from jsoftmax.linear._contrast_arguments import Given
-from jsoftmax.linear._contrast_sides import Columns, Rows
 from jsoftmax.transforms import _platforms
 
 
@@ -124,27 +123,23 @@ def contrastive_loss(
 
 
 def _loss(both: bool, given: Given) -> Array:
-    batch, relation, t, _, block_size = given
+    batch, relation, t = given.batch, given.relation, given.temperature
     counted = given.counted()
-    a, b, weights, counted_rows, counted_columns = counted
-    ids, hits = relation.ids, relation.hits
+    weights, ids = counted.weights, relation.ids
     if not both and not batch.is_itself and ids is not None and relation.column_ids is None:
         return linear_cross_entropy(
-            a,
-            b,
+            counted.a,
+            counted.b,
             ids[:, 0],
             vocab_axis=0,
-            where=counted_columns,
+            where=counted.of_b,
             weights=weights,
             temperature=t,
             reduction="mean",
-            block_size=block_size,
+            block_size=given.block_size,
             row_axis_name=batch.names or None,
         )
-    static = Static(_products.Static(0, block_size, (), frozenset()), both, batch.names)
-    rows = Rows(a, ids, hits, batch.places() if batch.is_itself else None, counted_rows)
-    of_columns = (None if c is None else c[None, :] for c in (relation.column_ids, counted_columns))
-    found = _contrast.losses(static, rows, Columns(b, *of_columns), t)
+    found = _contrast.losses(Static(given.head, both, batch.names), *counted.pairs(given), t)
     losses, positives = found.of_rows, found.positives_of_rows
     if (bad := counted.bad_labels(relation)) is not None:
         losses, positives = losses * rules.nan_where(bad, jnp.ones_like(losses)), jnp.where(bad, 1, positives)

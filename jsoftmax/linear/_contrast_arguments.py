@@ -13,6 +13,8 @@ from jsoftmax.border import _given, _mesh_axes
 from jsoftmax.border._arrays import in_dtype
 from jsoftmax.border._call import Call
 from jsoftmax.border._label_checks import are_classes, reported_ids
+from jsoftmax.linear import _products
+from jsoftmax.linear._contrast_sides import Columns, Rows
 from jsoftmax.transforms._sharding import partition_spec, replicated, shard_count, sharded_like, spec
 
 
@@ -79,6 +81,11 @@ class Given(NamedTuple):
         """The dtype of the loss."""
         return rules.computing_dtype(self.batch.a.dtype)
 
+    @property
+    def head(self) -> _products.Static:
+        """The facts about the products."""
+        return _products.Static(0, self.block_size, (), frozenset())
+
     def counted(self) -> Counted:
         """The rows without those of weight 0, whose features are 0."""
         a, b, weights = self.batch.a, self.batch.b, self.weights
@@ -101,6 +108,14 @@ class Counted(NamedTuple):
     weights: Array | None  # [N, 1]
     of_a: Array | None  # [N, 1]
     of_b: Array | None  # [M], of all shards
+
+    def pairs(self, given: Given) -> tuple[Rows, Columns]:
+        """Which pairs count, and which of these are positives."""
+        batch, relation = given.batch, given.relation
+        itself = batch.places() if batch.is_itself else None
+        of_columns = (None if c is None else c[None, :] for c in (relation.column_ids, self.of_b))
+        rows = Rows(self.a, relation.ids, relation.hits, itself, self.of_a)
+        return rows, Columns(self.b, *of_columns)
 
     def bad_labels(self, relation: Relation) -> Array | None:
         """The rows that count, and whose label is no column, [N, 1]; None if there are no labels."""

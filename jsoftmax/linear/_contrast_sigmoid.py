@@ -55,20 +55,20 @@ def _losses(static: Static, logits: Logits, rows: Rows) -> tuple[tuple[Array, ..
 
 def mean(given: Given, bias: Array) -> Array:
     """The mean over the rows of the sums over their pairs; `bias` has the shape [1, 1]."""
-    batch, relation, counted = given.batch, given.relation, given.counted()
+    batch, counted = given.batch, given.counted()
     n = counted.a.shape[0]
     weights = counted.weights
     count = jnp.asarray(n, given.dtype) if weights is None else jnp.sum(weights)
-    if (bad := counted.bad_labels(relation)) is not None:
+    if (bad := counted.bad_labels(given.relation)) is not None:
         weights = rules.nan_where(bad, jnp.ones_like(bad, given.dtype) if weights is None else weights)
-    itself = batch.places() if batch.is_itself else None
-    pairs = _contrast_sides.Rows(None, relation.ids, relation.hits, itself)
+    pairs, columns = counted.pairs(given)
     temperature, bias = (jnp.broadcast_to(number, (n, 1)) for number in (given.temperature, bias))
-    column_ids, of_b = (None if a is None else a[None, :] for a in (relation.column_ids, counted.of_b))
-    rows = Rows((counted.a,), _Columns(pairs, temperature, bias, weights), None, counted.of_a)
-    shared = Shared((_products.Shared(counted.b),), of_b, _contrast_sides.Columns(None, column_ids))
-    head = _products.Static(0, given.block_size, (), frozenset())
-    head = head._replace(block_size=_contrast.plan(head, counted.a, counted.b).block_rows)
+    # The features and what counts are arguments of every function of rows.
+    of_rows = _Columns(pairs._replace(features=None, counted=None), temperature, bias, weights)
+    rows = Rows((counted.a,), of_rows, None, counted.of_a)
+    of_classes = columns._replace(features=None, counted=None)
+    shared = Shared((_products.Shared(counted.b),), columns.counted, of_classes)
+    head = given.head._replace(block_size=_contrast.plan(given.head, counted.a, counted.b).block_rows)
     static = Static(_losses, None, head, ())
     if in_forward_mode():
         total = jnp.sum(_row_functions.numbers(static, rows, shared)[0][0])
