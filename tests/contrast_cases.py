@@ -1,8 +1,14 @@
 """Batches of features with their positives and weights, for the tests of contrastive losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jsoftmax
 
 ROWS, OTHERS, FEATURES = 13, 8, 3
 
@@ -112,6 +118,84 @@ def lowered(function, rows=8192, features=512, numbers=1):
     given = [jax.ShapeDtypeStruct((rows, features), jnp.float32)] * 2
     given += [jax.ShapeDtypeStruct((), jnp.float32)] * numbers
     return jax.jit(jax.value_and_grad(function, tuple(range(2 + numbers)))).lower(*given)
+
+
+def agree_in_sixteen_bits(loss):
+    """The loss is in float32, as of the widened features; gradients are rounded once, after dz is."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(40, 16)), jnp.bfloat16) for _ in "ab")
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    (value, gradients), (want, wide) = step(a, b), step(*(x.astype(jnp.float32) for x in (a, b)))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    for got, exact in zip(gradients, wide, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            got.astype(jnp.float32), exact, rtol=2**-7, atol=2**-8 * jnp.max(abs(exact))
+        )
+
+
+def agree_without_hidden_rows(steps, *numbers):
+    """``steps(a, b, weights, *numbers, ids)``, losses with their gradients, are those of the other rows."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in "ab")
+    weights = jnp.asarray([1.0, 0, 2, 1, 0, 1])
+    kept = np.flatnonzero(weights)
+    bad = [x.at[jnp.asarray([1, 4])].set(value) for x, value in ((a, np.nan), (b, jnp.inf))]
+    ids = jnp.asarray([0, 1, 0, 1, 1, 1])
+    with jax.debug_nans(True):
+        found = steps(*bad, weights, *numbers, ids)
+    want = steps(*(x[kept] for x in (a, b, weights)), *numbers, ids[kept])
+    for (got, gradients), (value, of_kept) in zip(found, want, strict=True):
+        agree((got, *gradients[3:]), (value, *of_kept[3:]), rtol=1e-5)
+        for g, of_few in zip(gradients[:3], of_kept[:3], strict=True):
+            agree(g[kept], of_few, rtol=1e-4, atol=1e-6)
+            assert not np.any(np.delete(g, kept, 0))
+
+
+def agree_when_sharded(loss, given, options):
+    """``loss(a, b, *numbers, options, axis_name=…)`` and its gradients, on 2 × 4 devices and on one."""
+    axes, wanted = ("x", "y"), range(len(given))
+    mesh = jax.make_mesh((2, 4), axes, axis_types=(AxisType.Auto,) * 2)
+    rows = P(axes)
+    of_given = rows, rows, *(P() for _ in given[2:])
+    specs = *of_given, dict.fromkeys(options, rows)
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=specs, out_specs=(P(), of_given))
+    def sharded(*given):
+        return jax.value_and_grad(functools.partial(loss, axis_name=axes), wanted)(*given)
+
+    agree(sharded(*given, options), jax.jit(jax.value_and_grad(loss, wanted))(*given, options))
+
+
+def agree_tangents_when_sharded(loss, given, along):
+    """The tangent of ``loss(a, b, *numbers, axis_name=…)``, on 4 devices and on one."""
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    rows = P("rows"), P("rows"), *(P() for _ in given[2:])
+
+    def tangent(given, along, **on):
+        with jsoftmax.forward_mode():
+            return jax.jvp(functools.partial(loss, **on), given, along)
+
+    sharded = jax.shard_map(
+        functools.partial(tangent, axis_name="rows"), mesh=mesh, in_specs=(rows, rows), out_specs=(P(), P())
+    )
+    agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
+
+
+def agree_under_jit(losses, kind, *numbers):
+    """``losses(a, b, *numbers, ids)`` and its gradients, with rows on 8 devices and on one."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for _ in "ab")
+    ids = jnp.arange(16) // 3
+    step = jax.jit(jax.value_and_grad(losses, range(2 + len(numbers))))
+    want = step(a, b, *numbers, ids)
+    with jax.set_mesh(mesh):
+        a, b, ids = (jax.device_put(x, NamedSharding(mesh, P("rows"))) for x in (a, b, ids))
+        got = step(a, b, *numbers, ids)
+    agree(jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-6)
 
 
 A, B = jnp.ones((4, 3)), jnp.ones((5, 3))

@@ -15,13 +15,17 @@ from contrast_cases import (
     ROWS,
     WRONG,
     agree,
+    agree_in_sixteen_bits,
+    agree_tangents_when_sharded,
+    agree_under_jit,
+    agree_when_sharded,
+    agree_without_hidden_rows,
     arrays,
     lowered,
     of_sixteen,
     whole,
 )
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType
 
 import jsoftmax
 from jsoftmax.linear import _contrast
@@ -163,18 +167,7 @@ def test_float32_keeps_its_digits(regime):
 
 
 def test_sixteen_bits():
-    """The loss is in float32, as of the widened features; gradients are rounded once, after dz is."""
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(40, 16)), jnp.bfloat16) for _ in "ab")
-    step = jax.jit(jax.value_and_grad(lambda a, b: jsoftmax.contrastive_loss(a, b, temperature=0.5), (0, 1)))
-    (loss, gradients), (want, wide) = step(a, b), step(*(x.astype(jnp.float32) for x in (a, b)))
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, want, rtol=1e-6)
-    for got, exact in zip(gradients, wide, strict=True):
-        assert got.dtype == jnp.bfloat16
-        np.testing.assert_allclose(
-            got.astype(jnp.float32), exact, rtol=2**-7, atol=2**-8 * jnp.max(abs(exact))
-        )
+    agree_in_sixteen_bits(functools.partial(jsoftmax.contrastive_loss, temperature=0.5))
 
 
 @pytest.mark.long
@@ -226,12 +219,6 @@ def test_nothing_counts():
 @pytest.mark.long
 def test_hidden_rows_hold_anything():
     """A hidden pair is no negative: the result is that of the others; also with `jax_debug_nans`."""
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in "ab")
-    weights = jnp.asarray([1.0, 0, 2, 1, 0, 1])
-    kept = np.flatnonzero(weights)
-    bad = [x.at[jnp.asarray([1, 4])].set(value) for x, value in ((a, NAN), (b, jnp.inf))]
-    ids = jnp.asarray([0, 1, 0, 1, 1, 1])
 
     @jax.jit
     def steps(a, b, w, ids):
@@ -241,15 +228,7 @@ def test_hidden_rows_hold_anything():
         each = loss, functools.partial(loss, symmetric=False), functools.partial(loss, positives=ids)
         return [jax.value_and_grad(f, (0, 1, 2))(a, b, w) for f in each]
 
-    with jax.debug_nans(True):
-        found = steps(*bad, weights, ids)
-    for (got, gradients), (want, of_kept) in zip(
-        found, steps(*(x[kept] for x in (a, b, weights, ids))), strict=True
-    ):
-        agree(got, want, rtol=1e-5)
-        for g, of_few in zip(gradients, of_kept, strict=True):
-            agree(g[kept], of_few, rtol=1e-4, atol=1e-6)
-            assert not np.any(np.delete(g, kept, 0))
+    agree_without_hidden_rows(steps)
 
 
 @pytest.mark.share(2)
@@ -287,8 +266,6 @@ def test_a_row_is_not_its_own_positive():
 def test_sharded_rows_give_the_answers_of_one_device(name, x64):
     """Of the loss and of every gradient, whole on every shard: none is off by the number of devices."""
     kind = CASES[name][0]
-    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    axes = ("x", "y")
     a, b, t, options = of_sixteen(name)
     flags = {key: options.pop(key) for key in ("symmetric",) if key in options}
 
@@ -296,50 +273,26 @@ def test_sharded_rows_give_the_answers_of_one_device(name, x64):
         b = None if kind == "itself" else b
         return jsoftmax.contrastive_loss(a, b, temperature=t, block_size=3, **options, **flags, **on)
 
-    rows = P(axes)
-    specs = rows, rows, P(), dict.fromkeys(options, rows)
-
-    @jax.jit
-    @jax.shard_map(mesh=mesh, in_specs=specs, out_specs=(P(), (rows, rows, P())))
-    def sharded(a, b, t, options):
-        return jax.value_and_grad(functools.partial(loss, axis_name=axes), (0, 1, 2))(a, b, t, options)
-
-    agree(sharded(a, b, t, options), jax.value_and_grad(loss, (0, 1, 2))(a, b, t, options))
+    agree_when_sharded(loss, (a, b, t), options)
 
 
 def test_tangents_of_sharded_rows(x64):
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    def loss(a, b, t, **on):
+        return jsoftmax.contrastive_loss(a, b, temperature=t, **on)
+
     given, along = ((a[:12], b[:12], t) for a, b, t in (arrays(), arrays(seed=1)))
-    rows = P("rows"), P("rows"), P()
-
-    def tangent(given, along, **on):
-        with jsoftmax.forward_mode():
-            return jax.jvp(lambda a, b, t: jsoftmax.contrastive_loss(a, b, temperature=t, **on), given, along)
-
-    sharded = jax.shard_map(
-        functools.partial(tangent, axis_name="rows"), mesh=mesh, in_specs=(rows, rows), out_specs=(P(), P())
-    )
-    agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
+    agree_tangents_when_sharded(loss, given, along)
 
 
 @pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_rows_sharded_under_jit(kind, several_devices):
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for _ in "ab")
-    ids = jnp.arange(16) // 3
-
     def losses(a, b, ids):
         loss = functools.partial(jsoftmax.contrastive_loss, temperature=0.5, block_size=8)
         return loss(a, b) + loss(a, b, positives=ids)
 
-    step = jax.jit(jax.value_and_grad(losses, (0, 1)))
-    want = step(a, b, ids)
-    with jax.set_mesh(mesh):
-        got = step(*(jax.device_put(x, NamedSharding(mesh, P("rows"))) for x in (a, b, ids)))
-    agree(jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-6)
+    agree_under_jit(losses, kind)
 
 
 def dense(a, b, t):

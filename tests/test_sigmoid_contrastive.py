@@ -15,13 +15,17 @@ from contrast_cases import (
     WRONG,
     A,
     agree,
+    agree_in_sixteen_bits,
+    agree_tangents_when_sharded,
+    agree_under_jit,
+    agree_when_sharded,
+    agree_without_hidden_rows,
     arrays,
     lowered,
     of_sixteen,
     whole,
 )
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType
 
 import jsoftmax
 from jsoftmax.linear import _contrast
@@ -195,22 +199,10 @@ def test_a_large_temperature():
 
 
 def test_sixteen_bits():
-    """The loss is in float32, as of the widened features; gradients are rounded once, after dz is."""
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(40, 16)), jnp.bfloat16) for _ in "ab")
-
     def of_features(a, b):
         return jsoftmax.sigmoid_contrastive_loss(a, b, temperature=0.5, bias=BIAS)
 
-    step = jax.jit(jax.value_and_grad(of_features, (0, 1)))
-    (loss, gradients), (want, wide) = step(a, b), step(*(x.astype(jnp.float32) for x in (a, b)))
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, want, rtol=1e-6)
-    for got, exact in zip(gradients, wide, strict=True):
-        assert got.dtype == jnp.bfloat16
-        np.testing.assert_allclose(
-            got.astype(jnp.float32), exact, rtol=2**-7, atol=2**-8 * jnp.max(abs(exact))
-        )
+    agree_in_sixteen_bits(of_features)
 
 
 @pytest.mark.long
@@ -254,12 +246,6 @@ def test_a_row_without_positives_counts():
 @pytest.mark.long
 def test_hidden_rows_hold_anything():
     """A hidden pair is no negative: the result is that of the others; also with `jax_debug_nans`."""
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in "ab")
-    weights = jnp.asarray([1.0, 0, 2, 1, 0, 1])
-    kept = np.flatnonzero(weights)
-    bad = [x.at[jnp.asarray([1, 4])].set(value) for x, value in ((a, NAN), (b, jnp.inf))]
-    ids = jnp.asarray([0, 1, 0, 1, 1, 1])
 
     @jax.jit
     def steps(a, b, w, bias, ids):
@@ -269,14 +255,7 @@ def test_hidden_rows_hold_anything():
         each = loss, functools.partial(loss, positives=ids)
         return [jax.value_and_grad(f, range(4))(a, b, w, bias) for f in each]
 
-    with jax.debug_nans(True):
-        found = steps(*bad, weights, BIAS, ids)
-    want = steps(*(x[kept] for x in (a, b, weights)), BIAS, ids[kept])
-    for (got, gradients), (value, of_kept) in zip(found, want, strict=True):
-        agree((got, gradients[3]), (value, of_kept[3]), rtol=1e-5)
-        for g, of_few in zip(gradients[:3], of_kept[:3], strict=True):
-            agree(g[kept], of_few, rtol=1e-4, atol=1e-6)
-            assert not np.any(np.delete(g, kept, 0))
+    agree_without_hidden_rows(steps, BIAS)
 
 
 def test_a_row_that_counts_shows_its_nan():
@@ -312,8 +291,7 @@ SHARDED = ["pairs, weights", "labels", "ids, weights", "itself, ids, weights", "
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_rows_give_the_answers_of_one_device(name, x64):
     """Of the loss and of every gradient, whole on every shard: none is off by the number of devices."""
-    kind, axes = CASES[name][0], ("x", "y")
-    mesh = jax.make_mesh((2, 4), axes, axis_types=(AxisType.Auto,) * 2)
+    kind = CASES[name][0]
     a, b, t, options = of_sixteen(name)
     options.pop("symmetric", None)
 
@@ -323,56 +301,27 @@ def test_sharded_rows_give_the_answers_of_one_device(name, x64):
             a, b, temperature=t, bias=bias, block_size=3, **options, **on
         )
 
-    rows = P(axes)
-    specs = rows, rows, P(), P(), dict.fromkeys(options, rows)
-
-    @jax.jit
-    @jax.shard_map(mesh=mesh, in_specs=specs, out_specs=(P(), (rows, rows, P(), P())))
-    def sharded(*given):
-        return jax.value_and_grad(functools.partial(loss, axis_name=axes), range(4))(*given)
-
-    given = a, b, t, jnp.asarray(-1.25), options
-    agree(sharded(*given), jax.jit(jax.value_and_grad(loss, range(4)))(*given))
+    agree_when_sharded(loss, (a, b, t, jnp.asarray(-1.25)), options)
 
 
 def test_tangents_of_sharded_rows(x64):
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    def loss(a, b, t, bias, **on):
+        return jsoftmax.sigmoid_contrastive_loss(a, b, temperature=t, bias=bias, **on)
+
     given, along = ((a[:12], b[:12], t, t - 2) for a, b, t in (arrays(), arrays(seed=1)))
-    rows = P("rows"), P("rows"), P(), P()
-
-    def tangent(given, along, **on):
-        def loss(a, b, t, bias):
-            return jsoftmax.sigmoid_contrastive_loss(a, b, temperature=t, bias=bias, **on)
-
-        with jsoftmax.forward_mode():
-            return jax.jvp(loss, given, along)
-
-    sharded = jax.shard_map(
-        functools.partial(tangent, axis_name="rows"), mesh=mesh, in_specs=(rows, rows), out_specs=(P(), P())
-    )
-    agree(jax.jit(sharded)(given, along), jax.jit(tangent)(given, along))
+    agree_tangents_when_sharded(loss, given, along)
 
 
 @pytest.mark.long
 @pytest.mark.share(2)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_rows_sharded_under_jit(kind, several_devices):
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for _ in "ab")
-    ids = jnp.arange(16) // 3
-
     def losses(a, b, bias, ids):
         loss = functools.partial(jsoftmax.sigmoid_contrastive_loss, temperature=0.5, bias=bias, block_size=8)
         weights = jnp.where(ids == 1, 0.0, 1.0)
         return loss(a, b) + loss(a, b, positives=ids, weights=weights) + loss(a, None, labels=ids[::-1])
 
-    step = jax.jit(jax.value_and_grad(losses, range(3)))
-    want = step(a, b, BIAS, ids)
-    with jax.set_mesh(mesh):
-        a, b, ids = (jax.device_put(x, NamedSharding(mesh, P("rows"))) for x in (a, b, ids))
-        got = step(a, b, BIAS, ids)
-    agree(jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-6)
+    agree_under_jit(losses, kind, BIAS)
 
 
 def ours(a, b, t, bias):
