@@ -281,3 +281,32 @@ def test_closed_forms_keep_their_digits_where_p_is_near_one():
     ):
         np.testing.assert_allclose(value, want, rtol=1e-6)
     np.testing.assert_allclose(rules.log_softmax_jvp(p, one), [1e-9, -1.0], rtol=1e-6)
+
+
+OF_ROW = {
+    "softmax": lambda x: jsoftmax.softmax(x)[1],
+    "log_softmax": lambda x: jsoftmax.log_softmax(x)[0],
+    "logsumexp": jsoftmax.logsumexp,
+    "entropy": jsoftmax.entropy,
+    "loss of the leading class": lambda x: jsoftmax.cross_entropy(x, 1, temperature=0.9),
+    "loss of another class": lambda x: jsoftmax.cross_entropy(x, 0, label_smoothing=0.1, z_loss=1e-4),
+    "loss of targets": lambda x: jsoftmax.cross_entropy(x, jnp.eye(5, dtype=x.dtype)[1]),
+    "square of a loss": lambda x: jsoftmax.cross_entropy(x, 1) ** 2,
+    "focal_loss": lambda x: jsoftmax.focal_loss(x, 1),
+    "log_odds": lambda x: jsoftmax.log_odds(x, 1),
+    "divergence from it": lambda x: jsoftmax.kl_divergence(jnp.sin(jnp.arange(5, dtype=x.dtype)), x),
+    "its divergence": lambda x: jsoftmax.kl_divergence(x, jnp.sin(jnp.arange(5, dtype=x.dtype))),
+    "linear_cross_entropy": lambda x: jsoftmax.linear_cross_entropy(x, jnp.eye(5, dtype=x.dtype), 1),
+}
+
+
+@pytest.mark.parametrize("lead", [5.0, 20.0, 40.0])
+@pytest.mark.parametrize("name", OF_ROW)
+def test_second_derivatives_keep_their_digits_beside_a_leading_class(name, lead, x64):
+    """Each entry on its own: 1 − p of the leading class is far below the rounding of p."""
+    f = OF_ROW[name]
+    x = jnp.asarray([0.3, lead, 1.0, 0.0, 0.5])
+    want = jax.jit(jax.jacrev(jax.grad(f)))(x)
+    for outer in (jax.jacfwd, jax.jacrev):
+        got = jax.jit(outer(jax.grad(f)))(x.astype(jnp.float32))
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-36)

@@ -15,7 +15,7 @@ from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _peaks, _probabilities, _reductions
+from jsoftmax.rows import _curvature, _peaks, _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 
 Axes = tuple[int | str, ...]
@@ -103,18 +103,19 @@ def _logsumexp_value(axes: Axes, a: Array, scaling: Scaling) -> Array:
     return _logsumexp_save(axes, a, scaling, result_used_for="nothing")[0]
 
 
-def _shares(saved: _Saved) -> Array:
+def _shares(axes: Axes, saved: _Saved) -> Array:
     a, scaling, state = saved
-    return _probabilities.of_shifted(_scaling.shifted(a, scaling, state.max), state.rest)
+    p = _probabilities.of_shifted(_scaling.shifted(a, scaling, state.max), state.rest)
+    return _curvature.of_probabilities(axes, p, saved)
 
 
 def _logsumexp_pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Array, None]:
-    shares = _shares(saved)
+    shares = _shares(axes, saved)
     return (g.astype(shares.dtype) * shares).astype(g.dtype), None
 
 
 def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) -> Array:
-    shares, da = _shares(saved), _scaling.masked(tangents[0], saved[1].where)
+    shares, da = _shares(axes, saved), _scaling.masked(tangents[0], saved[1].where)
     return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 

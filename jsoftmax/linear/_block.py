@@ -16,7 +16,7 @@ from jsoftmax.linear._merging import Part
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.linear._products import TILE, Rows, Shared, Static
 from jsoftmax.logits import _scaling
-from jsoftmax.rows import _peaks, _statistics
+from jsoftmax.rows import _peaks, _statistics, _statistics_rules
 from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import on_one_device, partition_spec, spec, varying
@@ -135,7 +135,8 @@ def backward(
         tile = static.part(shared, start, length)
         of_tile = _products.logits(static, rows, tile) if x is None else _plan.part(x, start, length, 1)
         row_args = _products.row_arguments(of_tile, rows, tile, start, whole=size == classes)
-        sums_of_tile, here = static.part(sums, start, length), saved._replace(row_args=row_args)
+        here = saved.with_logits(row_args, whole=size == classes)
+        sums_of_tile = static.part(sums, start, length)
         sums_of_tile, of_rows = of_part(
             static, rows, tile, sums_of_tile, here, cotangents, so_far is None, times
         )
@@ -159,7 +160,7 @@ def of_part(
 ) -> tuple[Shared, Rows]:
     """The gradients from some of the classes: their `sums` with the new ones added, and those of the rows."""
     own = (1, static.names, static.wanted)
-    back = _statistics.pull(own, saved, cotangents, of_maximum, times)[0]
+    back = _statistics_rules.pull(own, saved, cotangents, of_maximum, times)[0]
     dhidden, sums = _products.back(
         static, static.asked[0], sums, rows.hidden, tile.weight, back.x, back.weights
     )

@@ -20,7 +20,7 @@ from jax.custom_derivatives import zero_from_primal
 from jsoftmax.linear import _block, _loss_kernel, _plan, _products, _sampling
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.linear._products import Rows, Shared, Static
-from jsoftmax.rows import _statistics
+from jsoftmax.rows import _statistics_rules
 from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
@@ -108,7 +108,8 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
         def add(so_far: Numbers | None, start: Array | int, size: int) -> Numbers:
             tile, dtile = static.part(shared, start, size), static.part(dshared, start, size)
             x = _products.logits(static, rows, tile)
-            row_args = _products.row_arguments(x, rows, tile, start, whole=plan.class_blocks == 1)
+            whole = plan.class_blocks == 1
+            row_args = _products.row_arguments(x, rows, tile, start, whole=whole)
             dx = jnp.zeros_like(x)
             if drows.hidden is not None:
                 dx += _products.logits(static, drows, Shared(tile.weight))
@@ -117,8 +118,10 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
             if dtile.bias is not None:
                 dx += dtile.bias.astype(dx.dtype)
             tangents = _products.row_arguments(dx, drows, dtile)
-            of_part = saved._replace(row_args=row_args)
-            out = _statistics.push((1, static.names, static.wanted), of_part, (tangents,), so_far is None)
+            of_part = saved.with_logits(row_args, whole=whole)
+            out = _statistics_rules.push(
+                (1, static.names, static.wanted), of_part, (tangents,), so_far is None
+            )
             return out if so_far is None else jax.tree.map(jnp.add, so_far, out)
 
         return None, _plan.over_classes(plan.classes, plan.block_classes, add, None)

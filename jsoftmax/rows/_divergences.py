@@ -19,7 +19,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _gaps, _probabilities, _reductions
+from jsoftmax.rows import _curvature, _gaps, _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
 from jsoftmax.transforms._sharding import varies, varying
@@ -29,17 +29,14 @@ Numbers = tuple[Array, ...]
 
 
 class _Pair(NamedTuple):
-    """The numbers of each class of two rows p and q; d = log q − log p, finite unless a class is dead.
-
-    `products` are p·d, 0 at dead classes, also where d overflows.
-    """
+    """The numbers of each class of two rows p and q; d = log q − log p, finite unless a class is dead."""
 
     u_p: Array
     u_q: Array
     p: Array
     q: Array
     d: Array
-    products: Array
+    products: Array  # p·d, 0 at dead classes, also where d overflows
     p_leads: Array
     q_leads: Array
 
@@ -68,18 +65,23 @@ class _Saved(NamedTuple):
         p_state, q_state, log_ratio = recomputed_everywhere(of_rows, known)
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
+    @property
+    def rows(self) -> tuple[_curvature.Row, _curvature.Row]:
+        p = self.p_logits, self.scaling, self.p_state
+        return p, (self.q_logits, self.scaling, self.q_state)
+
+    @property
+    def empty(self) -> Array:
+        return (self.p_state.rest < 0) | (self.q_state.rest < 0)
+
     def pair(self) -> _Pair:
-        logits, states = (self.p_logits, self.q_logits), (self.p_state, self.q_state)
-        gaps = _gaps.compared(*logits, self.scaling, *states)
-        z_p, z_q = gaps.p, gaps.q
-        empty = (self.p_state.rest < 0) | (self.q_state.rest < 0)
-        d = jnp.where(empty, 0, gaps.gap) - self.log_ratio
-        p, q = (_probabilities.of_shifted(z, state.rest) for z, state in zip((z_p, z_q), states, strict=True))
+        gaps = _gaps.compared(self.p_logits, self.q_logits, self.scaling, self.p_state, self.q_state)
+        d = jnp.where(self.empty, 0, gaps.gap) - self.log_ratio
+        p = _probabilities.of_shifted(gaps.p, self.p_state.rest)
+        q = _probabilities.of_shifted(gaps.q, self.q_state.rest)
         products = _gaps.products(p, d, gaps.half, self.scaling)
-        leads = (
-            _probabilities.leading(x, self.scaling, state) for x, state in zip(logits, states, strict=True)
-        )
-        return _Pair(z_p.u, z_q.u, p, q, d, products, *leads)
+        p_leads, q_leads = (_probabilities.leading(*row) for row in self.rows)
+        return _Pair(gaps.p.u, gaps.q.u, p, q, d, products, p_leads, q_leads)
 
 
 def _with_rules(
@@ -158,7 +160,11 @@ def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     in_p = rules.kl_gradient_in_p(
         pair.p, pair.d, kl, leads=pair.p_leads, others=others, products=pair.products
     )
-    return pair._replace(u_p=_dead_at_p_0(pair.u_p)), in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+    residuals = in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+    nothing = (kl == jnp.inf) | saved.empty
+    p, q = (jnp.where(nothing, 0, a) for a in (pair.p, pair.q))
+    residuals = _curvature.as_kl_residuals(axes, residuals, (p, q), saved.rows)
+    return pair._replace(u_p=_curvature.dead_at_p_0(pair.u_p)), *residuals
 
 
 kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
@@ -179,14 +185,6 @@ def _lead_sums(
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
     """``Σ p`` and ``Σ p·d`` over all classes except the leading one."""
     return _probabilities.share_of_others(rest, u_lead), terms
-
-
-def _dead_at_p_0(u: Array) -> Array:
-    """u, to be multiplied by p: replaced by −inf, as for a dead class, where p is 0 in every dtype.
-
-    There u may be so large that a product with it overflows.
-    """
-    return jnp.where(u < -1024, -jnp.inf, u)
 
 
 def _in_beta(saved: _Saved) -> Array:
@@ -239,7 +237,7 @@ def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
         share * rules.kl_gradient_in_p(p, d, kl, leads=leads, others=of_others)
         for share, (_, p, d, leads), kl, of_others in of_each
     )
-    u_p, u_q = _dead_at_p_0(pair.u_p), _dead_at_p_0(pair.u_q)
+    u_p, u_q = _curvature.dead_at_p_0(pair.u_p), _curvature.dead_at_p_0(pair.u_q)
     return pair._replace(u_p=u_p, u_q=u_q, products=jnp.zeros_like(u_q)), in_p, in_q
 
 

@@ -16,7 +16,7 @@ from jsoftmax.backends._request import Request
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _probabilities
+from jsoftmax.rows import _curvature, _probabilities
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
@@ -67,7 +67,9 @@ class _Saved(NamedTuple):
         if self.holds == Static("p"):
             return _Row(self.kept, self.kept, p_sink)
         shifted = _scaling.shifted(hidden(self.kept), self.scaling, self.state.max)
-        return _Row(_probabilities.of_shifted(shifted, self.state.rest), shifted.u, p_sink)
+        p = _probabilities.of_shifted(shifted, self.state.rest)
+        p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
+        return _Row(p, shifted.u, p_sink)
 
     def live(self, u: Array, g: Array) -> Array:
         """The cotangent g of the output, set to 0 where masked."""
@@ -234,6 +236,7 @@ def _log_softmax_save(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, _S
     if not _keeps_p(x.dtype, scaling, rules.split_axes(axes)[1]):
         return out.astype(x.dtype), _Saved(x, scaling, state)
     p = _probabilities.of_shifted(_scaling.shifted(x, scaling, state.max), state.rest)
+    p = _curvature.of_probabilities(axes, p, (x, scaling, state))
     return out.astype(x.dtype), _Saved(p, scaling, state, holds=Static("p"))
 
 

@@ -21,11 +21,10 @@ from jsoftmax.rows._statistics import (
     Saved,
     Static,
     are_ids,
-    pull,
-    push,
     save,
     zero_unless_counted,
 )
+from jsoftmax.rows._statistics_rules import pull, push, with_rule
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._sharding import sharded_like
 
@@ -111,6 +110,12 @@ def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
 
 
 _options: dict[str, Any] = {"is_bare": _is_bare, "axes_of": lambda static: (static[0], *static[1])}
-_of_rows = with_rules(
-    *both_in_row_blocks(save, pull, **_options), push, value=in_row_blocks(_value, **_options)
-)
+_save, _pull = both_in_row_blocks(save, pull, **_options)
+
+
+def _save_with_rule(static: Static, row_args: RowArguments) -> tuple[Numbers, Saved]:
+    found, saved = _save(static, row_args)
+    return with_rule(static, found, saved), saved
+
+
+_of_rows = with_rules(_save_with_rule, _pull, push, value=in_row_blocks(_value, **_options))
