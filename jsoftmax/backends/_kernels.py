@@ -5,6 +5,7 @@ A kernel itself takes two-dimensional arrays on one device, with the classes alo
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from jsoftmax.backends import _mosaic_gpu, _mosaic_tpu
 from jsoftmax.backends._kernel_rows import Row
 from jsoftmax.border import _backends, _given
 from jsoftmax.border._call import Call
@@ -32,7 +32,6 @@ Platform = Literal["gpu", "tpu"]
 BACKENDS = ("xla", "mosaic")
 HOPPER = "9.0"
 DTYPES = ("bfloat16", "float16", "float32")
-_MODULES: dict[Platform, Any] = {"gpu": _mosaic_gpu, "tpu": _mosaic_tpu}
 
 
 class Wanted(NamedTuple):
@@ -63,6 +62,11 @@ class Arrays(NamedTuple):
         return Row(self.x, self.where, self.temperature)
 
 
+def module(platform: Literal["gpu", "tpu", "gpu_head"]) -> Any:
+    """The kernels of a platform, loaded when a call asks for one."""
+    return importlib.import_module(f"jsoftmax.backends._mosaic_{platform}")
+
+
 def refuses(wanted: Wanted, x: Any, axes: tuple[int, ...], platform: Platform) -> str | None:
     """Why the kernel of this platform cannot compute rows like these; None if it can."""
     if jax.__version_info__ < (0, 11):
@@ -82,7 +86,7 @@ def refuses(wanted: Wanted, x: Any, axes: tuple[int, ...], platform: Platform) -
         of_mask = 1 if math.prod(wanted.where.shape[:-1]) == 1 else rows
         where = shape((of_mask, classes), jnp.int8)
     row = Row(shape((rows, classes), x.dtype), where)
-    reason: str | None = _MODULES[platform].refuses(row, wanted.name)
+    reason: str | None = module(platform).refuses(row, wanted.name)
     return reason
 
 
@@ -173,7 +177,7 @@ def _on_one_device(name: Name, platform: Platform, arrays: Arrays) -> Any:
         return jnp.broadcast_to(a, (*rows, a.shape[-1])).reshape(-1, a.shape[-1])
 
     with jax.enable_x64(False):  # a number of Python would have 64 bits in the kernel
-        found = _run(name, _MODULES[platform], jax.tree.map(flat, arrays))
+        found = _run(name, module(platform), jax.tree.map(flat, arrays))
     # A kernel for a GPU does not mark its results as varying over the axes of `jax.shard_map`.
     return jax.tree.map(lambda a: varying(a, arrays).reshape(*rows, a.shape[-1]), found)
 

@@ -27,11 +27,14 @@ def compiled(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def with_program(function: Callable[P, R]) -> Callable[P, R]:
-        names = tuple(inspect.signature(function).parameters)
-        program = jax.jit(function, static_argnames=static)
+        @functools.cache  # an import would take 0.5 ms for each function
+        def made() -> tuple[tuple[str, ...], Callable[P, R]]:
+            names = tuple(inspect.signature(function).parameters)
+            return names, jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            names, program = made()
             arguments = (*zip(names, args, strict=False), *kwargs.items())
             with _platforms.for_logits(*(_size(value) for _, value in arguments)):
                 for name, value in arguments:

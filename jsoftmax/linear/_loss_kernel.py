@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
-from jsoftmax.backends import _kernels, _mosaic_gpu_head
+from jsoftmax.backends import _kernels
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.rows._statistics import Numbers, Saved, zero_unless_counted
 from jsoftmax.transforms import _modes
@@ -30,7 +30,8 @@ def refuses(hidden: Array, weight: Array, vocab_axis: int) -> str | None:
     if not known or partition_spec(hidden, *spec(hidden)) is not None:
         return "the arrays may be sharded: call it within jax.shard_map"
     rows: Any = jax.ShapeDtypeStruct((math.prod(hidden.shape[:-1]), hidden.shape[-1]), hidden.dtype)
-    return _mosaic_gpu_head.refuses(rows, weight, vocab_axis)
+    reason: str | None = _kernels.module("gpu_head").refuses(rows, weight, vocab_axis)
+    return reason
 
 
 def or_blocks(static: Static, blocks: Callable[[Rows, Shared], Found], rows: Rows, shared: Shared) -> Found:
@@ -63,7 +64,7 @@ def _state(vocab_axis: int) -> Callable[..., Any]:
 
     def kernel(*arrays: Array) -> Any:
         with jax.enable_x64(False):  # a number of Python would have 64 bits in the kernel
-            return _mosaic_gpu_head.head_state(*arrays, vocab_axis=vocab_axis)
+            return _kernels.module("gpu_head").head_state(*arrays, vocab_axis=vocab_axis)
 
     function = jax.custom_batching.custom_vmap(kernel)
 

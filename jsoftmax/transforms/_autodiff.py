@@ -29,6 +29,7 @@ from jsoftmax.transforms._rule_trees import (
     along,
     as_custom_vjp,
     fill_none,
+    made_at_first_call,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
@@ -66,7 +67,18 @@ def with_rules(
     derivative in one of these uses the rule as well. Otherwise JAX refuses a forward derivative of it in the
     arguments, such as ``jacfwd(grad(loss, argnums=z_loss))`` in the logits.
     """
-    alone = _in_its_modes(value or (lambda static, *arguments: save(static, *arguments)[0]))
+    value = value or (lambda static, *arguments: save(static, *arguments)[0])
+    return made_at_first_call(partial(_with_rules, save, pull, push, value, selective))
+
+
+def _with_rules(
+    save: Callable[..., Any],
+    pull: Callable[..., Any],
+    push: Callable[..., Any],
+    value: Callable[..., Any],
+    selective: bool,
+) -> Callable[..., Any]:
+    alone = _in_its_modes(value)
     kept, push = with_arguments_kept(_in_its_modes(save)), _in_its_modes(push)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -164,6 +176,12 @@ def with_gradients(
     arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
     kept from forward to backward pass: JAX differentiates ``value(static, *arguments)`` instead.
     """
+    return made_at_first_call(partial(_with_gradients, value_and_gradients, value, are_held))
+
+
+def _with_gradients(
+    value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
+) -> Callable[..., Any]:
     both = jax.jit(_in_its_modes(value_and_gradients), static_argnums=(0, 1))
     value = _in_its_modes(value)
 

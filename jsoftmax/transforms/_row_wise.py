@@ -34,14 +34,14 @@ def row_wise(function: Function, *, outputs: Any = None, mapped: Function | None
 
     `outputs`, a tree like the outputs, saves a trace of the function.
     """
-    compiled = jax.jit(function, static_argnums=0)
+    compiled = functools.cache(lambda: jax.jit(function, static_argnums=0))
 
     def call(static: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
         leaves, tree = jax.tree.flatten((rows, shared))
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         if _platforms.is_plain() or static.names or not is_traced:
             return function(static, rows, shared)
-        found = outputs or compiled.eval_shape(static, rows, shared)
+        found = outputs or compiled().eval_shape(static, rows, shared)
         counts = _Counts(*(len(jax.tree.leaves(part)) for part in (rows, *found)))
         of_leaves = _Call(function, static, tree, counts, mapped, _modes.in_forward_mode(), _modes.traced())
         of_rows, others = jax.tree.unflatten(
