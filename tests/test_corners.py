@@ -557,6 +557,20 @@ def test_no_rows_give_no_rows(function):
     assert all(g.shape == a.shape for g, a in zip(pull(out), arguments, strict=True))
 
 
+def test_a_bad_label_is_nan_in_a_row_without_a_live_class_too():
+    """Only a mask makes a row padding, whose label may be anything."""
+    x, labels, bad = jnp.full((3, 4), -jnp.inf), jnp.array([4, 0, -1]), [True, False, True]
+    losses, gradient = jax.jit(jax.value_and_grad(lambda x: jsoftmax.cross_entropy(x, labels).sum()))(x)
+    assert jnp.isnan(losses)
+    assert jnp.isnan(gradient).all(1).tolist() == jnp.isnan(gradient).any(1).tolist() == bad
+    assert jnp.isnan(jsoftmax.row_statistics(x, labels).nll).tolist() == bad
+    for block_size in ((3, 4), (1, 2)):
+        found = jsoftmax.linear_cross_entropy(jnp.ones((3, 1)), x[:1], labels, block_size=block_size)
+        assert jnp.isnan(found).tolist() == bad
+    padding = jnp.array([[False], [True], [True]])
+    assert jnp.isnan(jsoftmax.cross_entropy(x, labels, where=padding)).tolist() == [False, False, True]
+
+
 def test_checkify_names_a_bad_label_and_its_row():
     x, labels = jnp.zeros((3, 4)), jnp.array([1, -100, 7])
 

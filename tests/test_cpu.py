@@ -467,3 +467,16 @@ def test_classes_that_are_alike_round_alike(classes, function):
     want, more = (e / (1 + others), -x) if function is jsoftmax.softmax else (x - np.log1p(others), lead)
     off = np.abs(np.asarray(jit_in_full(function)(x), np.float64) - want)
     assert np.all(off <= (4 + more) * np.spacing(np.abs(want).astype(np.float32)))
+
+
+def test_the_gradient_of_a_dense_head_is_computed_once():
+    """The rows have two axes, which XLA merges for the products of the gradients. optax stores two arrays."""
+    shapes = (2, 64, 16), (16, 2048), (1, 1, 2048)
+    floats = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def loss(hidden, weight, bias, labels):
+        return jsoftmax.cross_entropy(hidden @ weight + bias, labels, reduction="mean")
+
+    gradients = jit_in_full(jax.grad(loss, (0, 1, 2)))
+    program = gradients.lower(*floats, jax.ShapeDtypeStruct((2, 64), jnp.int32)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 3.1 * 4 * 128 * 2048

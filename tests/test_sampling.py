@@ -182,7 +182,10 @@ def test_log_probs_are_those_of_log_prob_and_so_are_their_derivatives():
     def greedy(z):
         return sampling.categorical(KEY, z, temperature=0).log_probs.sum()
 
-    jax.tree.map(np.testing.assert_array_equal, *map(both, (ours, theirs)))
+    (values, of_second), (want, want_second) = map(both, (ours, theirs))
+    np.testing.assert_array_equal(values, want)
+    # XLA fuses the two programs differently, which shows in the last digit.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), of_second, want_second)
     with jsoftmax.forward_mode():
         jax.tree.map(np.testing.assert_array_equal, *map(pushed, (ours, theirs)))
     assert not np.asarray(jax.grad(greedy)(z)).any()

@@ -49,7 +49,7 @@ def _of_kernel(static: Static, rows: Rows, shared: Shared) -> Found:
     is_id = (rows.labels >= 0) & (rows.labels < shared.weight.shape[static.vocab_axis])
     empty, log_total = rest < 0, online.log_total(rest)
     found = {
-        "nll": jnp.where(empty, 0, rules.nan_where(~is_id, log_total - (logit - top))),
+        "nll": rules.nan_where(~is_id, jnp.where(empty, 0, log_total - (logit - top))),
         "log_normalizer": jnp.where(empty, -jnp.inf, top + log_total),
     }
     found = {name: zero_unless_counted(found[name], rows.counted) for name in static.wanted}

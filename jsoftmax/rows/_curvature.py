@@ -6,17 +6,16 @@ near 1. `rules.softmax_product` keeps its digits.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import online, rules
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.transforms._rule_trees import without_zeros
+from jsoftmax.transforms._autodiff import known_with
+from jsoftmax.transforms._platforms import is_plain
 
 Axes = tuple[int | str, ...]
 Pair = tuple[Array, Array]
@@ -25,70 +24,52 @@ Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the 
 
 def of_probabilities(axes: Axes, p: Array, row: Row) -> Array:
     """p, with its derivative in the row; with a sink, which is not in the row, unchanged."""
-    return p if row[1].sink is not None else as_probabilities(axes, p, p, row)
+    if row[1].sink is not None:
+        return p
+    known: Array = of_residual(axes, p, p, row)
+    return known
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def as_probabilities(axes: Axes, values: Array, p: Array, row: Row) -> Array:
-    """`values`, which are p minus a constant, with the derivative of p in the row."""
-    return values
+def _in_p(axes: Axes, values: Array, arguments: tuple[Array, Row], tangents: Any) -> Array:
+    p, along = _along_row(axes, *arguments, tangents[1])
+    return (p * along).astype(values.dtype)
 
 
-def _as_probabilities_jvp(axes: Axes, primals: tuple[Array, Array, Row], tangents: Any) -> Any:
-    values, p, row = primals
-    p, along = _along_row(axes, p, row, tangents[2])
-    return as_probabilities(axes, values, p, row), (p * along).astype(values.dtype)
-
-
-as_probabilities.defjvp(_as_probabilities_jvp, symbolic_zeros=True)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def as_entropy_residual(axes: Axes, residual: Array, p: Array, u: Array, mean: Array, row: Row) -> Array:
-    """The residual ``−p·(u − mean)``, where mean = ⟨p, u⟩, with its derivative in the row."""
-    return residual
-
-
-def _as_entropy_residual_jvp(axes: Axes, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    residual, p, u, mean, row = primals
+def _in_entropy(axes: Axes, residual: Array, arguments: Any, tangents: Any) -> Array:
+    p, u, mean, row = arguments
     p, along = _along_row(axes, p, row, tangents[-1])
     u, dp = jnp.where(p == 0, 0, u), p * along
     change = along - rules.row_sums(axes, dp * u)[0]
-    return as_entropy_residual(axes, residual, p, u, mean, row), -dp * (u - mean) - p * change
+    return -dp * (u - mean) - p * change
 
 
-as_entropy_residual.defjvp(_as_entropy_residual_jvp, symbolic_zeros=True)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def as_kl_residuals(axes: Axes, residuals: Pair, p: Pair, rows: tuple[Row, Row]) -> Pair:
-    """The residuals ``−p·(log q − log p + KL)`` and ``q − p`` of KL(p‖q), with their derivatives in the rows.
-
-    `p` are both probabilities, 0 in a row of a divergence that is infinite.
-    """
-    return residuals
-
-
-def _as_kl_residuals_jvp(axes: Axes, primals: Any, tangents: Any) -> tuple[Pair, Pair]:
-    residuals, probabilities, rows = primals
+def _in_kl(axes: Axes, residuals: Pair, arguments: Any, tangents: Any) -> Pair:
     (p, along_p), (q, along_q) = (
-        _along_row(axes, *of_row) for of_row in zip(probabilities, rows, tangents[2], strict=True)
+        _along_row(axes, *of_row) for of_row in zip(*arguments, tangents[1], strict=True)
     )
-    in_p, in_q = residuals = as_kl_residuals(axes, residuals, (p, q), rows)
+    in_p, in_q = residuals
     change = rules.row_sums(axes, in_p * along_p + in_q * along_q)[0]  # of KL
-    return residuals, (in_p * along_p - p * (along_q - along_p + change), q * along_q - p * along_p)
+    return in_p * along_p - p * (along_q - along_p + change), q * along_q - p * along_p
 
 
-as_kl_residuals.defjvp(_as_kl_residuals_jvp, symbolic_zeros=True)
+# ``(axes, values, p, row)``: the values are p minus a constant.
+of_residual = known_with(_in_p)
+# ``(axes, residual, p, u, mean, row)``: the residual is −p·(u − mean), mean = ⟨p, u⟩.
+of_entropy_residual = known_with(_in_entropy)
+# ``(axes, residuals, (p, q), rows)``: −p·(log q − log p + KL) and q − p; p and q are 0 where KL is infinite.
+of_kl_residuals = known_with(_in_kl)
 
 
 def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Array]:
     """p, and the tangent of log p, ``dz − ⟨p, dz⟩``, from those of the row."""
     x, scaling, state = row
-    dx, dscaling, _ = without_zeros(tangents)
+    dx, dscaling, _ = tangents
     p, u = of_probabilities(axes, p, row), _scaling.shifted(x, scaling, state.max).u
     along = _scaling.push(x, dead_at_p_0(u), dx, dscaling, scaling)
-    return p, rules.log_softmax_jvp(p, along, axes)
+    # In a plain program, XLA may round the terms of the second sum of this rule otherwise than those of the
+    # first. A sum without the leading class does not depend on that, but takes several times longer.
+    leads = rules.leading(p) if is_plain() else None
+    return p, rules.log_softmax_jvp(p, along, axes, leads=leads)
 
 
 def dead_at_p_0(u: Array) -> Array:

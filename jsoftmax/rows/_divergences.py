@@ -163,7 +163,7 @@ def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
     residuals = in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
     nothing = (kl == jnp.inf) | saved.empty
     p, q = (jnp.where(nothing, 0, a) for a in (pair.p, pair.q))
-    residuals = _curvature.as_kl_residuals(axes, residuals, (p, q), saved.rows)
+    residuals = _curvature.of_kl_residuals(axes, residuals, (p, q), saved.rows)
     return pair._replace(u_p=_curvature.dead_at_p_0(pair.u_p)), *residuals
 
 

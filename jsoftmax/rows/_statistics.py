@@ -123,7 +123,7 @@ def save(
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.MOMENT_SCALE)
     elif asks_for_id:
         u, valid = sums.shares
-        found["nll"] = jnp.where(empty, 0, rules.nan_where(~(valid > 0), log_total - u))
+        found["nll"] = rules.nan_where(~(valid > 0), jnp.where(empty, 0, log_total - u))
     # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
     found, state, mean_u = jax.tree.map(lambda a: zero_unless_counted(a, counted), (found, state, mean_u))
     saved = Saved(None, state, found, sum_weights, mean_u).with_logits(row_args, whole=True).without(hidden)

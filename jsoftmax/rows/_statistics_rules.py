@@ -8,10 +8,8 @@ With a, b, c, d the cotangents of log-normalizer, nll, entropy and "spread", the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -29,8 +27,8 @@ from jsoftmax.rows._statistics import (
     are_ids,
     zero_unless_counted,
 )
+from jsoftmax.transforms._autodiff import known_with
 from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
-from jsoftmax.transforms._rule_trees import without_zeros
 from jsoftmax.transforms._sharding import on_first_shard
 
 
@@ -41,6 +39,17 @@ class _Row(NamedTuple):
     cost: Array  # −log p, but 0 for a dead class with a target of 0, and in an empty row
     dead: Array
     residuals: Numbers  # the gradient in z of every number that is asked for
+    label: (
+        tuple[Array, Array] | None
+    )  # where a class is the label, and what the residual of the nll lacks there
+
+    def times(self, g: Array | float, name: str) -> Array:
+        """g times a residual. XLA:CPU computes the last sum once, but a bare product for each of its uses."""
+        dz = g * self.residuals[name]
+        if self.label is None:
+            return dz
+        hit, lacking = self.label
+        return dz + jnp.where(hit, g * lacking, 0)
 
 
 class _Exact(NamedTuple):
@@ -51,18 +60,22 @@ class _Exact(NamedTuple):
     counted: Array | None
     is_whole: Any
 
+    def constant(self, values: Array) -> Array:
+        """What is added to `probabilities`, which has the whole derivative."""
+        return lax.stop_gradient(values) if self.is_whole.value else values
+
     def probabilities(self, values: Array, p: Array) -> Array:
         """`values`, which are p minus a constant."""
         if not self.is_whole.value:
             return values
-        return _curvature.as_probabilities(self.axes, values, zero_unless_counted(p, self.counted), self.row)
+        return _curvature.of_residual(self.axes, values, zero_unless_counted(p, self.counted), self.row)
 
     def entropy_residual(self, p: Array, u: Array, mean: Array) -> Array:
         residual = rules.entropy_residual(p, u, mean)
         if not self.is_whole.value:
             return residual
         of_row = (zero_unless_counted(a, self.counted) for a in (p, u, mean))
-        return _curvature.as_entropy_residual(self.axes, residual, *of_row, self.row)
+        return _curvature.of_entropy_residual(self.axes, residual, *of_row, self.row)
 
 
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
@@ -86,6 +99,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
     cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
     residuals: Numbers = {}
+    label = None
     if "log_normalizer" in asked:
         residuals["log_normalizer"] = exact.probabilities(p, p)
     if soft:
@@ -95,14 +109,19 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     elif "nll" in asked:
         hit = _reading.is_label(labels, axis, x.shape[axis])
-        of_label = rules.label_residual(p, found["nll"], hit, state.rest)
-        residuals["nll"] = exact.probabilities(of_label, jnp.where(hit, jnp.exp(-found["nll"]), p))
+        p_all = jnp.where(hit, jnp.exp(-found["nll"]), p)
+        if set(asked) == {"nll"}:
+            residuals["nll"] = exact.probabilities(p, p_all)
+            label = hit, exact.constant(rules.residual_at_label(found["nll"], state.rest))
+        else:
+            of_label = rules.label_residual(p, found["nll"], hit, state.rest)
+            residuals["nll"] = exact.probabilities(of_label, p_all)
     if "entropy" in asked:
         residuals["entropy"] = exact.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
         residuals["spread"] = rules.weighted_residual(exact.probabilities(p, p), w, sum_weights)
-    return _Row(z.u, cost, dead, residuals)
+    return _Row(z.u, cost, dead, residuals, label)
 
 
 def pull(
@@ -113,10 +132,11 @@ def pull(
     given = {name: g for name, g in cotangents.items() if g is not None and name != "live"}
     if "spread" in given:
         given["spread"] *= _moments.MOMENT_SCALE
-    u, cost, dead, residuals = _restore(static, saved, given)
+    row = _restore(static, saved, given)
+    u, cost, dead = row.u, row.cost, row.dead
     dz, dlabels, dweights = jnp.zeros_like(u), None, jnp.zeros_like(u)
     for name, g in given.items():
-        dz = dz + g * residuals[name]
+        dz = dz + row.times(g, name)
     if "spread" in given:
         dweights = given["spread"] * jnp.where(dead, 0, cost)
     if "nll" in given and not are_ids(labels):
@@ -149,17 +169,17 @@ def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum
     axis, names, wanted = static
     x, labels, weights, scaling, counted, _ = saved.row_args
     dx, dlabels, dweights, dscaling, *_ = tangents[0]
-    u, cost, dead, residuals = _restore(static, saved, wanted)
-    scaling, (u, cost) = _scaling.mask_rows(scaling, counted, u, cost)
+    row = _restore(static, saved, wanted)
+    scaling, (u, cost) = _scaling.mask_rows(scaling, counted, row.u, row.cost)
     dz = _scaling.push(x, u, dx, dscaling, scaling)
-    terms = {name: zero_unless_counted(residual, counted) * dz for name, residual in residuals.items()}
+    terms = {name: zero_unless_counted(row.times(1, name), counted) * dz for name in row.residuals}
     if "nll" in wanted and not are_ids(labels):
         dt = jnp.zeros_like(u) if dlabels is None else dlabels.astype(u.dtype)
-        dt = dt if weights is None else dt * _moments.live_weights(weights, labels, dead)
+        dt = dt if weights is None else dt * _moments.live_weights(weights, labels, row.dead)
         dt = dt if dweights is None else dt + labels.astype(u.dtype) * dweights
         terms["nll"] += _scaling.masked(dt, scaling.where) * cost
     if "spread" in wanted and dweights is not None:
-        terms["spread"] += dweights * jnp.where(dead, 0, cost)
+        terms["spread"] += dweights * jnp.where(row.dead, 0, cost)
     out = dict(zip(terms, rules.row_sums((axis, *names), *terms.values()), strict=True))
     if of_maximum and dscaling.temperature is not None and "log_normalizer" in wanted:
         out["log_normalizer"] += _scaling.slope_of_maximum(scaling, saved.state.max) * dscaling.temperature
@@ -169,16 +189,10 @@ def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum
     return {name: zero_unless_counted(number, counted) for name, number in out.items()}
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def with_rule(static: Static, found: Numbers, saved: Saved) -> Numbers:
-    """The numbers, with `push` in place of the derivative of the operations that computed them."""
-    return found
+def _own_tangent(static: Static, found: Numbers, arguments: tuple[Saved], tangents: tuple[Saved]) -> Numbers:
+    (saved,), (along,) = arguments, tangents
+    return push(static, saved._replace(numbers=found), (along.row_args,))
 
 
-def _with_rule_jvp(static: Static, primals: tuple[Numbers, Saved], tangents: Any) -> tuple[Numbers, Numbers]:
-    found, saved = primals
-    found = with_rule(static, found, saved)
-    return found, push(static, saved._replace(numbers=found), (without_zeros(tangents[1].row_args),))
-
-
-with_rule.defjvp(_with_rule_jvp, symbolic_zeros=True)
+# ``(static, numbers, saved)``: the numbers, with `push` in place of the derivative of their operations.
+with_rule = known_with(_own_tangent)

@@ -36,6 +36,7 @@ from jsoftmax.rules._entmax import log_of_label as log_of_label
 from jsoftmax.rules._entmax import log_power as log_power
 from jsoftmax.rules._focal import focal, focal_slope
 from jsoftmax.rules._labels import binary_residual, label_residual, positives_residual
+from jsoftmax.rules._labels import residual_at_label as residual_at_label
 from jsoftmax.rules._labels import smoothed as smoothed
 from jsoftmax.rules._rows import SCALE as SCALE
 from jsoftmax.rules._rows import Rows as Rows

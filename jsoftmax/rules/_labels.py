@@ -16,17 +16,17 @@ def label_residual(p: ArrayLike, nll: ArrayLike, hit: ArrayLike, rest: ArrayLike
     row's state, makes it faster.
     """
     nll = jnp.asarray(nll)
-    return jnp.where(hit, expm1(-nll) if rest is None else _minus_others(nll, jnp.asarray(rest)), p)
+    return jnp.where(hit, expm1(-nll) if rest is None else residual_at_label(nll, jnp.asarray(rest)), p)
 
 
 @custom_jvp
-def _minus_others(nll: Array, rest: Array) -> Array:
+def residual_at_label(nll: Array, rest: Array) -> Array:
     """``p − 1`` at the label: if p > ½, the label leads, and the sum over the others is the rest."""
     others = jnp.maximum(rest, 0)  # the rest of an empty row is −1, and its loss 0
     return jnp.where(nll < 0.6931, -others / (1 + others), jnp.exp(-nll) - 1)
 
 
-_minus_others.defjvps(lambda dnll, _, nll, rest: -jnp.exp(-nll) * dnll, None)
+residual_at_label.defjvps(lambda dnll, _, nll, rest: -jnp.exp(-nll) * dnll, None)
 
 
 def positives_residual(p: ArrayLike, loss: ArrayLike, hit: ArrayLike, count: ArrayLike) -> Array:

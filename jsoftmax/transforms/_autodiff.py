@@ -165,6 +165,27 @@ def with_tangent(value: Callable[..., Any], tangent: Callable[..., Any]) -> Call
     return function
 
 
+def known_with(tangent: Callable[..., Any]) -> Callable[..., Any]:
+    """The function ``(static, values, *arguments) -> values`` of values that the caller computed already.
+
+    Their tangent is ``tangent(static, values, arguments, tangents)``, in place of the derivative of the
+    operations that computed them. A tangent of the arguments is None if JAX knows that it is 0.
+    """
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def function(static: Any, values: Any, *arguments: Any) -> Any:
+        return values
+
+    def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
+        modes, own = static
+        values = function(static, *primals)
+        with modes.again():
+            return values, tangent(own, values, primals[1:], without_zeros(tangents[1:]))
+
+    function.defjvp(push_forward, symbolic_zeros=True)
+    return lambda static, *arguments: function((_modes.traced(), static), *arguments)
+
+
 def with_gradients(
     value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
 ) -> Callable[..., Any]:
