@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jsoftmax import rules
 from jsoftmax.backends import _kernels
 from jsoftmax.backends._request import Form, Plan, Request
 from jsoftmax.transforms import _modes
@@ -33,7 +32,7 @@ LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the soft
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
 ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
-LEAST_PIECE = 256
+LEAST_PIECE = 256  # in logits that lie side by side in memory: shorter pieces take longer to copy
 FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
 BLOCK = 128  # the approximate block size: one block of every row is read twice
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
@@ -106,10 +105,8 @@ def _rest_on_cpu(request: Request) -> Form | None:
 
 def _stores_for_gradient(request: Request) -> bool:
     """Whether the rest is for the loss of a label with its gradient, which can reuse the exponentials."""
-    x = request.x
-    is_wide = x.dtype == rules.computing_dtype(x.dtype)
     is_for_both = request.for_label and request.result_used_for == "exponentials"
-    return is_for_both and is_wide and not request.is_strided
+    return is_for_both and request.is_wide and not request.is_strided
 
 
 def _sums_on_cpu(request: Request) -> Form | None:
@@ -129,11 +126,9 @@ def _map_on_cpu(request: Request) -> Form | None:
     if request.what == "log_softmax":
         return Form("from the sums")
     x, classes = request.x, request.classes
-    # XLA stores the exponentials in the memory of the probabilities if both have one dtype.
-    is_stored = x.dtype == rules.computing_dtype(x.dtype)
     if not request.bare or not request.is_whole_row:
         return None
-    if not is_stored:
+    if not request.is_wide:  # else XLA stores the exponentials in the memory of the probabilities
         is_chain = x.ndim - 1 not in request.axes or x.size >= FEWEST_IN_CHAINS * classes
         return None if is_chain or x.size < LEAST_STORED else Form("from the sums")
     if x.ndim - 1 not in request.axes:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from jax import Array
 
+from jsoftmax import rules
 from jsoftmax.backends import _kernels
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
 from jsoftmax.transforms._sharding import is_known, on_one_device
@@ -117,6 +118,11 @@ class Request(NamedTuple):
     def is_large(self) -> bool:
         """Whether the plain form may be slow: the shape is known, and there are many logits."""
         return not self.sharded and is_known(self.x) and self.x.size > MOST_PLAIN
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the logits have the dtype in which they are computed."""
+        return bool(self.x.dtype == rules.computing_dtype(self.x.dtype))
 
     @property
     def is_whole_row(self) -> bool:

@@ -180,7 +180,7 @@ def _push(static: Static, kept: Any, tangents: tuple[Any, Any, Any]) -> Losses:
             dx = dx + _product(static, da, columns.features)
         if db is not None:
             dx = dx + _product(static, rows.features, db)
-        dz = rules.temperature_jvp(z, dx, 0 if dt is None else dt, logits.temperature)
+        dz = rules.temperature_jvp(z, dx, dt, logits.temperature)
         if so_far is not None:
             moves = _contrast_sides.residual(z, live, hits, of_columns) * dz
             so_far = so_far + jnp.sum(moves, COLUMNS, keepdims=True)

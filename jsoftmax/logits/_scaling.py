@@ -224,11 +224,10 @@ def push(x: Array, u: Array, dx: Array | None, tangents: Scaling, scaling: Scali
     """The tangent of z, up to a constant per row, from the tangents of x and of the scaling."""
     dz = jnp.zeros_like(u) if dx is None else masked(dx, scaling.where).astype(u.dtype)
     if scaling.soft_cap is not None:
-        dcap = 0 if tangents.soft_cap is None else tangents.soft_cap
-        dz = rules.soft_cap_jvp(masked(x, scaling.where).astype(u.dtype), scaling.soft_cap, dz, dcap)
+        x = masked(x, scaling.where).astype(u.dtype)
+        dz = rules.soft_cap_jvp(x, scaling.soft_cap, dz, tangents.soft_cap)
     if scaling.temperature is not None:
-        dt = 0 if tangents.temperature is None else tangents.temperature
-        dz = rules.temperature_jvp(u, dz, dt, scaling.temperature)
+        dz = rules.temperature_jvp(u, dz, tangents.temperature, scaling.temperature)
     return masked(dz, scaling.where)
 
 

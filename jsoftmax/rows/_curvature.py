@@ -8,31 +8,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax import online, rules
+from jsoftmax import rules
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
+from jsoftmax.rows import _probabilities
+from jsoftmax.rows._probabilities import Row
 from jsoftmax.transforms._autodiff import known_with
-from jsoftmax.transforms._platforms import is_plain
+from jsoftmax.transforms._platforms import by_platform, is_plain, recomputed
 
 Axes = tuple[int | str, ...]
 Pair = tuple[Array, Array]
-Row = tuple[Array, Scaling, online.State]  # the logits, their scaling, and the state of every row
 
 
 def of_probabilities(axes: Axes, p: Array, row: Row) -> Array:
     """p, with its derivative in the row; with a sink, which is not in the row, unchanged."""
     if row[1].sink is not None:
         return p
-    known: Array = of_residual(axes, p, p, row)
+    known: Array = of_residuals(axes, p, p, row)
     return known
 
 
-def _in_p(axes: Axes, values: Array, arguments: tuple[Array, Row], tangents: Any) -> Array:
+def _in_p(axes: Axes, values: Any, arguments: tuple[Array, Row], tangents: Any) -> Any:
     p, along = _along_row(axes, *arguments, tangents[1])
-    return (p * along).astype(values.dtype)
+    return jax.tree.map(lambda a: (p * along).astype(a.dtype), values)
 
 
 def _in_entropy(axes: Axes, residual: Array, arguments: Any, tangents: Any) -> Array:
@@ -52,8 +56,8 @@ def _in_kl(axes: Axes, residuals: Pair, arguments: Any, tangents: Any) -> Pair:
     return in_p * along_p - p * (along_q - along_p + change), q * along_q - p * along_p
 
 
-# ``(axes, values, p, row)``: the values are p minus a constant.
-of_residual = known_with(_in_p)
+# ``(axes, values, p, row)``: a tree of arrays, each p minus a constant.
+of_residuals = known_with(_in_p)
 # ``(axes, residual, p, u, mean, row)``: the residual is −p·(u − mean), mean = ⟨p, u⟩.
 of_entropy_residual = known_with(_in_entropy)
 # ``(axes, residuals, (p, q), rows)``: −p·(log q − log p + KL) and q − p; p and q are 0 where KL is infinite.
@@ -62,14 +66,34 @@ of_kl_residuals = known_with(_in_kl)
 
 def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Array]:
     """p, and the tangent of log p, ``dz − ⟨p, dz⟩``, from those of the row."""
-    x, scaling, state = row
-    dx, dscaling, _ = tangents
-    p, u = of_probabilities(axes, p, row), _scaling.shifted(x, scaling, state.max).u
-    along = _scaling.push(x, dead_at_p_0(u), dx, dscaling, scaling)
-    # In a plain program, XLA may round the terms of the second sum of this rule otherwise than those of the
-    # first. A sum without the leading class does not depend on that, but takes several times longer.
-    leads = rules.leading(p) if is_plain() else None
-    return p, rules.log_softmax_jvp(p, along, axes, leads=leads)
+    p, (dx, dscaling, _) = of_probabilities(axes, p, row), tangents
+    own, names = rules.split_axes(axes)
+
+    def in_z(row: Row, dx: Array | None, dscaling: Scaling) -> Array:
+        x, scaling, state = row
+        u = _scaling.shifted(x, scaling, state.max).u
+        return _scaling.push(x, dead_at_p_0(u), dx, dscaling, scaling)
+
+    def after_two_sums(p: Array, row: Row, *tangents: Any) -> Array:
+        # In a plain program, XLA may round the terms of the second sum otherwise than those of the first. A
+        # sum without the leading class does not depend on that, but takes several times longer.
+        leads = rules.leading(p) if is_plain() else None
+        return rules.log_softmax_jvp(p, in_z(row, *tangents), axes, leads=leads)
+
+    def after_one_pass(p: Array, row: Row, *tangents: Any) -> Array:
+        x, scaling, state = row
+        # Two barriers: XLA merges equal ones, and the gradient has one already. Behind one, a mask is stored.
+        numbers, state = recomputed(recomputed((scaling._replace(where=None), state)))
+        again = x, numbers._replace(where=scaling.where), state
+        sums = _probabilities.lead_sums(*again, in_z(again, *tangents), axes, weighted=True)
+        return rules.log_softmax_jvp(p, in_z(row, *tangents), axes, sums=sums, leads=rules.leading(p))
+
+    arguments = p, row, dx, dscaling
+    if names:  # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
+        return p, after_two_sums(*arguments)
+    forms = dict.fromkeys(("sums in one pass", "one kernel"), after_one_pass)
+    own_forms = choose(Request("derivative of a map", row[0], own)).functions(forms)
+    return p, by_platform("the derivative of p", *arguments, plain=after_two_sums, **own_forms)
 
 
 def dead_at_p_0(u: Array) -> Array:

@@ -66,7 +66,7 @@ class _Saved(NamedTuple):
         return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
 
     @property
-    def rows(self) -> tuple[_curvature.Row, _curvature.Row]:
+    def rows(self) -> tuple[_probabilities.Row, _probabilities.Row]:
         p = self.p_logits, self.scaling, self.p_state
         return p, (self.q_logits, self.scaling, self.q_state)
 

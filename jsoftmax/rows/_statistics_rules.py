@@ -28,7 +28,7 @@ from jsoftmax.rows._statistics import (
     zero_unless_counted,
 )
 from jsoftmax.transforms._autodiff import known_with
-from jsoftmax.transforms._platforms import hidden, reconverted_on_cpu
+from jsoftmax.transforms._platforms import hidden, recomputed, reconverted_on_cpu
 from jsoftmax.transforms._sharding import on_first_shard
 
 
@@ -56,7 +56,7 @@ class _Exact(NamedTuple):
     """Gives residuals their own derivatives by `_curvature`, unless the logits are a part of each row."""
 
     axes: tuple[int | str, ...]
-    row: _curvature.Row
+    row: _probabilities.Row
     counted: Array | None
     is_whole: Any
 
@@ -64,11 +64,13 @@ class _Exact(NamedTuple):
         """What is added to `probabilities`, which has the whole derivative."""
         return lax.stop_gradient(values) if self.is_whole.value else values
 
-    def probabilities(self, values: Array, p: Array) -> Array:
-        """`values`, which are p minus a constant."""
+    def probabilities(self, values: Numbers, p: Array) -> Numbers:
+        """Arrays that are p minus constants."""
         if not self.is_whole.value:
             return values
-        return _curvature.of_residual(self.axes, values, zero_unless_counted(p, self.counted), self.row)
+        p = zero_unless_counted(p, self.counted)
+        known: Numbers = _curvature.of_residuals(self.axes, values, p, self.row)
+        return known
 
     def entropy_residual(self, p: Array, u: Array, mean: Array) -> Array:
         residual = rules.entropy_residual(p, u, mean)
@@ -92,35 +94,31 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         if set(asked) == {"nll"}:  # the gradient at the label does not use p
             of_others = z._replace(u=_beside_label.without_label(z.u, labels, axis))
     p, dead = _probabilities.of_shifted(of_others, rest), _scaling.is_dead(x, scaling)
-    exact = _Exact(
-        (axis, *names), (x, _scaling.mask_rows(scaling, counted)[0], state), counted, saved.is_whole
-    )
+    exact = _Exact((axis, *names), (x, _scaling.mask_rows(again, counted)[0], state), counted, saved.is_whole)
     soft = "nll" in asked and not are_ids(labels)
     nothing = (state.rest < 0) | dead & (labels == 0) if soft else dead
     cost = jnp.where(nothing, 0, online.log_total(state.rest) - z.u)
-    residuals: Numbers = {}
-    label = None
-    if "log_normalizer" in asked:
-        residuals["log_normalizer"] = exact.probabilities(p, p)
+    label, of_classes, all_p = None, {"log_normalizer": p}, p
+    if "nll" in asked and not soft:
+        hit = _reading.is_label(labels, axis, x.shape[axis])
+        all_p = jnp.where(hit, jnp.exp(-found["nll"]), p)
+        if set(asked) == {"nll"}:
+            of_classes["nll"] = p
+            label = hit, exact.constant(rules.residual_at_label(found["nll"], state.rest))
+        else:
+            of_classes["nll"] = rules.label_residual(p, found["nll"], hit, state.rest)
+    of_classes = exact.probabilities(of_classes, all_p)
+    residuals: Numbers = {name: values for name, values in of_classes.items() if name in asked}
     if soft:
         t = _moments.weighted(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
         in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
-    elif "nll" in asked:
-        hit = _reading.is_label(labels, axis, x.shape[axis])
-        p_all = jnp.where(hit, jnp.exp(-found["nll"]), p)
-        if set(asked) == {"nll"}:
-            residuals["nll"] = exact.probabilities(p, p_all)
-            label = hit, exact.constant(rules.residual_at_label(found["nll"], state.rest))
-        else:
-            of_label = rules.label_residual(p, found["nll"], hit, state.rest)
-            residuals["nll"] = exact.probabilities(of_label, p_all)
     if "entropy" in asked:
         residuals["entropy"] = exact.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
-        residuals["spread"] = rules.weighted_residual(exact.probabilities(p, p), w, sum_weights)
+        residuals["spread"] = rules.weighted_residual(of_classes["log_normalizer"], w, sum_weights)
     return _Row(z.u, cost, dead, residuals, label)
 
 
@@ -191,7 +189,11 @@ def push(static: Static, saved: Saved, tangents: tuple[RowArguments], of_maximum
 
 def _own_tangent(static: Static, found: Numbers, arguments: tuple[Saved], tangents: tuple[Saved]) -> Numbers:
     (saved,), (along,) = arguments, tangents
-    return push(static, saved._replace(numbers=found), (along.row_args,))
+    # Three barriers: XLA merges equal ones, and the gradient and its derivative have one and two.
+    state, scaling = recomputed(recomputed(recomputed((saved.state, saved.row_args.scaling))))
+    row_args = saved.row_args._replace(scaling=scaling)
+    saved = saved._replace(row_args=row_args, state=state, numbers=found)
+    return push(static, saved, (along.row_args,))
 
 
 # ``(static, numbers, saved)``: the numbers, with `push` in place of the derivative of their operations.

@@ -9,12 +9,13 @@ from jax.typing import ArrayLike
 from jsoftmax.rules._softmax import finite
 
 
-def temperature_jvp(u: Array, dx: Array, dt: ArrayLike, temperature: Array) -> Array:
+def temperature_jvp(u: Array, dx: Array, dt: ArrayLike | None, temperature: Array) -> Array:
     """The derivative of ``z = x/T`` along (dx, dT), up to a constant per row: ``(dx − u·dT)/T``.
 
     `u` is z minus the maximum of its row. Use it for functions of z that a shift of the row does not change.
+    A dT of None is 0.
     """
-    return (dx - finite(u) * dt) / temperature
+    return (dx if dt is None else dx - finite(u) * dt) / temperature
 
 
 def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Array]:
@@ -26,10 +27,10 @@ def temperature_vjp(u: Array, dz: Array, temperature: Array) -> tuple[Array, Arr
     return dx, -dx * finite(u)
 
 
-def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike) -> Array:
-    """The derivative of ``cap·tanh(x/cap)`` along (dx, dcap)."""
+def soft_cap_jvp(x: Array, cap: Array, dx: Array, dcap: ArrayLike | None) -> Array:
+    """The derivative of ``cap·tanh(x/cap)`` along (dx, dcap); a dcap of None is 0."""
     in_x, in_cap = _soft_cap_slopes(x / cap)
-    return in_x * dx + in_cap * dcap
+    return in_x * dx if dcap is None else in_x * dx + in_cap * dcap
 
 
 def soft_cap_vjp(x: Array, cap: Array, dy: Array) -> tuple[Array, Array]:
