@@ -557,6 +557,30 @@ def test_no_rows_give_no_rows(function):
     assert all(g.shape == a.shape for g, a in zip(pull(out), arguments, strict=True))
 
 
+UNUSED = {
+    "ignored": lambda x, t: jsoftmax.cross_entropy(x, jnp.array([1, -1]), ignore_index=-1, temperature=t),
+    "of weight 0": lambda x, t: jsoftmax.cross_entropy(
+        x, jnp.array([1, 0]), weights=jnp.array([1.0, 0.0]), label_smoothing=0.1, z_loss=0.1, temperature=t
+    ),
+    "targets of weight 0": lambda x, t: jsoftmax.cross_entropy(
+        x, jnp.full((2, 3), 0.3), weights=jnp.array([1.0, 0.0]), temperature=t
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_an_unused_row_of_nan_leaves_second_derivatives_in_a_shared_temperature(name):
+    x, t = jnp.array([[1.0, 2.0, 3.0], [NAN, NAN, NAN]]), jnp.float32(0.7)
+
+    def total(x, t):
+        return jnp.sum(UNUSED[name](x, t))
+
+    want = jax.jit(jax.hessian(total, (0, 1)))(x.at[1].set(0), t)
+    for outer in (jax.jacfwd, jax.jacrev):
+        got = jax.jit(outer(jax.grad(total, (0, 1)), (0, 1)))(x, t)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
 def test_a_bad_label_is_nan_in_a_row_without_a_live_class_too():
     """Only a mask makes a row padding, whose label may be anything."""
     x, labels, bad = jnp.full((3, 4), -jnp.inf), jnp.array([4, 0, -1]), [True, False, True]

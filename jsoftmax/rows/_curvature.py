@@ -39,6 +39,15 @@ def _in_p(axes: Axes, values: Any, arguments: tuple[Array, Row], tangents: Any) 
     return jax.tree.map(lambda a: (p * along).astype(a.dtype), values)
 
 
+def _in_targets(axes: Axes, residual: Array, arguments: tuple[Array, Array, Row], tangents: Any) -> Array:
+    p, t, row = arguments
+    _, dt, of_row = tangents
+    p, along = _along_row(axes, p, row, of_row)
+    (total,) = rules.row_sums(axes, t)
+    out = total * p * along
+    return out if dt is None else out + rules.cross_entropy_residual(p, dt, axes)
+
+
 def _in_entropy(axes: Axes, residual: Array, arguments: Any, tangents: Any) -> Array:
     p, u, mean, row = arguments
     p, along = _along_row(axes, p, row, tangents[-1])
@@ -58,6 +67,8 @@ def _in_kl(axes: Axes, residuals: Pair, arguments: Any, tangents: Any) -> Pair:
 
 # ``(axes, values, p, row)``: a tree of arrays, each p minus a constant.
 of_residuals = known_with(_in_p)
+# ``(axes, residual, p, t, row)``: the residual is (Σt)·p − t.
+of_target_residual = known_with(_in_targets)
 # ``(axes, residual, p, u, mean, row)``: the residual is −p·(u − mean), mean = ⟨p, u⟩.
 of_entropy_residual = known_with(_in_entropy)
 # ``(axes, residuals, (p, q), rows)``: −p·(log q − log p + KL) and q − p; p and q are 0 where KL is infinite.

@@ -72,6 +72,13 @@ class _Exact(NamedTuple):
         known: Numbers = _curvature.of_residuals(self.axes, values, p, self.row)
         return known
 
+    def target_residual(self, residual: Array, p: Array, t: Array) -> Array:
+        if not self.is_whole.value:
+            return residual
+        p, t = (zero_unless_counted(a, self.counted) for a in (p, t))
+        known: Array = _curvature.of_target_residual(self.axes, residual, p, t, self.row)
+        return known
+
     def entropy_residual(self, p: Array, u: Array, mean: Array) -> Array:
         residual = rules.entropy_residual(p, u, mean)
         if not self.is_whole.value:
@@ -87,6 +94,8 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     (x, labels, weights, scaling, counted, _), state, found, sum_weights, mean_u, *_ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))
+    # Else a second derivative in a shared temperature would be 0·NaN in a row that does not count.
+    again = again._replace(temperature=_scaling.one_if_unused(scaling.temperature, counted))
     z = _scaling.shifted(x, again, state.max, at_top="entropy" in found)
     of_others, rest = z, state.rest
     if "nll" in asked and are_ids(labels):
@@ -113,7 +122,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
         t = _moments.weighted(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
         in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
-        residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
+        residuals["nll"] = jnp.where(state.rest < 0, 0, exact.target_residual(in_z, p, t))
     if "entropy" in asked:
         residuals["entropy"] = exact.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
     if "spread" in asked:
