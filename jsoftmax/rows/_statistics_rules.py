@@ -7,8 +7,8 @@ With a, b, c, d the cotangents of log-normalizer, nll, entropy and "spread", the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,6 +31,8 @@ from jsoftmax.transforms._autodiff import known_with
 from jsoftmax.transforms._platforms import hidden, recomputed, reconverted_on_cpu
 from jsoftmax.transforms._sharding import on_first_shard
 
+T = TypeVar("T")
+
 
 class _Row(NamedTuple):
     """What a derivative computes again from the logits."""
@@ -39,9 +41,7 @@ class _Row(NamedTuple):
     cost: Array  # −log p, but 0 for a dead class with a target of 0, and in an empty row
     dead: Array
     residuals: Numbers  # the gradient in z of every number that is asked for
-    label: (
-        tuple[Array, Array] | None
-    )  # where a class is the label, and what the residual of the nll lacks there
+    label: tuple[Array, Array] | None  # where a class is the label, and what its residual lacks there
 
     def times(self, g: Array | float, name: str) -> Array:
         """g times a residual. XLA:CPU computes the last sum once, but a bare product for each of its uses."""
@@ -60,31 +60,16 @@ class _Exact(NamedTuple):
     counted: Array | None
     is_whole: Any
 
+    def __call__(self, known: Callable[..., T], residuals: T, *of_row: Array) -> T:
+        """The residuals, with the derivative of a function of `_curvature` and its arguments."""
+        if not self.is_whole.value:
+            return residuals
+        of_row = tuple(zero_unless_counted(a, self.counted) for a in of_row)
+        return known(self.axes, residuals, *of_row, self.row)
+
     def constant(self, values: Array) -> Array:
-        """What is added to `probabilities`, which has the whole derivative."""
+        """What is added to such residuals: their derivative is already complete."""
         return lax.stop_gradient(values) if self.is_whole.value else values
-
-    def probabilities(self, values: Numbers, p: Array) -> Numbers:
-        """Arrays that are p minus constants."""
-        if not self.is_whole.value:
-            return values
-        p = zero_unless_counted(p, self.counted)
-        known: Numbers = _curvature.of_residuals(self.axes, values, p, self.row)
-        return known
-
-    def target_residual(self, residual: Array, p: Array, t: Array) -> Array:
-        if not self.is_whole.value:
-            return residual
-        p, t = (zero_unless_counted(a, self.counted) for a in (p, t))
-        known: Array = _curvature.of_target_residual(self.axes, residual, p, t, self.row)
-        return known
-
-    def entropy_residual(self, p: Array, u: Array, mean: Array) -> Array:
-        residual = rules.entropy_residual(p, u, mean)
-        if not self.is_whole.value:
-            return residual
-        of_row = (zero_unless_counted(a, self.counted) for a in (p, u, mean))
-        return _curvature.of_entropy_residual(self.axes, residual, *of_row, self.row)
 
 
 def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
@@ -116,15 +101,18 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
             label = hit, exact.constant(rules.residual_at_label(found["nll"], state.rest))
         else:
             of_classes["nll"] = rules.label_residual(p, found["nll"], hit, state.rest)
-    of_classes = exact.probabilities(of_classes, all_p)
+    of_classes = exact(_curvature.of_residuals, of_classes, all_p)
     residuals: Numbers = {name: values for name, values in of_classes.items() if name in asked}
     if soft:
         t = _moments.weighted(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
         in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
-        residuals["nll"] = jnp.where(state.rest < 0, 0, exact.target_residual(in_z, p, t))
+        in_z = exact(_curvature.of_target_residual, in_z, p, t)
+        residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     if "entropy" in asked:
-        residuals["entropy"] = exact.entropy_residual(p, z.u if z.slip is None else z.u + z.slip, mean_u)
+        numbers = p, z.u if z.slip is None else z.u + z.slip, mean_u
+        in_z = rules.entropy_residual(*numbers)
+        residuals["entropy"] = exact(_curvature.of_entropy_residual, in_z, *numbers)
     if "spread" in asked:
         w = jnp.where(dead, 0, jnp.ones_like(p) if weights is None else weights)
         residuals["spread"] = rules.weighted_residual(of_classes["log_normalizer"], w, sum_weights)
