@@ -19,6 +19,7 @@ from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows import _probabilities, _segment_numbers, _segments
 from jsoftmax.rows._segments import Kind, Segments
 from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._platforms import hidden
 
 Tangents = tuple[Array | None, Any, Scaling]  # of x, of the ids, and of the scaling
 Asked = tuple[bool, Any, Scaling]
@@ -185,8 +186,9 @@ class _Saved(NamedTuple):
 
 
 def _softmax_save(kind: Kind, x: Array, segments: Segments, scaling: Scaling) -> tuple[Array, _Saved]:
-    top = _segment_numbers.top_of(kind, segments, x, scaling)
-    z = _segment_numbers.shifted(segments, x, scaling, top)
+    live = _segment_numbers.premasked(x, scaling)
+    top = _segment_numbers.top_of(kind, segments, *live)
+    z = _segment_numbers.shifted(segments, *live, top)
     state = _segment_numbers.total(kind, segments, z, top)
     p = _segment_numbers.probabilities(segments, z, state.rest)
     saved = _Saved(x, segments, scaling, state)
@@ -205,10 +207,11 @@ _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push, selective=Tru
 
 
 def _log_softmax_save(kind: Kind, x: Array, segments: Segments, scaling: Scaling) -> tuple[Array, _Saved]:
-    top = _segment_numbers.top_of(kind, segments, x, scaling)
-    z = _segment_numbers.shifted(segments, x, scaling, top)
+    live = _segment_numbers.premasked(x, scaling)
+    top = _segment_numbers.top_of(kind, segments, *live)
+    z = _segment_numbers.shifted(segments, *live, top)
     state = _segment_numbers.state(kind, segments, z, top)
-    out = z.u - segments.spread(online.log_total(state.rest))
+    out = z.u - segments.spread(hidden(online.log_total(state.rest)))
     saved = _Saved(x, segments, scaling, state)
     if saved.is_p:
         saved = saved._replace(kept=_segment_numbers.probabilities(segments, z, state.rest))

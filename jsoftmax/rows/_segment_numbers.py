@@ -12,6 +12,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
 from jsoftmax.rows import _probabilities
 from jsoftmax.rows._segments import Kind, Segments
+from jsoftmax.transforms._platforms import hidden
 
 Tangents = tuple[Any, ...]  # of x, of the segments, of the scaling, and of what follows
 Asked = tuple[Any, ...]  # which of these are differentiated
@@ -27,6 +28,17 @@ def top_of(kind: Kind, segments: Segments, x: Array, scaling: Scaling, *, bounde
 def shifted(segments: Segments, x: Array, scaling: Scaling, top: Array) -> Shifted:
     """The entries minus the maximum of their segment, divided by T."""
     return _scaling.shifted(x, segments.scaling(scaling), segments.looked_up(top), at_top=True)
+
+
+def premasked(x: Array, scaling: Scaling) -> tuple[Array, Scaling]:
+    """Entries of several numbers with −inf where they are masked, and their scaling without the mask.
+
+    XLA on CPU computes an exponential one number at a time if its argument is a select by one condition for
+    several numbers.
+    """
+    if x.ndim == 1:
+        return x, scaling
+    return hidden(_scaling.live(x, scaling)), scaling._replace(where=None)
 
 
 def state(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.State:
@@ -112,6 +124,7 @@ def reduced(
     kind: Kind, x: Array, segments: Segments, scaling: Scaling, *, bounded: bool = False
 ) -> tuple[Array, Saved]:
     """u, and the residuals."""
-    top = top_of(kind, segments, x, scaling, bounded=bounded)
-    z = shifted(segments, x, scaling, top)
+    live = premasked(x, scaling)
+    top = top_of(kind, segments, *live, bounded=bounded)
+    z = shifted(segments, *live, top)
     return z.u, Saved(x, segments, scaling, state(kind, segments, z, top))
