@@ -591,8 +591,19 @@ def test_a_bad_label_is_nan_in_a_row_without_a_live_class_too():
     for block_size in ((3, 4), (1, 2)):
         found = jsoftmax.linear_cross_entropy(jnp.ones((3, 1)), x[:1], labels, block_size=block_size)
         assert jnp.isnan(found).tolist() == bad
-    padding = jnp.array([[False], [True], [True]])
-    assert jnp.isnan(jsoftmax.cross_entropy(x, labels, where=padding)).tolist() == [False, False, True]
+
+
+def test_a_masked_row_may_have_any_label():
+    x, labels, where = jnp.zeros((2, 4)), jnp.array([4, 4]), jnp.array([[True], [False]])
+    head = jnp.ones((2, 1)), x[:1], labels
+    found = [
+        jsoftmax.cross_entropy(x, labels, where=where),
+        jsoftmax.log_prob(x, labels, where=where),
+        jsoftmax.row_statistics(x, labels, where=where).nll,
+        *(jsoftmax.linear_row_statistics(*head, where=where, block_size=n).nll for n in ((2, 4), (1, 2))),
+    ]
+    for of_rows in found:
+        assert jnp.isnan(of_rows).tolist() == [True, False]
 
 
 def test_checkify_names_a_bad_label_and_its_row():

@@ -61,8 +61,10 @@ def forward(
     begun = _none_made(rows, shared, classes) if keep and size < classes else None
     (state, found, sum_weights, mean_u, _), x = _plan.over_classes(classes, size, add, (None, begun))
     if size < classes:
-        valid = (rows.labels >= 0) & (rows.labels < classes)
-        found["nll"] = rules.nan_where(~valid, found["nll"])
+        is_bad = (rows.labels < 0) | (rows.labels >= classes)
+        if rows.where is not None or shared.where is not None:
+            is_bad = is_bad & ~(state.rest < 0)  # as in `_statistics.save`
+        found["nll"] = rules.nan_where(is_bad, found["nll"])
         if rows.counted is not None:
             found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
     weights = rows.terms.weights

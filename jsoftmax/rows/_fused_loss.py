@@ -116,7 +116,8 @@ def _of_kernel(platform: _kernels.Platform, *arguments: Any) -> tuple[Array, Arr
     arrays = _kernels.arrays_of(x, scaling, labels=ids, scale=weights)
     top, rest, logit, dx = _kernels.called("loss and gradient", platform, arrays)
     u = _scaling.shifted(logit, scaling._replace(where=None), top, at_top=True).u
-    losses = rules.nan_where(~is_class, jnp.where(rest < 0, 0, online.log_total(rest) - u))
+    is_bad = ~is_class if scaling.where is None else ~is_class & ~(rest < 0)
+    losses = rules.nan_where(is_bad, jnp.where(rest < 0, 0, online.log_total(rest) - u))
     losses = zero_unless_counted(losses, counted)
     if hidden is not None:
         losses = jnp.where(hidden & ~jnp.isfinite(losses), 0, losses)

@@ -123,7 +123,9 @@ def save(
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.MOMENT_SCALE)
     elif asks_for_id:
         u, valid = sums.shares
-        found["nll"] = rules.nan_where(~(valid > 0), jnp.where(empty, 0, log_total - u))
+        # The label of a row that is padding may be anything: a mask may mask all of an empty row.
+        is_bad = ~(valid > 0) if scaling.where is None else ~(valid > 0) & ~empty
+        found["nll"] = rules.nan_where(is_bad, jnp.where(empty, 0, log_total - u))
     # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
     found, state, mean_u = jax.tree.map(lambda a: zero_unless_counted(a, counted), (found, state, mean_u))
     saved = Saved(None, state, found, sum_weights, mean_u).with_logits(row_args, whole=True).without(hidden)
