@@ -69,6 +69,38 @@ def gradient(loss):
     return lambda x, y, axis: jax.grad(lambda x: jnp.mean(loss(x, jax.lax.stop_gradient(x * x), axis)))(x)
 
 
+def hessian_product(loss, in_reverse):
+    """The Hessian of the sum times the logits: forward over reverse, or reverse over reverse."""
+
+    def product(x, y, axis):
+        gradient = jax.grad(lambda x: jnp.sum(loss(x, y, axis)))
+        return jax.vjp(gradient, x)[1](x)[0] if in_reverse else jax.jvp(gradient, (x,), (x,))[1]
+
+    return product
+
+
+def _plain_entropy(x, y, axis):
+    log_p = jax.nn.log_softmax(x, axis)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis)
+
+
+def _entropy(x, y, axis):
+    return jsoftmax.entropy(x, axis=axis)
+
+
+def _exact_product(x, y, axis):
+    return plain_backward(np, x, np.exp(_exact_log_softmax(x, y, axis)), axis)
+
+
+def _exact_entropy_product(x, y, axis):
+    log_p = _exact_log_softmax(x, y, axis)
+    p = np.exp(log_p)
+    along = x - np.sum(p * x, axis, keepdims=True)
+    mean = np.sum(p * log_p, axis, keepdims=True)
+    change = along - np.sum(p * along * log_p, axis, keepdims=True)
+    return -p * along * (log_p - mean) - p * change
+
+
 def plain_backward(np, g, p, axis):
     return p * (g - np.sum(p * g, axis, keepdims=True))
 
@@ -121,6 +153,16 @@ PAIRS = {
         lambda x, y, axis: -_exact_loss(x, y, axis),
     ),
     "loss and gradient": Pair(value_and_gradient(_loss), value_and_gradient(_optax), None, _exact_gradient),
+    **{
+        f"{name}, Hessian product{order}": Pair(
+            hessian_product(ours, in_reverse), hessian_product(plain, in_reverse), None, exact
+        )
+        for name, ours, plain, exact in (
+            ("loss", _loss, _optax, _exact_product),
+            ("entropy", _entropy, _plain_entropy, _exact_entropy_product),
+        )
+        for order, in_reverse in (("", False), (" in reverse", True))
+    },
     "softmax": Pair(
         lambda x, y, axis: jsoftmax.softmax(x, axis),
         lambda x, y, axis: jax.nn.softmax(x, axis),
