@@ -119,7 +119,7 @@ CASES = {
     "class ids, value and gradient": Case(value_and_gradient(class_ids), (2, 2), 1, (6, 7)),
     "every option, value and gradient": Case(with_every_option(), (2, 2), 1, (9, 11)),
     "every option, traced, value and gradient": Case(
-        with_every_option("temperature", "label_smoothing"), (2, 2), 1, (11, 13)
+        with_every_option("temperature", "label_smoothing"), (2, 2), 1, (10, 12)
     ),
     "targets": Case(lambda x: (jsoftmax.cross_entropy, (x, targets(x))), (2, 2), 0, (2, 3)),
     "targets, value and gradient": Case(value_and_gradient(targets), (6, 6), 1, (8, 12)),
