@@ -377,8 +377,8 @@ ON_GPU = {
     "log_softmax, mask and T": Case(masked_at_temperature(log_softmax), (3, 5), 2, (2, 13)),
     "softmax, gradient in T": Case(map_and_temperature(softmax), (5, 7), 2, (5, 23)),
     "log_softmax, gradient in T": Case(map_and_temperature(log_softmax), (5, 7), 2, (5, 25)),
-    "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (15, 16)),
-    "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (42, 47)),
+    "class ids, gradient in T": Case(loss_and_temperature, (3, 3), 1, (14, 16)),
+    "class ids, every gradient": Case(loss_and_every_gradient, (3, 3), 1, (42, 45)),
     "class ids, curvature": Case(curvature(value_and_gradient(class_ids)), (5, 5), 1, (8, 12)),
     "most options, curvature": Case(
         curvature(with_every_option(but=("soft_cap", "temperature"))), (5, 5), 1, (12, 18)
