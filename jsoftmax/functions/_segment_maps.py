@@ -186,9 +186,7 @@ class _Saved(NamedTuple):
 
 
 def _softmax_save(kind: Kind, x: Array, segments: Segments, scaling: Scaling) -> tuple[Array, _Saved]:
-    live = _segment_numbers.premasked(x, scaling)
-    top = _segment_numbers.top_of(kind, segments, *live)
-    z = _segment_numbers.shifted(segments, *live, top)
+    z, top = _segment_numbers.measured(kind, segments, x, scaling)
     state = _segment_numbers.total(kind, segments, z, top)
     p = _segment_numbers.probabilities(segments, z, state.rest)
     saved = _Saved(x, segments, scaling, state)
@@ -207,9 +205,7 @@ _softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push, selective=Tru
 
 
 def _log_softmax_save(kind: Kind, x: Array, segments: Segments, scaling: Scaling) -> tuple[Array, _Saved]:
-    live = _segment_numbers.premasked(x, scaling)
-    top = _segment_numbers.top_of(kind, segments, *live)
-    z = _segment_numbers.shifted(segments, *live, top)
+    z, top = _segment_numbers.measured(kind, segments, x, scaling)
     state = _segment_numbers.state(kind, segments, z, top)
     out = z.u - segments.spread(hidden(online.log_total(state.rest)))
     saved = _Saved(x, segments, scaling, state)

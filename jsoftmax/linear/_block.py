@@ -62,9 +62,8 @@ def forward(
     (state, found, sum_weights, mean_u, _), x = _plan.over_classes(classes, size, add, (None, begun))
     if size < classes:
         is_bad = (rows.labels < 0) | (rows.labels >= classes)
-        if rows.where is not None or shared.where is not None:
-            is_bad = is_bad & ~(state.rest < 0)  # as in `_statistics.save`
-        found["nll"] = rules.nan_where(is_bad, found["nll"])
+        is_masked = rows.where is not None or shared.where is not None
+        found["nll"] = _statistics.nan_if_bad(found["nll"], is_bad, state.rest < 0, is_masked=is_masked)
         if rows.counted is not None:
             found = {name: jnp.where(rows.counted, number, 0) for name, number in found.items()}
     weights = rows.terms.weights

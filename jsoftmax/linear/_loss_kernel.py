@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax import online, rules
+from jsoftmax import online
 from jsoftmax.backends import _kernels
 from jsoftmax.linear._products import Rows, Shared, Static
-from jsoftmax.rows._statistics import Numbers, Saved, zero_unless_counted
+from jsoftmax.rows._statistics import Numbers, Saved, nan_if_bad, zero_unless_counted
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import on_one_device, partition_spec, spec, varying
@@ -49,7 +49,7 @@ def _of_kernel(static: Static, rows: Rows, shared: Shared) -> Found:
     is_id = (rows.labels >= 0) & (rows.labels < shared.weight.shape[static.vocab_axis])
     empty, log_total = rest < 0, online.log_total(rest)
     found = {
-        "nll": rules.nan_where(~is_id, jnp.where(empty, 0, log_total - (logit - top))),
+        "nll": nan_if_bad(log_total - (logit - top), ~is_id, empty),
         "log_normalizer": jnp.where(empty, -jnp.inf, top + log_total),
     }
     found = {name: zero_unless_counted(found[name], rows.counted) for name in static.wanted}

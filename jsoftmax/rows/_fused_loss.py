@@ -23,7 +23,7 @@ from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, of_used_rows
 from jsoftmax.rows._loss_terms import Loss, LossTerms
 from jsoftmax.rows._row_numbers import numbers
-from jsoftmax.rows._statistics import zero_unless_counted
+from jsoftmax.rows._statistics import nan_if_bad, zero_unless_counted
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients
 from jsoftmax.transforms._platforms import by_platform
@@ -116,8 +116,8 @@ def _of_kernel(platform: _kernels.Platform, *arguments: Any) -> tuple[Array, Arr
     arrays = _kernels.arrays_of(x, scaling, labels=ids, scale=weights)
     top, rest, logit, dx = _kernels.called("loss and gradient", platform, arrays)
     u = _scaling.shifted(logit, scaling._replace(where=None), top, at_top=True).u
-    is_bad = ~is_class if scaling.where is None else ~is_class & ~(rest < 0)
-    losses = rules.nan_where(is_bad, jnp.where(rest < 0, 0, online.log_total(rest) - u))
+    is_masked = scaling.where is not None
+    losses = nan_if_bad(online.log_total(rest) - u, ~is_class, rest < 0, is_masked=is_masked)
     losses = zero_unless_counted(losses, counted)
     if hidden is not None:
         losses = jnp.where(hidden & ~jnp.isfinite(losses), 0, losses)

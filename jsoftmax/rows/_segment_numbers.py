@@ -30,15 +30,18 @@ def shifted(segments: Segments, x: Array, scaling: Scaling, top: Array) -> Shift
     return _scaling.shifted(x, segments.scaling(scaling), segments.looked_up(top), at_top=True)
 
 
-def premasked(x: Array, scaling: Scaling) -> tuple[Array, Scaling]:
-    """Entries of several numbers with −inf where they are masked, and their scaling without the mask.
+def measured(
+    kind: Kind, segments: Segments, x: Array, scaling: Scaling, *, bounded: bool = False
+) -> tuple[Shifted, Array]:
+    """The shifted entries, and the maximum of each segment.
 
     XLA on CPU computes an exponential one number at a time if its argument is a select by one condition for
-    several numbers.
+    several numbers. So entries of several numbers are −inf where masked before they are shifted.
     """
-    if x.ndim == 1:
-        return x, scaling
-    return hidden(_scaling.live(x, scaling)), scaling._replace(where=None)
+    if x.ndim > 1:
+        x, scaling = hidden(_scaling.live(x, scaling)), scaling._replace(where=None)
+    top = top_of(kind, segments, x, scaling, bounded=bounded)
+    return shifted(segments, x, scaling, top), top
 
 
 def state(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.State:
@@ -124,7 +127,5 @@ def reduced(
     kind: Kind, x: Array, segments: Segments, scaling: Scaling, *, bounded: bool = False
 ) -> tuple[Array, Saved]:
     """u, and the residuals."""
-    live = premasked(x, scaling)
-    top = top_of(kind, segments, *live, bounded=bounded)
-    z = shifted(segments, *live, top)
+    z, top = measured(kind, segments, x, scaling, bounded=bounded)
     return z.u, Saved(x, segments, scaling, state(kind, segments, z, top))

@@ -123,9 +123,7 @@ def save(
         found["nll"] = jnp.where(empty, 0, sum_targets * log_total - moment / _moments.MOMENT_SCALE)
     elif asks_for_id:
         u, valid = sums.shares
-        # The label of a row that is padding may be anything: a mask may mask all of an empty row.
-        is_bad = ~(valid > 0) if scaling.where is None else ~(valid > 0) & ~empty
-        found["nll"] = rules.nan_where(is_bad, jnp.where(empty, 0, log_total - u))
+        found["nll"] = nan_if_bad(log_total - u, ~(valid > 0), empty, is_masked=scaling.where is not None)
     # The residuals of a row that does not count are 0: a NaN would trigger `jax_debug_nans` outside jit.
     found, state, mean_u = jax.tree.map(lambda a: zero_unless_counted(a, counted), (found, state, mean_u))
     saved = Saved(None, state, found, sum_weights, mean_u).with_logits(row_args, whole=True).without(hidden)
@@ -133,6 +131,14 @@ def save(
         counted = saved.has_numbers if counted is None else counted & saved.has_numbers
         saved = saved._replace(row_args=row_args._replace(counted=counted))
     return saved.numbers, saved
+
+
+def nan_if_bad(nll: Array, is_bad: Array, empty: Array, *, is_masked: bool = False) -> Array:
+    """The nll, NaN if the label is bad, else 0 in an empty row.
+
+    A mask may mask all of an empty row. Such a row is padding, and its label may be anything.
+    """
+    return rules.nan_where(is_bad & ~empty if is_masked else is_bad, jnp.where(empty, 0, nll))
 
 
 def zero_unless_counted(values: Any, counted: Array | None, otherwise: float = 0) -> Any:

@@ -16,7 +16,7 @@ REMEDY = "Write `with jsoftmax.forward_mode():` around the derivative: see jsoft
 
 
 def made_at_first_call(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """The function that ``make()`` returns. JAX takes 0.3 ms for every `jax.jit`: an import makes none."""
+    """The function that ``make()`` returns. A `jax.jit` for every rule would take most of an import."""
     made = functools.cache(make)
 
     def call(*arguments: Any, **options: Any) -> Any:
