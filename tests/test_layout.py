@@ -77,6 +77,7 @@ MODULES = {
         "_reductions",
         "_probabilities",
         "_curvature",
+        "_map_residuals",
         "_maps",
         "_statistics",
         "_statistics_rules",

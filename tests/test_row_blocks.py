@@ -10,7 +10,7 @@ import pytest
 from cases import FUNCTIONS
 
 import jsoftmax
-from jsoftmax.backends import _choice
+from jsoftmax.backends import _choice, _request
 
 ROWS, CLASSES = 89, 120  # more logits than a plain program has; 89 is prime
 BARE = {  # sums of bare logits, of which XLA stores nothing
@@ -19,7 +19,6 @@ BARE = {  # sums of bare logits, of which XLA stores nothing
     "softmax, sink",
     "log_softmax",
     "logsumexp",
-    "logsumexp, masked",
     "cross_entropy, ids",
     "softmax_cross_entropy_with_integer_labels",
     "log_prob",
@@ -96,6 +95,45 @@ def test_every_function_has_the_same_values_and_gradients(function, axis, dtype)
 def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
     arguments = function.arguments(jnp.zeros((ROWS, CLASSES)))
     assert not runs_in_blocks(functools.partial(function.ours, axis=-1), *arguments)
+
+
+@pytest.fixture
+def _far_apart(monkeypatch, blocks_of):
+    """Classes count as far apart from a distance of 33; the blocks have 15 rows, and one has the other 14."""
+    monkeypatch.setattr(_request, "MOST_STRIDE", 32)
+    monkeypatch.setattr(_choice, "BLOCK_STRIDE", 15)
+    blocks_of(20 * CLASSES)
+
+
+@pytest.mark.usefixtures("_far_apart")
+@pytest.mark.share(3)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("function", OF_ROWS, ids=lambda function: function.name)
+def test_classes_far_apart_in_memory(function, dtype):
+    """Every function, also a bare sum, has the same values and gradients."""
+    x = np.random.default_rng(0).normal(size=(CLASSES, ROWS))
+    arguments = function.arguments(jnp.asarray(3 * x, dtype), 0)
+    call = functools.partial(function.ours, axis=0)
+    assert_as_whole(call, arguments, function.floats(arguments), 2**-23 if dtype == jnp.float32 else 2**-8)
+
+
+@pytest.mark.usefixtures("_far_apart")
+@pytest.mark.parametrize("map_", [jsoftmax.softmax, jsoftmax.log_softmax])
+def test_the_gradient_of_a_few_classes_far_apart(map_):
+    x, g = 3 * jax.random.normal(jax.random.key(0), (2, 3, 8, 5, 300))
+
+    def gradient(x):
+        return jax.vjp(lambda x: map_(x, 1), x)[1](g)[0]
+
+    value, of_gradient = str(jsoftmax.explain(functools.partial(map_, axis=1), x)).split("gradient\n")
+    assert "class by class" in value
+    assert "in blocks of 15 rows" in of_gradient
+    got = jax.jit(gradient)(x)
+    with jsoftmax.portable():
+        want = jax.jit(gradient)(x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    temporary = jax.jit(gradient).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * x.size
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
@@ -228,6 +266,7 @@ CUT = {  # the shape of the logits, and the class axis: the rows of a block of 2
     ((1024, 32000), -1): 8,
     ((16777, 1000), -1): 262,  # 16777 = 19 · 883 has no divisor near it
     ((64, 131072), 0): 4096,
+    ((8, 40, 128, 160), 1): 4,  # 4 · 160 of the rows of each of 8 arrays
     ((32000, 1024), 0): None,  # pieces of 8 logits
     ((2**20, 32), -1): None,  # few classes
     ((4, 2**20), -1): None,  # a row is longer than a block

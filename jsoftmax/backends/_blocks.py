@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax import rules
 from jsoftmax.backends._by_class import exponentials
 from jsoftmax.backends._reading import picked
 from jsoftmax.transforms._platforms import hidden
@@ -32,8 +35,13 @@ def in_blocks(size: int, x: Array, axis: int) -> Array:
 
 
 def apart(sums: Array) -> Array:
-    """The sums, with NaN in place of +inf. The select prevents XLA from fusing them with later operations.
+    """The same sums. The select prevents XLA from fusing them with later operations.
 
     Fused with a logarithm or another sum, they take several times as long.
     """
-    return jnp.where(sums < jnp.inf, sums, jnp.nan)
+    return jnp.where(jnp.isnan(sums), jnp.nan, sums)
+
+
+def sums_apart(axes: tuple[int | str, ...]) -> Callable[..., tuple[Array, ...]]:
+    """As `rules.row_sums` over these axes, but `apart`."""
+    return lambda *terms: tuple(map(apart, rules.row_sums(axes, *terms)))

@@ -6,7 +6,6 @@ that saves much time or memory, or where the call asks for a kernel.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +31,7 @@ LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the soft
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
 ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
+BLOCK_STRIDE = 2**13  # in elements, between neighbouring classes in a block of rows where these lie far apart
 LEAST_PIECE = 256  # in logits that lie side by side in memory: shorter pieces take longer to copy
 FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
 BLOCK = 128  # the approximate block size: one block of every row is read twice
@@ -75,15 +75,18 @@ def _on_cpu(request: Request) -> Form | None:
     if what == "largest class":
         size = block_size(request.classes) if request.is_whole_row else None
         return None if size is None else Form("block of the largest", size)
-    if what == "rows":
+    if what in ("rows", "gradient of rows", "gradient of a map"):
         size = _row_block_size(request)
-        return None if size is None else Form("row blocks", size)
+        name = "row blocks, closer" if request.bare else "row blocks"
+        return None if size is None else Form(name, size)
     if what == "sums":
         return _sums_on_cpu(request)
     if what == "rest":
         return _rest_on_cpu(request)
     if what in ("softmax", "log_softmax"):
         return _map_on_cpu(request)
+    if what == "derivative of a map":
+        return Form("sums apart") if request.is_large and request.is_first else None
     return None
 
 
@@ -132,7 +135,9 @@ def _map_on_cpu(request: Request) -> Form | None:
         is_chain = x.ndim - 1 not in request.axes or x.size >= FEWEST_IN_CHAINS * classes
         return None if is_chain or x.size < LEAST_STORED else Form("from the sums")
     if x.ndim - 1 not in request.axes:
-        return Form("from the sums") if request.is_strided or classes <= MOST_UNROLLED else None
+        is_chain = MOST_UNROLLED < classes < SHORTEST_IN_BLOCKS
+        is_slow = request.is_first or request.is_strided
+        return None if is_chain and not is_slow else Form("from the sums")
     if classes <= LONGEST_CHAIN:
         return None  # the plain form is one chain, which XLA's library fuses
     size = block_size(classes)
@@ -142,18 +147,24 @@ def _map_on_cpu(request: Request) -> Form | None:
 def _row_block_size(request: Request) -> int | None:
     """The number of rows in a block, which divides the longest axis of the rows if possible.
 
-    None if XLA stores no array, if the rows are few or short, or if a block would be many short pieces of
-    memory.
+    In a block, classes that lie far apart are close enough for XLA, which is faster than class by class.
+
+    None if XLA stores no array and the classes are close, if the rows are few or short, or if a block would
+    be many short pieces of memory.
     """
-    x = request.x
-    if request.bare or not request.is_large or not on_one_device(x, *range(x.ndim)):
+    x, bare, what = request.x, request.bare, request.what
+    # A bare gradient of rows has no sum over classes.
+    far = request.is_strided and not (bare and what == "gradient of rows")
+    if not request.is_large or not on_one_device(x, *range(x.ndim)):
         return None
+    is_short = request.classes <= MOST_UNROLLED and (not far or (bare and what == "rows"))
     axis = request.row_axis
-    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or request.classes <= MOST_UNROLLED:
+    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or is_short or (bare and not far):
         return None
-    rows = x.shape[axis]
+    rows, inner = x.shape[axis], request.inner(axis)
     most = ROW_BLOCK * rows // x.size
-    piece = most * math.prod(x.shape[axis + 1 :])
+    most = min(most, BLOCK_STRIDE // inner) if far else most
+    piece = most * inner
     if rows <= most or most < 2 or piece < LEAST_PIECE:
         return None
     return max((n for n in range(max(most // 2, 2), most + 1) if rows % n == 0), default=most)

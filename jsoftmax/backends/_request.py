@@ -18,12 +18,14 @@ from jsoftmax.backends import _kernels
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
 from jsoftmax.transforms._sharding import is_known, on_one_device
 
-LEAST_STRIDE = 2**16  # in elements, between neighbouring classes: from here on, one row at a time is slow
+MOST_STRIDE = 2**14  # in elements, between neighbouring classes: beyond, XLA's sums over them are slow
 
 What = Literal[
     "state",
     "rest",
     "rows",
+    "gradient of rows",
+    "gradient of a map",
     "sums",
     "softmax",
     "log_softmax",
@@ -42,9 +44,11 @@ _REASONS = {
     "whole": "one bare sum, and a second one where a class leads",
     "blocks": "blocks of {size} classes: only the block with the maximum is read again",
     "row blocks": "in blocks of {size} rows: what XLA stores of these stays in the cache",
+    "row blocks, closer": "in blocks of {size} rows, where the classes of a row lie closer in memory",
     "loop": "a loop over blocks of classes, so that XLA stores no terms",
     "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
     "from the sums": "from the exponentials of the sums",
+    "sums apart": "each sum in a pass of its own: two sums over the first axis would take longer in one",
     "read": "read where it lies",
     "block of the largest": "in the block of {size} classes that has it: XLA's argmax goes class by class",
     "one pass": "one pass over the logits: their 16 bits allow it",
@@ -110,9 +114,19 @@ class Request(NamedTuple):
 
     @property
     def row_axis(self) -> int | None:
-        """The longest axis that is no class axis."""
+        """The longest axis that is no class axis.
+
+        If the classes lie far apart, the first axis within them of which a few entries do not.
+        """
+        if self.is_strided:
+            within = range(self.axes[0] + 1, self.x.ndim)
+            return next(axis for axis in within if 2 * self.inner(axis) <= MOST_STRIDE)
         rows = set(range(self.x.ndim)).difference(self.axes)
         return max(rows, key=lambda axis: self.x.shape[axis], default=None)
+
+    def inner(self, axis: int) -> int:
+        """The distance in memory of neighbouring entries along an axis, in elements."""
+        return math.prod(self.x.shape[axis + 1 :])
 
     @property
     def is_large(self) -> bool:
@@ -130,8 +144,14 @@ class Request(NamedTuple):
         return not self.sharded and len(self.axes) == 1 and on_one_device(self.x, *self.axes)
 
     @property
+    def is_first(self) -> bool:
+        """Whether the class axis is the first, but not the last, of the axes longer than 1, on one device."""
+        longer = [axis for axis, length in enumerate(self.x.shape) if length > 1]
+        return self.is_whole_row and len(longer) > 1 and (longer[0],) == self.axes
+
+    @property
     def is_strided(self) -> bool:
         """Whether the classes lie far apart in memory, on one device."""
         x, axes = self.x, self.axes
         one_axis = not self.sharded and len(axes) == 1 and on_one_device(x, *range(x.ndim))
-        return one_axis and math.prod(x.shape[axes[0] + 1 :]) >= LEAST_STRIDE
+        return one_axis and self.inner(axes[0]) > MOST_STRIDE

@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends._choice import choose
-from jsoftmax.backends._request import Request
+from jsoftmax.backends._request import Request, What
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import zeros
@@ -30,20 +30,21 @@ def in_row_blocks(
     *,
     is_bare: Callable[..., bool] = lambda static, *trees: False,
     axes_of: Callable[[Any], Axes] = lambda static: static,
-    what: str = "the numbers of every row",
+    kind: What = "rows",
 ) -> Callable[..., Any]:
     """``function(static, *trees)`` of arrays, the logits first, which may run on CPU in blocks of rows.
 
     The arguments and outputs have one length, or 1, along every axis of the rows. An output of length 1 along
     the axis of the blocks is a sum over the rows. ``axes_of(static)`` are the axes of a row,
-    ``is_bare(static, *trees)`` is as `bare` in `Request`, and `what` is the name in the output of `explain`.
+    ``is_bare(static, *trees)`` is as `bare` in `Request`, and `kind` as `what`.
     """
+    what = "the numbers of every row" if kind == "rows" else "the gradient of every row"
 
     @functools.wraps(function)
     def call(static: Any, *trees: Any) -> Any:
         own, names = rules.split_axes(axes_of(static))
         arguments, of_arguments = jax.tree.flatten(trees)
-        request = Request("rows", arguments[0], own, bool(names), is_bare(static, *trees))
+        request = Request(kind, arguments[0], own, bool(names), is_bare(static, *trees))
         form, axis = choose(request).cpu, request.row_axis
         if form is None or axis is None:
             return function(static, *trees)
@@ -71,7 +72,7 @@ def in_row_blocks(
 
 def both_in_row_blocks(save: Callable[..., Any], pull: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
     """The functions `save` and `pull` of a rule by `in_row_blocks`, with the same options."""
-    return in_row_blocks(save, **options), in_row_blocks(pull, what="the gradient of every row", **options)
+    return in_row_blocks(save, **options), in_row_blocks(pull, kind="gradient of rows", **options)
 
 
 def _with_tangent_of(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
 from jsoftmax.backends._request import UsedFor
-from jsoftmax.backends._row_blocks import both_in_row_blocks
+from jsoftmax.backends._row_blocks import both_in_row_blocks, in_row_blocks
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
@@ -119,7 +119,16 @@ def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) 
     return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 
-_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push, value=_logsumexp_value)
+def _is_bare(axes: Axes, a: Array, scaling: Scaling) -> bool:
+    return scaling.where is None
+
+
+_logsumexp = with_rules(
+    in_row_blocks(_logsumexp_save, is_bare=_is_bare),
+    _logsumexp_pull,
+    _logsumexp_push,
+    value=in_row_blocks(_logsumexp_value, is_bare=_is_bare),
+)
 
 
 def _weighted_save(

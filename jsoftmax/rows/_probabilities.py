@@ -103,7 +103,8 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
 
     own, names = rules.split_axes(axes)
     bare = scaling._replace(sink=None) == Scaling(None)
-    bare = bare and (not with_state or x.dtype.itemsize == 2)  # the form for stored blocks makes no state
+    # The form for stored blocks, which is for adjacent classes, makes no state.
+    bare = bare and (not with_state or x.dtype.itemsize == 2 or x.ndim - 1 not in own)
     plain = from_state if scaling.sink is not None and scaling.temperature is not None else in_one_chain
     forms: Forms = {"stored blocks": in_blocks, "from the sums": from_state, "one kernel": in_one_kernel}
     forms |= kernels(in_a_kernel)
