@@ -565,6 +565,12 @@ UNUSED = {
     "targets of weight 0": lambda x, t: jsoftmax.cross_entropy(
         x, jnp.full((2, 3), 0.3), weights=jnp.array([1.0, 0.0]), temperature=t
     ),
+    "divergence of weight 0": lambda x, t: jsoftmax.kl_divergence(
+        x, jnp.broadcast_to(jnp.sin(x[0]), x.shape), weights=jnp.array([1.0, 0.0]), temperature=t
+    ),
+    "symmetric divergence of weight 0": lambda x, t: jsoftmax.js_divergence(
+        jnp.broadcast_to(jnp.cos(x[0]), x.shape), x, weights=jnp.array([1.0, 0.0]), temperature=t
+    ),
 }
 
 
@@ -579,6 +585,20 @@ def test_an_unused_row_of_nan_leaves_second_derivatives_in_a_shared_temperature(
     for outer in (jax.jacfwd, jax.jacrev):
         got = jax.jit(outer(jax.grad(total, (0, 1)), (0, 1)))(x, t)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
+def test_weights_that_cancel_make_a_mean_infinite_or_nan():
+    x, w, y = jnp.arange(12.0).reshape(3, 4), jnp.array([1.0, -1.0, 0.0]), jnp.array([0, 1, 2])
+    head = jnp.eye(3), x.T, y
+    for found in (
+        jsoftmax.cross_entropy(x, y, weights=w, reduction="mean"),
+        jsoftmax.focal_loss(x, y, weights=w, reduction="mean"),
+        jsoftmax.linear_cross_entropy(*head, vocab_axis=0, weights=w, reduction="mean"),
+        jsoftmax.kl_divergence(x, jnp.sin(x), weights=w, reduction="mean"),
+        jsoftmax.contrastive_loss(jnp.eye(3), x[:, :3], temperature=1.0, weights=w),
+    ):
+        assert not jnp.isfinite(found)
+    assert jsoftmax.cross_entropy(x, y, weights=0 * w, reduction="mean") == 0
 
 
 def test_a_bad_label_is_nan_in_a_row_without_a_live_class_too():
@@ -600,6 +620,9 @@ def test_a_masked_row_may_have_any_label():
         jsoftmax.cross_entropy(x, labels, where=where),
         jsoftmax.log_prob(x, labels, where=where),
         jsoftmax.row_statistics(x, labels, where=where).nll,
+        jsoftmax.log_odds(x, labels, where=where),
+        jsoftmax.top_log_probs(x, 2, labels=labels, where=where).label_log_prob,
+        jsoftmax.linear_top_log_probs(*head[:2], 2, labels=labels, where=where).label_log_prob,
         *(jsoftmax.linear_row_statistics(*head, where=where, block_size=n).nll for n in ((2, 4), (1, 2))),
     ]
     for of_rows in found:

@@ -169,6 +169,27 @@ def test_every_form_is_chosen():
     assert choose((2**13, 1000), sharded=True) is choose((2**13, 1000), bare=False) is None
 
 
+@pytest.mark.parametrize("map_", [jsoftmax.softmax, jsoftmax.log_softmax])
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_along_the_first_axis(map_, masked):
+    """There the sums of a derivative are computed one by one."""
+    x, v = jax.random.normal(jax.random.key(0), (2, 90, 120))
+    where = jnp.arange(90)[:, None] != 0 if masked else None  # the first class gives no NaN
+
+    def products(x, v):
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sum(jnp.sin(jnp.maximum(map_(x, 0, where), -99))))(x)
+
+        return gradient(x), jax.jvp(gradient, (x,), (v,))[1], jax.vjp(gradient, x)[1](v)[0]
+
+    assert "a pass of its own" in str(jsoftmax.explain(lambda x: map_(x, 0), x))
+    got = jax.jit(products)(x, v)
+    with jsoftmax.portable():
+        want = jax.jit(products)(x, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 STORES = {
     "softmax": lambda x, ids: jsoftmax.softmax(x),
     "log_softmax": lambda x, ids: jsoftmax.log_softmax(x),

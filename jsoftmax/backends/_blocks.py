@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends._by_class import exponentials
@@ -35,13 +35,18 @@ def in_blocks(size: int, x: Array, axis: int) -> Array:
 
 
 def apart(sums: Array) -> Array:
-    """The same sums. The select prevents XLA from fusing them with later operations.
+    """The sums, with NaN in place of +inf. The select prevents XLA from fusing them with later operations.
 
     Fused with a logarithm or another sum, they take several times as long.
     """
-    return jnp.where(jnp.isnan(sums), jnp.nan, sums)
+    return jnp.where(sums < jnp.inf, sums, jnp.nan)
 
 
-def sums_apart(axes: tuple[int | str, ...]) -> Callable[..., tuple[Array, ...]]:
-    """As `rules.row_sums` over these axes, but `apart`."""
-    return lambda *terms: tuple(map(apart, rules.row_sums(axes, *terms)))
+def sums_apart(axis: int, p: Array) -> Callable[..., tuple[Array, ...]]:
+    """`rules.row_sums` over an axis, for sums of products with p: a select as in `apart`, linear in them."""
+    is_nan = jnp.isnan(lax.slice_in_dim(p, 0, 1, axis=axis))
+
+    def sums(*terms: Array) -> tuple[Array, ...]:
+        return tuple(jnp.where(is_nan, jnp.nan, a) for a in rules.row_sums(axis, *terms))
+
+    return sums

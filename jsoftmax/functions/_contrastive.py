@@ -15,6 +15,7 @@ from jsoftmax.functions._linear import linear_cross_entropy
 from jsoftmax.linear import _contrast, _contrast_arguments
 from jsoftmax.linear._contrast import Static
 from jsoftmax.linear._contrast_arguments import Given
+from jsoftmax.rows._loss_terms import divisor
 from jsoftmax.transforms import _platforms
 
 
@@ -149,9 +150,7 @@ def _loss(both: bool, given: Given) -> Array:
         own = batch.own(found.of_columns[0, :, None]), batch.own(found.positives_of_columns[0, :, None])
         sums += _weighted_sums(*own, weights if relation.is_paired else None)
     sums = [*rules.across(batch.names, *sums)]
-    means = [
-        total / jnp.where(count == 0, 1, count) for total, count in zip(sums[::2], sums[1::2], strict=True)
-    ]
+    means = [total / divisor(count, total) for total, count in zip(sums[::2], sums[1::2], strict=True)]
     return sum(means[1:], means[0]) / len(means)
 
 

@@ -14,6 +14,7 @@ from jsoftmax.border._label_checks import are_classes, reported_ids
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.rows import _events, _sparse
+from jsoftmax.rows._loss_terms import ids_of_live_rows
 from jsoftmax.rows._row_numbers import one_axis
 
 
@@ -88,8 +89,9 @@ def log_odds(
     x = call.floats("logits")
     axes = call.axes(x.shape)
     names = _mesh_axes.of_classes(call, ("logits",))
-    y = one_axis(call.class_ids(x.shape, axes), axes)
-    x, scaling, _ = _sparse.on_last_axis(x, axes, _scaling.of_call(call, x, axes), None, None)
+    scaling = _scaling.of_call(call, x, axes)
+    y = one_axis(ids_of_live_rows(call.class_ids(x.shape, axes), scaling.where, axes, names), axes)
+    x, scaling, _ = _sparse.on_last_axis(x, axes, scaling, None, None)
     known = are_classes(y, x.shape[-1], names)
     ids = reported_ids(y, x.shape[-1], names)
     u = _events.events((x.ndim - 1, *names), x, ids, scaling, None).u

@@ -19,6 +19,7 @@ from jsoftmax.linear import _few
 from jsoftmax.linear._arguments import BlockSize
 from jsoftmax.logits import _scaling
 from jsoftmax.rows import _sparse, _top
+from jsoftmax.rows._loss_terms import ids_of_live_rows
 from jsoftmax.rows._row_numbers import one_axis
 from jsoftmax.rows._top import Largest
 from jsoftmax.transforms._sharding import shard_count
@@ -107,7 +108,7 @@ def top_log_probs(
     scaling = _scaling.of_call(call, x, axes)
     y = None
     if labels is not None:
-        y = one_axis(call.class_ids(x.shape, axes), axes)
+        y = one_axis(ids_of_live_rows(call.class_ids(x.shape, axes), scaling.where, axes, names), axes)
     x, scaling, _ = _sparse.on_last_axis(x, axes, scaling, None, None)
     classes = x.shape[-1] * shard_count(names)
     y = None if y is None else reported_ids(y, classes, ())

@@ -17,6 +17,7 @@ from jsoftmax.linear import _contrast, _contrast_sides, _products, _row_function
 from jsoftmax.linear._contrast_arguments import Given
 from jsoftmax.linear._contrast_sides import ROWS
 from jsoftmax.linear._row_functions import Logits, Rows, Shared, Static
+from jsoftmax.rows._loss_terms import divisor
 from jsoftmax.transforms._modes import in_forward_mode
 from jsoftmax.transforms._platforms import recomputed_everywhere
 
@@ -75,4 +76,4 @@ def mean(given: Given, bias: Array) -> Array:
     else:
         total = _row_functions.total(static, rows, shared)
     total, count = rules.across(batch.names, total, count)
-    return total / jnp.where(count == 0, 1, count)
+    return total / divisor(count, total)

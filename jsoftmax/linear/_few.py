@@ -135,6 +135,7 @@ def largest(call: Call) -> _top.Largest:
     k, labels = call.size("k", 1, classes), None
     if call.arguments["labels"] is not None:
         y = call.class_ids(head.logits.shape, head.class_axis)
+        y = _loss_terms.ids_of_live_rows(y, head.scaling.where, head.class_axis, head.names)
         labels = reported_ids(y, classes, ()).reshape(-1, 1)
     counted = _loss_terms.counted_rows(None, None, head.scaling.where, head.class_axis, head.names)
     none = Loss(None, None, counted, None, LossTerms(), "none", ())

@@ -6,6 +6,7 @@ near 1. `rules.softmax_product` keeps its digits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
+from jsoftmax.backends._blocks import sums_apart
 from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
@@ -85,11 +87,12 @@ def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Ar
         u = _scaling.shifted(x, scaling, state.max).u
         return _scaling.push(x, dead_at_p_0(u), dx, dscaling, scaling)
 
-    def after_two_sums(p: Array, row: Row, *tangents: Any) -> Array:
+    def after_two_sums(p: Array, row: Row, *tangents: Any, apart: bool = False) -> Array:
         # In a plain program, XLA may round the terms of the second sum otherwise than those of the first. A
         # sum without the leading class does not depend on that, but takes several times longer.
         leads = rules.leading(p) if is_plain() else None
-        return rules.log_softmax_jvp(p, in_z(row, *tangents), axes, leads=leads)
+        rows = sums_apart(own[0], p) if apart else axes
+        return rules.log_softmax_jvp(p, in_z(row, *tangents), rows, leads=leads)
 
     def after_one_pass(p: Array, row: Row, *tangents: Any) -> Array:
         x, scaling, state = row
@@ -103,6 +106,7 @@ def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Ar
     if names:  # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
         return p, after_two_sums(*arguments)
     forms = dict.fromkeys(("sums in one pass", "one kernel"), after_one_pass)
+    forms["sums apart"] = partial(after_two_sums, apart=True)
     own_forms = choose(Request("derivative of a map", row[0], own)).functions(forms)
     return p, by_platform("the derivative of p", *arguments, plain=after_two_sums, **own_forms)
 

@@ -19,7 +19,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _gaps, _probabilities, _reductions
+from jsoftmax.rows import _curvature, _gaps, _probabilities, _reductions, _weights
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
 from jsoftmax.transforms._sharding import varies, varying
@@ -96,6 +96,8 @@ def _with_rules(
     def save(
         axes: Axes, p: Array, q: Array, scaling: Scaling, hidden: Array | None, beta: Array | None = None
     ) -> tuple[Array, _Saved]:
+        if hidden is not None and scaling.temperature is not None:
+            scaling = _weights.with_bad_rows_masked(axes, hidden, scaling, p, q)
         reduce = partial(_reductions.reduce, scaling=scaling, axes=axes, result_used_for="nothing")
         p_state, q_state = reduce(p)[0], reduce(q)[0]
         gaps = _gaps.compared(p, q, scaling, p_state, q_state)

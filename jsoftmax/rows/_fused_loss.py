@@ -21,7 +21,7 @@ from jsoftmax.backends._request import Request
 from jsoftmax.border._label_checks import are_classes, reported_ids
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, of_used_rows
-from jsoftmax.rows._loss_terms import Loss, LossTerms
+from jsoftmax.rows._loss_terms import Loss, LossTerms, divisor
 from jsoftmax.rows._row_numbers import numbers
 from jsoftmax.rows._statistics import nan_if_bad, zero_unless_counted
 from jsoftmax.transforms import _modes
@@ -66,7 +66,7 @@ def reduced(loss: Loss, x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Ar
             weights = weights / loss.number_of_rows(rows)
         else:
             (count,) = rules.across(loss.row_names, count)
-            weights = weights / jnp.where(count == 0, 1, count)
+            weights = weights / divisor(count, jnp.max(jnp.abs(weights), initial=0))
     labels = reported_ids(loss.labels, x.shape[-1], ())
     scaling = Scaling(scaling.where, *of_used_rows(scaling[1:], loss.counted, loss.hidden))
     weights = varying(weights[..., None], x, labels)

@@ -96,7 +96,7 @@ class Loss(NamedTuple):
             (total,) = rules.across(self.row_names, total)
             return total / self.number_of_rows(rows)
         total, count = rules.across(self.row_names, total, count)
-        mean: Array = quotient(None, total, jnp.where(count == 0, 1, count), beside=self.terms)
+        mean: Array = quotient(None, total, divisor(count, total), beside=self.terms)
         return mean
 
     def total_weight(self, rows: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
@@ -115,6 +115,11 @@ class Loss(NamedTuple):
         return max(math.prod(rows) * _sharding.shard_count(self.row_names), 1)
 
 
+def divisor(count: Array, total: Array) -> Array:
+    """What a mean divides by: the count, or 1 for the mean 0 of no rows. Weights may cancel in the count."""
+    return jnp.where((count == 0) & (total == 0), 1, count)
+
+
 def counted_rows(
     labels: Any, ignored: Array | None, where: Array | None, axes: Axes, names: tuple[str, ...] = ()
 ) -> Array | None:
@@ -130,6 +135,12 @@ def counted_rows(
     if names := tuple(name for name in names if name in _sharding.varies(live)):
         live = lax.pmax(live.astype(jnp.int32), names) > 0
     return live if counted is None else counted & live
+
+
+def ids_of_live_rows(ids: Array, where: Array | None, axes: Axes, names: tuple[str, ...]) -> Array:
+    """The class ids, 0 in rows that `where` masks completely: such a row is padding, and its id anything."""
+    counted = counted_rows(None, None, where, axes, names)
+    return ids if counted is None else jnp.where(counted, ids, 0)
 
 
 def of_call(

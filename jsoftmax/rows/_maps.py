@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,8 +51,9 @@ def _applied(
             return None
         return rules.sink_vjp(p_sink, p * v if weighted else v, axes, sums=sums)
 
-    def after_two_sums(saved: Saved, given: Any, rows: rules.Rows = axes) -> Applied:
+    def after_two_sums(saved: Saved, given: Any, apart: bool = False) -> Applied:
         p, u, p_sink = saved.restore(axes)
+        rows = sums_apart(own[0], p) if apart else axes
         v = in_z(saved, u, given)
         out = rule(p, v, rows, sink=sink_of(saved, p_sink, given))
         out = out * _probabilities.is_live(saved.state.rest) if marks_empty else out
@@ -60,9 +62,6 @@ def _applied(
         # With the barrier XLA on CPU runs all of the above as one kernel, and this sum as another.
         p, g = hidden((p, given))
         return Applied(u, out, of_sink(p, p_sink, in_z(saved, u, g)))
-
-    def with_sums_apart(saved: Saved, given: Any) -> Applied:
-        return after_two_sums(saved, given, sums_apart(axes))
 
     def after_one_pass(saved: Saved, given: Any) -> Applied:
         p, u, p_sink = saved.restore(axes)
@@ -88,10 +87,10 @@ def _applied(
     if names:
         # JAX cannot split one sum over shards into a part linear in a tangent and a part that is not.
         return (after_two_sums if forward else after_one_pass)(saved, given)
-    forms = {
+    forms: dict[str, Callable[..., Applied]] = {
         "sums in one pass": after_one_pass,
         "one kernel": in_one_kernel,
-        "sums apart": with_sums_apart,
+        "sums apart": partial(after_two_sums, apart=True),
     }
     own_forms = choose(Request("derivative of a map", saved.kept, own)).functions(forms)
     return by_platform("the derivative of a map", saved, given, plain=after_two_sums, **own_forms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -10,6 +12,8 @@ from jax.sharding import PartitionSpec
 from jsoftmax import rules
 from jsoftmax.backends import _reading
 from jsoftmax.border._call import Call, Logits
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
 from jsoftmax.transforms import _sharding
 
 Axes = tuple[int, ...]
@@ -27,6 +31,18 @@ def of_rows(
     if counted is not None:
         weights = jnp.where(counted, weights, 0)
     return jnp.squeeze(weights, axes), weights == 0
+
+
+def with_bad_rows_masked(
+    axes: tuple[int | str, ...], hidden: Array, scaling: Scaling, *logits: Array
+) -> Scaling:
+    """The scaling with hidden rows fully masked if a live class of theirs is NaN or +inf.
+
+    Else the second derivatives of all rows in a shared temperature would contain 0·NaN.
+    """
+    is_bad = functools.reduce(jnp.logical_or, (~(_scaling.live(x, scaling) < jnp.inf) for x in logits))
+    (count,) = rules.row_sums(axes, is_bad.astype(jnp.float32))
+    return _scaling.mask_rows(scaling, ~hidden | (count == 0))[0]
 
 
 def of_labels(weights: Array, labels: Array, names: tuple[str, ...]) -> Array:

@@ -10,7 +10,7 @@ from jax import Array, lax, tree
 
 T = TypeVar("T")
 Axes = int | tuple[int | str, ...]
-# The axes of a row; or, if rows are no axes, as segments are not, the function that `row_sums` calls.
+# The axes of a row; or the function that `row_sums` calls: for segments, or to compute the sums otherwise.
 Rows = Axes | Callable[..., tuple[Array, ...]]
 
 SCALE = 2.0**64  # factor for a sum of exponentials: no term that matters to the sum underflows
