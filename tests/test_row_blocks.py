@@ -101,7 +101,8 @@ def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
 def _far_apart(monkeypatch, blocks_of):
     """Classes count as far apart from a distance of 33; the blocks have 15 rows, and one has the other 14."""
     monkeypatch.setattr(_request, "MOST_STRIDE", 32)
-    monkeypatch.setattr(_choice, "BLOCK_STRIDE", 15)
+    for module in (_request, _choice):
+        monkeypatch.setattr(module, "BLOCK_STRIDE", 15)
     blocks_of(20 * CLASSES)
 
 
@@ -127,7 +128,7 @@ def test_the_gradient_of_a_few_classes_far_apart(map_):
 
     value, of_gradient = str(jsoftmax.explain(functools.partial(map_, axis=1), x)).split("gradient\n")
     assert "class by class" in value
-    assert "in blocks of 15 rows" in of_gradient
+    assert "in blocks of 3 rows" in of_gradient
     got = jax.jit(gradient)(x)
     with jsoftmax.portable():
         want = jax.jit(gradient)(x)
@@ -266,6 +267,7 @@ CUT = {  # the shape of the logits, and the class axis: the rows of a block of 2
     ((1024, 32000), -1): 8,
     ((16777, 1000), -1): 262,  # 16777 = 19 · 883 has no divisor near it
     ((64, 131072), 0): 4096,
+    ((40, 4, 2**15), 0): 1024,  # of each of 4 arrays
     ((8, 40, 128, 160), 1): 4,  # 4 · 160 of the rows of each of 8 arrays
     ((32000, 1024), 0): None,  # pieces of 8 logits
     ((2**20, 32), -1): None,  # few classes
@@ -278,6 +280,7 @@ CUT = {  # the shape of the logits, and the class axis: the rows of a block of 2
 @pytest.mark.parametrize(("shape", "axis"), CUT, ids=str)
 def test_the_rows_of_a_block(shape, axis, monkeypatch):
     monkeypatch.setattr(_choice, "ROW_BLOCK", 2**18)
+    monkeypatch.setattr(_request, "MOST_STRIDE", 2**14)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     size = CUT[shape, axis]
     reasons = str(jsoftmax.explain(lambda x: jsoftmax.softmax(x, axis, temperature=2.0), x))

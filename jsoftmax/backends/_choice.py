@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from jsoftmax.backends import _kernels
-from jsoftmax.backends._request import Form, Plan, Request
+from jsoftmax.backends._request import BLOCK_STRIDE, Form, Plan, Request
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
 
@@ -31,7 +31,6 @@ LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the soft
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
 ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
-BLOCK_STRIDE = 2**13  # in elements, between neighbouring classes in a block of rows where these lie far apart
 LEAST_PIECE = 256  # in logits that lie side by side in memory: shorter pieces take longer to copy
 FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
 BLOCK = 128  # the approximate block size: one block of every row is read twice
@@ -161,10 +160,10 @@ def _row_block_size(request: Request) -> int | None:
     axis = request.row_axis
     if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or is_short or (bare and not far):
         return None
-    rows, inner = x.shape[axis], request.inner(axis)
+    rows = x.shape[axis]
     most = ROW_BLOCK * rows // x.size
-    most = min(most, BLOCK_STRIDE // inner) if far else most
-    piece = most * inner
+    most = min(most, BLOCK_STRIDE // request.stride_in_block(axis, 1)) if far else most
+    piece = most * request.inner(axis)
     if rows <= most or most < 2 or piece < LEAST_PIECE:
         return None
     return max((n for n in range(max(most // 2, 2), most + 1) if rows % n == 0), default=most)

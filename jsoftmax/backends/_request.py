@@ -7,10 +7,12 @@ operations on the logits before, and the use of the result.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jax import Array
 
 from jsoftmax import rules
@@ -18,7 +20,10 @@ from jsoftmax.backends import _kernels
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
 from jsoftmax.transforms._sharding import is_known, on_one_device
 
-MOST_STRIDE = 2**14  # in elements, between neighbouring classes: beyond, XLA's sums over them are slow
+# In elements, between neighbouring classes: before jax 0.11.2, XLA's sums over classes further apart take ten
+# times as long.
+MOST_STRIDE = 2**14 if jax.__version_info__ < (0, 11, 2) else sys.maxsize
+BLOCK_STRIDE = 2**13  # the same distance in a block of rows that brings such classes closer, at most
 
 What = Literal[
     "state",
@@ -114,19 +119,20 @@ class Request(NamedTuple):
 
     @property
     def row_axis(self) -> int | None:
-        """The longest axis that is no class axis.
-
-        If the classes lie far apart, the first axis within them of which a few entries do not.
-        """
+        """The longest axis that is no class axis; for classes far apart, one that can bring them closer."""
         if self.is_strided:
             within = range(self.axes[0] + 1, self.x.ndim)
-            return next(axis for axis in within if 2 * self.inner(axis) <= MOST_STRIDE)
+            return next((axis for axis in within if self.stride_in_block(axis, 2) <= BLOCK_STRIDE), None)
         rows = set(range(self.x.ndim)).difference(self.axes)
         return max(rows, key=lambda axis: self.x.shape[axis], default=None)
 
     def inner(self, axis: int) -> int:
         """The distance in memory of neighbouring entries along an axis, in elements."""
         return math.prod(self.x.shape[axis + 1 :])
+
+    def stride_in_block(self, axis: int, rows: int) -> int:
+        """The distance of neighbouring classes in a block of some rows along an axis within the classes."""
+        return self.inner(self.axes[0]) // self.x.shape[axis] * rows
 
     @property
     def is_large(self) -> bool:
