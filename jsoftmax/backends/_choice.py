@@ -84,6 +84,8 @@ def _on_cpu(request: Request) -> Form | None:
         return _rest_on_cpu(request)
     if what in ("softmax", "log_softmax"):
         return _map_on_cpu(request)
+    if what == "masked entries":
+        return Form("conditional") if request.is_large else None
     if what == "derivative of a map":
         return Form("sums apart") if request.is_large and request.is_first else None
     return None

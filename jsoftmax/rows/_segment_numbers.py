@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online, rules
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
 from jsoftmax.rows import _probabilities
 from jsoftmax.rows._segments import Kind, Segments
-from jsoftmax.transforms._platforms import hidden
+from jsoftmax.transforms._platforms import by_platform
 
 Tangents = tuple[Any, ...]  # of x, of the segments, of the scaling, and of what follows
 Asked = tuple[Any, ...]  # which of these are differentiated
@@ -36,12 +38,24 @@ def measured(
     """The shifted entries, and the maximum of each segment.
 
     XLA on CPU computes an exponential one number at a time if its argument is a select by one condition for
-    several numbers. So entries of several numbers are −inf where masked before they are shifted.
+    several numbers. So entries of several numbers are −inf where masked before they are shifted, on CPU in a
+    conditional, which XLA does not fuse with the exponential.
     """
     if x.ndim > 1:
-        x, scaling = hidden(_scaling.live(x, scaling)), scaling._replace(where=None)
+
+        def unless_all_are_live(x: Array, where: Array) -> Array:
+            masked: Array = lax.cond(jnp.all(where), lambda x, _: x, _live, x, where)
+            return masked
+
+        forms = choose(Request("masked entries", x, (0,))).functions({"conditional": unless_all_are_live})
+        x = by_platform("masked entries", x, scaling.where, plain=_live, **forms)
+        scaling = scaling._replace(where=None)
     top = top_of(kind, segments, x, scaling, bounded=bounded)
     return shifted(segments, x, scaling, top), top
+
+
+def _live(x: Array, where: Array | None) -> Array:
+    return _scaling.live(x, Scaling(where))
 
 
 def state(kind: Kind, segments: Segments, z: Shifted, top: Array) -> online.State:
