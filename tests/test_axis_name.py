@@ -131,7 +131,7 @@ FUNCTIONS = {
             a["x"], a["y"], where=a["where"], temperature=a["temperature"], **on
         ),
         "x y where temperature",
-        [1, 1, 2, 2],
+        [1, 1, 1, 2, 2],
     ),
     "focal_loss": (
         lambda a, **on: jsoftmax.focal_loss(a["x"], a["y"], where=a["where"], gamma=a["temperature"], **on),

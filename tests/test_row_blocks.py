@@ -233,7 +233,9 @@ def test_a_mapped_axis_is_beside_the_blocks():
 FEW_ARRAYS = {
     "softmax, temperature": lambda x, y, t: jsoftmax.softmax(x, temperature=2.0),
     "log_softmax, temperature": lambda x, y, t: jsoftmax.log_softmax(x, temperature=2.0),
-    "cross_entropy, temperatures": lambda x, y, t: jsoftmax.cross_entropy(x, y, temperature=1.0 + y),
+    "cross_entropy, temperatures": lambda x, y, t: jsoftmax.cross_entropy(
+        x, y, temperature=1.0 + y.astype(x.dtype)
+    ),
     "cross_entropy, smoothed": lambda x, y, t: jsoftmax.cross_entropy(x, y, label_smoothing=0.1),
     "cross_entropy, targets": lambda x, y, t: jsoftmax.cross_entropy(x, t),
     "kl_divergence": lambda x, y, t: jsoftmax.kl_divergence(x, t),

@@ -170,7 +170,7 @@ def test_rows_within_shard_map(name):
         pytest.param((2**13, 40), 1, marks=pytest.mark.full),
         ((16, 40_000), 1),
         pytest.param((4, 2**16), 0, marks=pytest.mark.full),
-        ((40, 2**16), 0),
+        ((40, 2**17 + 8), 0),
     ],
 )
 def test_many_rows_within_shard_map(shape, axis):

@@ -15,7 +15,7 @@ from jax import Array, lax
 from jsoftmax import rules
 from jsoftmax.backends import _reading
 from jsoftmax.backends._choice import MOST_UNROLLED
-from jsoftmax.transforms._sharding import on_one_device
+from jsoftmax.transforms._sharding import on_one_device, zeros
 
 
 class Label(NamedTuple):
@@ -35,7 +35,7 @@ def rest(x: Array, top: Array, axis: int, terms_used_again: bool) -> Array:
         leads = (column == top) & (top < jnp.inf) & ~led
         return jnp.where(leads, 0, rules.scaled(half(column, finite_top))), led | leads
 
-    led = jnp.zeros(top.shape, bool)
+    led = zeros(top.shape, top).astype(bool)
     others = _summed(of_class, x, led, (top, finite_top), axis, terms_used_again) / rules.SCALE
     # XLA's library returns −inf as the maximum of a row of NaNs; only in an empty row is the sum 0 as well.
     return jnp.where((top == -jnp.inf) & (others == 0), -1, others)
@@ -84,7 +84,7 @@ def _of_rows(of_class: OfClass, x: Array, carry: Any, row: tuple[Array, ...], ax
         return *rules.compensated(total, lost, terms), carry
 
     if classes > MOST_UNROLLED:
-        none = jnp.zeros(row[0].shape, dtype)
+        none = zeros(row[0].shape, row[0])
         return lax.fori_loop(0, classes, add, (none, none, carry))[0]
     terms = []
     for i in range(classes):

@@ -107,7 +107,9 @@ def _numbers_and_gradients(
         is_asked or any(jax.tree.leaves(of_head))
         for is_asked, of_head in zip(of_rows.hidden, of_shared.heads, strict=True)
     )
-    given = logits, jax.tree.map(lambda a: varying(a, logits), rows.columns)  # for one gradient per shard
+    # For one gradient per shard of the rows; over the shards of the classes, JAX adds the gradients.
+    columns = jax.tree.map(lambda a: varying(a, logits, except_for=static.names), rows.columns)
+    given = logits, columns
     chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
 
     def numbers(chosen: Any) -> Any:

@@ -107,11 +107,13 @@ def _push(_: None, entries: Entries, tangents: tuple[Entries]) -> Array:
     along = {n: jnp.zeros_like(a) if (d := getattr(tangents[0], n)) is None else d for n, a in floats.items()}
     weights, (da, db) = jax.jvp(of_floats, (floats,), (along,))
     costs = _costs(entries, weights)
-    out = _moments.times(da, costs.first) + _moments.times(db, costs.second)
+    # An infinite cost times a tangent of 0 is 0; a select by the tangent could not be transposed.
+    first, second, loss = map(rules.below_infinity, costs[:3])
+    out = da * first + db * second
     if (dz := tangents[0].z) is not None:
         out = out + costs.slope * dz.astype(out.dtype)
     out = _times(out, entries.weights)
-    return out if (dw := tangents[0].weights) is None else out + _moments.times(dw, costs.loss)
+    return out if (dw := tangents[0].weights) is None else out + dw * loss
 
 
 _losses = with_rules(_save, _pull, _push)

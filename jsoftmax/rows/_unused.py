@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax import rules
 from jsoftmax.logits import _moments
 from jsoftmax.transforms._autodiff import with_rules
 
@@ -23,7 +24,8 @@ def _product_pull(_: None, saved: tuple[Array, Array], g: Array) -> tuple[Array,
 
 def _product_push(_: None, saved: tuple[Array, Array], tangents: tuple[Any, Any]) -> Array:
     (weight, loss), (dweight, dloss) = saved, tangents
-    terms = [a * b for a, b in ((dweight, loss), (weight, dloss)) if a is not None and b is not None]
+    finite = rules.below_infinity(loss)  # a tangent of 0 times +inf is 0
+    terms = [a * b for a, b in ((dweight, finite), (weight, dloss)) if a is not None and b is not None]
     return functools.reduce(jnp.add, terms, jnp.zeros_like(loss))
 
 

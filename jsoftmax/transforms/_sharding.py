@@ -19,9 +19,9 @@ def varies(a: Any) -> Names:
     return jax.typeof(a).manual_axis_type.varying
 
 
-def varying(a: Array, *like: Any) -> Array:
+def varying(a: Array, *like: Any, except_for: tuple[str, ...] = ()) -> Array:
     """The array, marked as varying over every axis that the trees `like` vary over: loop carries need it."""
-    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(like))) - varies(a)
+    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(like))) - varies(a) - {*except_for}
     return lax.pcast(a, tuple(sorted(over, key=str)), to="varying") if over else a
 
 
