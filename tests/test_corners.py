@@ -599,6 +599,22 @@ def test_weights_that_cancel_make_a_mean_infinite_or_nan():
     ):
         assert not jnp.isfinite(found)
     assert jsoftmax.cross_entropy(x, y, weights=0 * w, reduction="mean") == 0
+    same = jnp.tile(x[:1], (3, 1))
+    assert jnp.isnan(jsoftmax.cross_entropy(same, 0 * y, weights=w, reduction="mean"))  # 0/0
+
+
+@pytest.mark.parametrize("options", [{"z_loss": 0.1}, {"label_smoothing": 0.1}])
+def test_a_mean_over_labels_of_class_weight_0_divides_by_1(options):
+    x, y, c = jnp.arange(12.0).reshape(3, 4), jnp.array([0, 1, 2]), jnp.array([0.0, 0.0, 0.0, 1.0])
+
+    def loss(x, reduction):
+        return jsoftmax.cross_entropy(x, y, class_weights=c, reduction=reduction, **options)
+
+    got, want = (jax.value_and_grad(loss)(x, reduction) for reduction in ("mean", "sum"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+    assert got[0] > 0
+    head = jsoftmax.linear_cross_entropy(jnp.eye(3), x, y, class_weights=c, reduction="mean", **options)
+    np.testing.assert_allclose(head, want[0], rtol=1e-6)
 
 
 def test_a_bad_label_is_nan_in_a_row_without_a_live_class_too():

@@ -321,6 +321,27 @@ def test_a_program_for_any_number(function, shape, axis, symbols):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
+@pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.logsumexp, jsoftmax.entropy])
+@pytest.mark.parametrize(("shape", "axis"), [("b, 128, 100", -1), ("2, 150, 128, b", 1), ("b, 150, 8, 9", 1)])
+def test_a_program_for_any_number_along_one_of_several_axes(function, shape, axis):
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(function(x, axis=axis) ** 2))
+    assert jax.export.export(jax.jit(gradient))(x).out_avals[0].shape == x.shape
+
+
+def test_a_program_for_any_number_of_temperatures():
+    rows, classes = jax.export.symbolic_shape("rows, classes")
+    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, classes), (rows,)))
+    gradient = jax.grad(lambda x, t: jnp.sum(jsoftmax.log_softmax(x, temperature=t) ** 2), (0, 1))
+    exported = jax.export.export(jax.jit(gradient))(x, t)
+    given = 3 * jax.random.normal(jax.random.key(0), (5, 7)), jnp.arange(1.0, 6)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        exported.call(*given),
+        gradient(*given),
+    )
+
+
 @pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named())
 def test_new_values_of_the_same_shape_are_not_traced_again(function):

@@ -45,8 +45,8 @@ def in_row_blocks(
         own, names = rules.split_axes(axes_of(static))
         arguments, of_arguments = jax.tree.flatten(trees)
         request = Request(kind, arguments[0], own, bool(names), is_bare(static, *trees))
-        form, axis = choose(request).cpu, request.row_axis
-        if form is None or axis is None:
+        form = choose(request).cpu
+        if form is None or (axis := request.row_axis) is None:  # unknown lengths have no longest
             return function(static, *trees)
         layout: list[Any] = []
 

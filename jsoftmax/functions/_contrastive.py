@@ -15,7 +15,7 @@ from jsoftmax.functions._linear import linear_cross_entropy
 from jsoftmax.linear import _contrast, _contrast_arguments
 from jsoftmax.linear._contrast import Static
 from jsoftmax.linear._contrast_arguments import Given
-from jsoftmax.rows._loss_terms import divisor
+from jsoftmax.rows._loss_terms import counts_of, divisor
 from jsoftmax.transforms import _platforms
 
 
@@ -150,12 +150,12 @@ def _loss(both: bool, given: Given) -> Array:
         own = batch.own(found.of_columns[0, :, None]), batch.own(found.positives_of_columns[0, :, None])
         sums += _weighted_sums(*own, weights if relation.is_paired else None)
     sums = [*rules.across(batch.names, *sums)]
-    means = [total / divisor(count, total) for total, count in zip(sums[::2], sums[1::2], strict=True)]
+    means = [sums[i] / divisor(*sums[i + 1 : i + 3]) for i in range(0, len(sums), 3)]
     return sum(means[1:], means[0]) / len(means)
 
 
-def _weighted_sums(losses: Array, positives: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Σ w·loss and Σ w over the rows that have positives."""
+def _weighted_sums(losses: Array, positives: Array, weights: Array | None) -> tuple[Array, ...]:
+    """Σ w·loss, and the arguments of `divisor`, over the rows that have positives."""
     weights = jnp.ones_like(losses) if weights is None else weights
     weights = jnp.where(positives > 0, weights, 0)
-    return jnp.sum(weights * (losses / jnp.maximum(positives, 1))), jnp.sum(weights)
+    return jnp.sum(weights * (losses / jnp.maximum(positives, 1))), *counts_of(weights)

@@ -17,7 +17,7 @@ from jsoftmax.linear import _contrast, _contrast_sides, _products, _row_function
 from jsoftmax.linear._contrast_arguments import Given
 from jsoftmax.linear._contrast_sides import ROWS
 from jsoftmax.linear._row_functions import Logits, Rows, Shared, Static
-from jsoftmax.rows._loss_terms import divisor
+from jsoftmax.rows._loss_terms import counts_of, divisor
 from jsoftmax.transforms._modes import in_forward_mode
 from jsoftmax.transforms._platforms import recomputed_everywhere
 
@@ -59,7 +59,7 @@ def mean(given: Given, bias: Array) -> Array:
     batch, counted = given.batch, given.counted()
     n = counted.a.shape[0]
     weights = counted.weights
-    count = jnp.asarray(n, given.dtype) if weights is None else jnp.sum(weights)
+    counts = counts_of(jnp.ones((n, 1), given.dtype) if weights is None else weights)
     if (bad := counted.bad_labels(given.relation)) is not None:
         weights = rules.nan_where(bad, jnp.ones_like(bad, given.dtype) if weights is None else weights)
     pairs, columns = counted.pairs(given)
@@ -75,5 +75,5 @@ def mean(given: Given, bias: Array) -> Array:
         total = jnp.sum(_row_functions.numbers(static, rows, shared)[0][0])
     else:
         total = _row_functions.total(static, rows, shared)
-    total, count = rules.across(batch.names, total, count)
-    return total / divisor(count, total)
+    total, *of_all = rules.across(batch.names, total, *counts)
+    return total / divisor(*of_all)

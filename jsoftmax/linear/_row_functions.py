@@ -1,8 +1,7 @@
 """Per-row functions of the logits of one or two linear heads, evaluated in blocks of rows.
 
-Only one block of logits per head is in memory. A `Function` maps a block of logits, and the other arguments
-of its rows, to numbers of every row. `numbers` returns these for all rows; its backward pass computes the
-logits again. `total` returns their sum; its forward pass also computes the gradients, block by block.
+A `Function` maps a block of logits, and the other arguments of its rows, to numbers of every row. `numbers`
+returns these; its backward pass computes the logits again. `total` also computes gradients going forward.
 """
 
 from __future__ import annotations
@@ -108,8 +107,7 @@ def _numbers_and_gradients(
         for is_asked, of_head in zip(of_rows.hidden, of_shared.heads, strict=True)
     )
     # For one gradient per shard of the rows; over the shards of the classes, JAX adds the gradients.
-    columns = jax.tree.map(lambda a: varying(a, logits, except_for=static.names), rows.columns)
-    given = logits, columns
+    given = logits, jax.tree.map(lambda a: varying(a, logits, except_for=static.names), rows.columns)
     chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
 
     def numbers(chosen: Any) -> Any:

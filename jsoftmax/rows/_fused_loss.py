@@ -61,12 +61,11 @@ def reduced(loss: Loss, x: Array, scaling: Scaling, axes: tuple[int, ...]) -> Ar
     for given in (loss.terms.label_weights, loss.terms.weights):
         weights = weights if given is None else weights * given
     if loss.reduction == "mean":
-        count = loss.total_weight(rows, axes, weights.dtype)
-        if count is None:
+        counts = loss.counts(rows, axes, weights.dtype)
+        if counts is None:
             weights = weights / loss.number_of_rows(rows)
         else:
-            (count,) = rules.across(loss.row_names, count)
-            weights = weights / divisor(count, jnp.max(jnp.abs(weights), initial=0))
+            weights = weights / divisor(*rules.across(loss.row_names, *counts))
     labels = reported_ids(loss.labels, x.shape[-1], ())
     scaling = Scaling(scaling.where, *of_used_rows(scaling[1:], loss.counted, loss.hidden))
     weights = varying(weights[..., None], x, labels)

@@ -91,23 +91,23 @@ class Loss(NamedTuple):
         """
         if self.reduction == "sum":
             return rules.across(self.row_names, total)[0]
-        count = self.total_weight(rows, axes, total.dtype)
-        if count is None:
+        counts = self.counts(rows, axes, total.dtype)
+        if counts is None:
             (total,) = rules.across(self.row_names, total)
             return total / self.number_of_rows(rows)
-        total, count = rules.across(self.row_names, total, count)
-        mean: Array = quotient(None, total, divisor(count, total), beside=self.terms)
+        total, *of_all = rules.across(self.row_names, total, *counts)
+        mean: Array = quotient(None, total, divisor(*of_all), beside=self.terms)
         return mean
 
-    def total_weight(self, rows: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> Array | None:
-        """What the mean divides by, on this shard; None for `number_of_rows`."""
+    def counts(self, rows: tuple[int, ...], axes: Axes, dtype: jnp.dtype) -> tuple[Array, ...] | None:
+        """The arguments of `divisor`, summed over the rows of this shard; None for `number_of_rows`."""
         of_labels = self.terms.label_weights
         if (weights := self.terms.weights) is not None:
-            return jnp.sum(weights if of_labels is None else _moments.times(weights, of_labels))
+            return counts_of(weights if of_labels is None else _moments.times(weights, of_labels))
         if of_labels is not None:
-            return jnp.sum(of_labels)
+            return counts_of(of_labels)
         if self.counted is not None:
-            return jnp.sum(jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows), dtype=dtype)
+            return (jnp.sum(jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows), dtype=dtype),)
         return None
 
     def number_of_rows(self, rows: tuple[int, ...]) -> int:
@@ -115,9 +115,17 @@ class Loss(NamedTuple):
         return max(math.prod(rows) * _sharding.shard_count(self.row_names), 1)
 
 
-def divisor(count: Array, total: Array) -> Array:
-    """What a mean divides by: the count, or 1 for the mean 0 of no rows. Weights may cancel in the count."""
-    return jnp.where((count == 0) & (total == 0), 1, count)
+def counts_of(weights: Array) -> tuple[Array, Array]:
+    """The arguments of `divisor` for the weights of rows."""
+    return jnp.sum(weights), jnp.sum(jnp.abs(lax.stop_gradient(weights)))
+
+
+def divisor(count: Array, size: Array | None = None) -> Array:
+    """What a mean divides by: the sum of the weights, or 1 if all weights are 0, not if they only cancel.
+
+    `size` is the sum of their absolute values, by default the count.
+    """
+    return jnp.where((count if size is None else size) == 0, 1, count)
 
 
 def counted_rows(

@@ -242,9 +242,9 @@ def _with_gradients(
 def _sweeps(values: Any, asked: Any) -> Any:
     """The sweep over the residuals that computes each cotangent: 0 for the largest, then one for each sum.
 
-    The cotangent of a temperature, for example, is a sum. In a sweep with another result, XLA would store
-    the exponentials that both use.
+    In one sweep, XLA would store what a sum, such as the cotangent of a temperature, shares with others.
     """
     sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
-    own = [0 < size < max(sizes) for size in sizes]
+    known = all(isinstance(size, int) for size in sizes)  # under `jax.export`, one may be a symbol
+    own = [known and 0 < size < max(sizes) for size in sizes]
     return jax.tree.unflatten(tree, (is_own * sum(own[: i + 1]) for i, is_own in enumerate(own)))
