@@ -1,7 +1,7 @@
 """Per-row functions of the logits of one or two linear heads, evaluated in blocks of rows.
 
 A `Function` maps a block of logits, and the other arguments of its rows, to numbers of every row. `numbers`
-returns these; its backward pass computes the logits again. `total` also computes gradients going forward.
+returns these; its backward pass computes the logits again. The forward pass of `total` has the gradients.
 """
 
 from __future__ import annotations
