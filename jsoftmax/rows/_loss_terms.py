@@ -105,7 +105,7 @@ class Loss(NamedTuple):
         if (weights := self.terms.weights) is not None:
             return counts_of(weights if of_labels is None else _moments.times(weights, of_labels))
         if of_labels is not None:
-            return counts_of(of_labels)
+            return (jnp.sum(of_labels),)
         if self.counted is not None:
             return (jnp.sum(jnp.broadcast_to(jnp.squeeze(self.counted, axes), rows), dtype=dtype),)
         return None
@@ -117,11 +117,13 @@ class Loss(NamedTuple):
 
 def counts_of(weights: Array) -> tuple[Array, Array]:
     """The arguments of `divisor` for the weights of rows."""
-    return jnp.sum(weights), jnp.sum(jnp.abs(lax.stop_gradient(weights)))
+    both = jnp.stack([weights, jnp.abs(lax.stop_gradient(weights))])  # one kernel on GPU
+    count, size = jnp.sum(both, tuple(range(1, both.ndim)))
+    return count, size
 
 
 def divisor(count: Array, size: Array | None = None) -> Array:
-    """What a mean divides by: the sum of the weights, or 1 if all weights are 0, not if they only cancel.
+    """What a mean divides by: the sum of the weights; 1 if all weights are 0, but 0 if they only cancel.
 
     `size` is the sum of their absolute values, by default the count.
     """

@@ -100,6 +100,7 @@ class Saved(NamedTuple):
 
 
 def keeps_p(x: Array, scaling: Scaling, axes: Axes) -> bool:
+    """Whether a map keeps p, and not the logits and the state of every row."""
     own, names = rules.split_axes(axes)
     request = Request("derivative of a map", x, own, bool(names))
     if scaling.temperature is not None or names or _modes.kernels():
