@@ -442,3 +442,17 @@ def test_sharded(spec, kind):
 def test_errors_say_what_to_write(call, kind, text):
     with pytest.raises(kind, match=text):
         call(jnp.array([1.0, 2.0, 3.0]), jnp.array([0, 1, 1]))
+
+
+@pytest.mark.parametrize("function", MAPS)
+def test_many_masked_entries_of_several_numbers(function):
+    """On CPU the mask is applied in a conditional; NaN under the mask does not matter."""
+    x = jax.random.normal(jax.random.key(0), (2000, 5))
+    ids, where = jnp.arange(2000) * 7 % 31, jnp.arange(2000)[:, None] % 3 > 0
+    hidden = jnp.where(where, x, NAN)
+    call = partial(function, segment_ids=ids, num_segments=31)
+    assert "in a conditional" in str(jsoftmax.explain(partial(call, where=where), x))
+    with jsoftmax.portable():
+        want, want_of_all = call(x, where=where), call(x)
+    np.testing.assert_allclose(call(hidden, where=where), want, rtol=1e-6)
+    np.testing.assert_allclose(call(x), want_of_all, rtol=1e-6)
