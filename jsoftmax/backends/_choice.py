@@ -146,7 +146,7 @@ def _map_on_cpu(request: Request) -> Form | None:
 
 
 def _row_block_size(request: Request) -> int | None:
-    """The number of rows in a block, which divides the longest axis of the rows if possible.
+    """The number of rows in a block, which divides the length of its axis if possible.
 
     In a block, classes that lie far apart are close enough for XLA, which is faster than class by class.
 

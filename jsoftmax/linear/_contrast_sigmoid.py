@@ -59,7 +59,7 @@ def mean(given: Given, bias: Array) -> Array:
     batch, counted = given.batch, given.counted()
     n = counted.a.shape[0]
     weights = counted.weights
-    counts = counts_of(jnp.ones((n, 1), given.dtype) if weights is None else weights)
+    counts = (jnp.asarray(n, given.dtype),) if weights is None else counts_of(weights)
     if (bad := counted.bad_labels(given.relation)) is not None:
         weights = rules.nan_where(bad, jnp.ones_like(bad, given.dtype) if weights is None else weights)
     pairs, columns = counted.pairs(given)

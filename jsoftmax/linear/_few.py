@@ -133,11 +133,11 @@ def largest(call: Call) -> _top.Largest:
     head = _arguments.of_call(call)
     classes = head.logits.shape[-1] * shard_count(head.names)
     k, labels = call.size("k", 1, classes), None
+    counted = _loss_terms.counted_rows(None, None, head.scaling.where, head.class_axis, head.names)
     if call.arguments["labels"] is not None:
         y = call.class_ids(head.logits.shape, head.class_axis)
-        y = _loss_terms.ids_of_live_rows(y, head.scaling.where, head.class_axis, head.names)
+        y = y if counted is None else jnp.where(counted, y, 0)  # a masked row is padding
         labels = reported_ids(y, classes, ()).reshape(-1, 1)
-    counted = _loss_terms.counted_rows(None, None, head.scaling.where, head.class_axis, head.names)
     none = Loss(None, None, counted, None, LossTerms(), "none", ())
     columns = _Columns(*head.options(None, None), labels=labels)
     with _platforms.for_logits(head.logits.size):
