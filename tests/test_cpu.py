@@ -244,6 +244,49 @@ def test_no_wider_copy_is_stored(name, classes):
     assert share_stored(name, classes, jnp.bfloat16) < 0.15 + 2 * of_block(name, classes)
 
 
+@pytest.mark.parametrize("shape", [(40000, 10), (4096, 100), (4096, 1000)])
+@pytest.mark.parametrize("sink", [None, 0.5])
+@pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
+def test_a_gradient_of_bfloat16_stores_nothing_in_float32(function, sink, shape):
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    def gradient(x, g):
+        return jax.vjp(functools.partial(function, sink=sink), x)[1](g)[0]
+
+    stored = jit_in_full(gradient).lower(x, x).compile().memory_analysis().temp_size_in_bytes
+    assert stored < max(5 * 4 * shape[0], 0.3 * 2 * math.prod(shape))  # numbers of every row, or one block
+
+
+AS_IN_FLOAT32 = {
+    "gradient": lambda f, x, v: jax.vjp(f, x)[1](v)[0],
+    "tangent": jsoftmax.forward_mode()(lambda f, x, v: jax.jvp(f, (x,), (v,))[1]),
+    "second derivative": lambda f, x, v: jax.jvp(lambda x: jax.vjp(f, x)[1](v)[0], (x,), (v,))[1],
+    "second derivative in reverse": lambda f, x, v: jax.vjp(lambda x: jax.vjp(f, x)[1](v)[0], x)[1](v)[0],
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("what", AS_IN_FLOAT32)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_derivatives_of_maps_in_16_bits_are_those_in_float32(dtype, what, axis):
+    x, v = 4 * np.random.default_rng(0).normal(size=(2, 96, 128)).astype(dtype)
+    x[3], x[4], x[5, 7], x[6, 7], x[7, 1:], x[8, 5] = np.nan, -np.inf, np.inf, np.nan, -np.inf, 40
+    x, v = (jnp.asarray(a if axis else a.T) for a in (x, v))
+    for function in jsoftmax.softmax, jsoftmax.log_softmax:
+        for sink in None, 0.5:
+            call = functools.partial(function, axis=axis, sink=sink)
+            got, want = (
+                jax.jit(functools.partial(AS_IN_FLOAT32[what], call))(x.astype(of), v.astype(of)).astype(
+                    float
+                )
+                for of in (dtype, jnp.float32)
+            )
+            scale = jnp.max(jnp.abs(jnp.nan_to_num(want)), axis, keepdims=True)
+            np.testing.assert_array_equal(jnp.isnan(got), jnp.isnan(want))
+            bound = 4 * (scale * float(jnp.finfo(dtype).eps) + float(jnp.finfo(dtype).smallest_subnormal))
+            assert jnp.nanmax(jnp.abs(got - want) / bound) < 1
+
+
 @pytest.mark.parametrize("classes", [8, 100, 1000, 32000])
 def test_the_loss_with_its_gradient_computes_each_exponential_once(classes):
     """And once more where terms underflow: in a branch that ordinary rows do not take."""

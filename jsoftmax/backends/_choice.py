@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from jsoftmax.backends import _kernels
-from jsoftmax.backends._request import BLOCK_STRIDE, Form, Plan, Request
+from jsoftmax.backends._request import BLOCK_STRIDE, IS_OLD_XLA, Form, Plan, Request
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
 
@@ -76,7 +76,7 @@ def _on_cpu(request: Request) -> Form | None:
         return None if size is None else Form("block of the largest", size)
     if what in ("rows", "gradient of rows", "gradient of a map"):
         size = _row_block_size(request)
-        name = "row blocks, closer" if request.bare else "row blocks"
+        name = "row blocks, closer" if request.bare and request.is_strided else "row blocks"
         return None if size is None else Form(name, size)
     if what == "sums":
         return _sums_on_cpu(request)
@@ -87,7 +87,7 @@ def _on_cpu(request: Request) -> Form | None:
     if what == "masked entries":
         return Form("conditional") if request.is_large else None
     if what == "derivative of a map":
-        return Form("sums apart") if request.is_large and request.is_first else None
+        return _derivative_of_map_on_cpu(request)
     return None
 
 
@@ -133,8 +133,7 @@ def _map_on_cpu(request: Request) -> Form | None:
     if not request.bare or not request.is_whole_row:
         return None
     if not request.is_wide:  # else XLA stores the exponentials in the memory of the probabilities
-        is_chain = x.ndim - 1 not in request.axes or x.size >= FEWEST_IN_CHAINS * classes
-        return None if is_chain or x.size < LEAST_STORED else Form("from the sums")
+        return None if _is_chain_of_16_bits(request) else Form("from the sums")
     if x.ndim - 1 not in request.axes:
         is_chain = MOST_UNROLLED < classes < SHORTEST_IN_BLOCKS
         is_slow = request.is_first or request.is_strided
@@ -145,22 +144,46 @@ def _map_on_cpu(request: Request) -> Form | None:
     return Form("from the sums") if size is None else Form("stored blocks", size)
 
 
+def _derivative_of_map_on_cpu(request: Request) -> Form | None:
+    if not request.is_large:
+        return None
+    if request.is_first:
+        return Form("sums apart")
+    # Logits of 16 bits are kept, and p computed again.
+    can_be_chain = request.bare and not request.is_wide and _library_takes(request)
+    of_softmax = request.result_used_for == "exponentials"
+    is_chain = _is_chain_of_16_bits(request) if of_softmax else request.classes < SHORTEST_IN_BLOCKS
+    return Form("one chain") if can_be_chain and is_chain else None
+
+
+def _library_takes(request: Request) -> bool:
+    """Whether XLA's library runs several sums of a row as one kernel."""
+    return request.x.ndim - 1 in request.axes and request.x.dtype != "float16"
+
+
+def _is_chain_of_16_bits(request: Request) -> bool:
+    """Whether the softmax of 16-bit logits runs as one chain in XLA's library."""
+    is_cut = request.x.ndim - 1 in request.axes and request.x.size < FEWEST_IN_CHAINS * request.classes
+    return not is_cut or request.x.size < LEAST_STORED
+
+
 def _row_block_size(request: Request) -> int | None:
     """The number of rows in a block, which divides the length of its axis if possible.
 
-    In a block, classes that lie far apart are close enough for XLA, which is faster than class by class.
-
-    None if XLA stores no array and the classes are close, if the rows are few or short, or if a block would
-    be many short pieces of memory.
+    None if a loop over blocks saves nothing: XLA stores no array and the classes are close, or the rows are
+    few or short. None also if a block would be many short pieces of memory.
     """
-    x, bare, what = request.x, request.bare, request.what
+    x, what = request.x, request.what
     # A bare gradient of rows has no sum over classes.
-    far = request.is_strided and not (bare and what == "gradient of rows")
-    if not request.is_large or not on_one_device(x, *range(x.ndim)):
+    far = request.is_strided and not (request.bare and what == "gradient of rows")
+    # For the gradient of a map in 16 bits, XLA stores the probabilities, in float32.
+    is_map_in_16_bits = what == "gradient of a map" and not request.is_wide and not _library_takes(request)
+    stores = not request.bare or (is_map_in_16_bits and not (IS_OLD_XLA and x.dtype == "bfloat16"))
+    if not (far or stores) or not request.is_large or not on_one_device(x, *range(x.ndim)):
         return None
-    is_short = request.classes <= MOST_UNROLLED and (not far or (bare and what == "rows"))
+    is_short = request.classes <= MOST_UNROLLED and (not far or (request.bare and what == "rows"))
     axis = request.row_axis
-    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or is_short or (bare and not far):
+    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or is_short:
         return None
     rows = x.shape[axis]
     most = ROW_BLOCK * rows // x.size

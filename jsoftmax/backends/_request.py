@@ -20,9 +20,10 @@ from jsoftmax.backends import _kernels
 from jsoftmax.transforms._platforms import MOST_PLAIN, Own
 from jsoftmax.transforms._sharding import is_known, on_one_device
 
-# In elements, between neighbouring classes: before jax 0.11.2, XLA's sums over classes further apart take ten
-# times as long.
-MOST_STRIDE = 2**14 if jax.__version_info__ < (0, 11, 2) else sys.maxsize
+# Before jax 0.11.2, XLA on CPU sums classes far apart ten times slower, and converts all of an array of
+# bfloat16 to write a slice of it.
+IS_OLD_XLA = jax.__version_info__ < (0, 11, 2)
+MOST_STRIDE = 2**14 if IS_OLD_XLA else sys.maxsize  # in elements, between neighbouring classes
 BLOCK_STRIDE = 2**13  # the same distance in a block of rows that brings such classes closer, at most
 
 What = Literal[
@@ -55,6 +56,7 @@ _REASONS = {
     "stored blocks": "blocks of {size} classes, whose exponentials XLA stores in the result's memory",
     "from the sums": "from the exponentials of the sums",
     "sums apart": "each sum in a pass of its own: two sums over the first axis would take longer in one",
+    "one chain": "from the logits in one kernel of XLA's library, which stores no exponentials",
     "conditional": "in a conditional, so that XLA does not fuse the mask with an exponential",
     "read": "read where it lies",
     "block of the largest": "in the block of {size} classes that has it: XLA's argmax goes class by class",

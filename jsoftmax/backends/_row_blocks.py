@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends._choice import choose
-from jsoftmax.backends._request import Request, What
+from jsoftmax.backends._request import IS_OLD_XLA, Request, What
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import zeros
@@ -138,9 +138,8 @@ def _apart(function: Callable[..., Any], start: Array | int, block: list[Array])
 
 
 def _bits(a: Array) -> Array:
-    """The bits of bfloat16: before jax 0.11.2, XLA:CPU converts all rows to float32 to write some of them."""
-    is_slow = a.dtype == jnp.bfloat16 and jax.__version_info__ < (0, 11, 2)
-    return lax.bitcast_convert_type(a, jnp.uint16) if is_slow else a
+    """The bits of bfloat16, where XLA converts all rows to float32 to write some of them."""
+    return lax.bitcast_convert_type(a, jnp.uint16) if IS_OLD_XLA and a.dtype == jnp.bfloat16 else a
 
 
 def _floats(a: Array, dtype: jnp.dtype) -> Array:

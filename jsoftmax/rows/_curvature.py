@@ -107,7 +107,7 @@ def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Ar
         return p, after_two_sums(*arguments)
     forms = dict.fromkeys(("sums in one pass", "one kernel"), after_one_pass)
     forms["sums apart"] = partial(after_two_sums, apart=True)
-    own_forms = choose(Request("derivative of a map", row[0], own)).functions(forms)
+    own_forms = choose(Request("derivative of a map", row[0], own, bare=False)).functions(forms)
     return p, by_platform("the derivative of p", *arguments, plain=after_two_sums, **own_forms)
 
 

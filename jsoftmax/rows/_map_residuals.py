@@ -66,6 +66,12 @@ class Saved(NamedTuple):
         p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
         return Row(p, shifted.u, p_sink)
 
+    def restore_in_chain(self, axes: Axes, *, marks_empty: bool) -> tuple[Row, Array | None]:
+        """The row, from the logits alone, and 1 for it, but 0 if it is empty."""
+        p, p_sink, _, live = _probabilities.in_chain(self.kept, self.scaling, axes, marks_empty=marks_empty)
+        p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
+        return Row(p, p, p_sink), live
+
     def live(self, u: Array, g: Array) -> Array:
         """The cotangent g of the output, set to 0 where masked."""
         return _scaling.masked(g, self.scaling.where).astype(u.dtype)

@@ -13,7 +13,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _kernels
 from jsoftmax.backends._blocks import sums_apart
 from jsoftmax.backends._choice import choose, choose_kernel, kernels
-from jsoftmax.backends._request import Request
+from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.backends._row_blocks import in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
@@ -51,12 +51,17 @@ def _applied(
             return None
         return rules.sink_vjp(p_sink, p * v if weighted else v, axes, sums=sums)
 
-    def after_two_sums(saved: Saved, given: Any, apart: bool = False) -> Applied:
-        p, u, p_sink = saved.restore(axes)
+    def after_two_sums(saved: Saved, given: Any, apart: bool = False, in_chain: bool = False) -> Applied:
+        if in_chain:
+            (p, u, p_sink), live = saved.restore_in_chain(axes, marks_empty=marks_empty)
+        else:
+            (p, u, p_sink), live = saved.restore(axes), None
         rows = sums_apart(own[0], p) if apart else axes
         v = in_z(saved, u, given)
+        v = v if live is None else v * live  # an empty row has p = 0
         out = rule(p, v, rows, sink=sink_of(saved, p_sink, given))
-        out = out * _probabilities.is_live(saved.state.rest) if marks_empty else out
+        if marks_empty and not in_chain:
+            out = out * _probabilities.is_live(saved.state.rest)
         if p_sink is None or forward:
             return Applied(u, out, None)
         # With the barrier XLA on CPU runs all of the above as one kernel, and this sum as another.
@@ -90,9 +95,13 @@ def _applied(
     forms: dict[str, Callable[..., Applied]] = {
         "sums in one pass": after_one_pass,
         "one kernel": in_one_kernel,
+        "one chain": partial(after_two_sums, in_chain=True),
         "sums apart": partial(after_two_sums, apart=True),
     }
-    own_forms = choose(Request("derivative of a map", saved.kept, own)).functions(forms)
+    bare = saved.holds == Static("x") and saved.scaling._replace(sink=None) == Scaling(None)
+    used_for: UsedFor = "exponentials" if weighted else "differences"
+    request = Request("derivative of a map", saved.kept, own, bare=bare, result_used_for=used_for)
+    own_forms = choose(request).functions(forms)
     return by_platform("the derivative of a map", saved, given, plain=after_two_sums, **own_forms)
 
 

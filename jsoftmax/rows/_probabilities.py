@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
@@ -56,30 +56,11 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
         return Probabilities(p, p_sink, state if with_state else None)
 
     def in_one_chain(x: Array, scaling: Scaling) -> Probabilities:
-        """A chain without comparisons, which XLA's library on CPU runs as one kernel."""
-        top = peak(x, scaling, axes)
-        terms = exponentials(shifted(x, scaling, top))
-        if x.dtype.itemsize == 2:
-            (total,) = rules.row_sums(axes, terms)
-            rest = total - 1
-        else:
-            # The ones are summed separately, because small terms added to a 1 lose digits.
-            ones = jnp.floor(terms)
-            others, ones = rules.row_sums(axes, terms - ones, ones)
-            total, rest = others + ones, others + (ones - 1)
-        if scaling.sink is None:
-            return found(terms / (total + 2.0**-60), None, online.State(top, rest))
-        divisor, p_sink = rules.per_row(axes, with_term_of_sink, total, top, scaling.sink)
-        if not with_state:
-            return found(terms / divisor, p_sink, None)
-        state = _sinks.with_sink(online.State(top, rest), scaling)
-        return found(terms / divisor, _sinks.probability(state, scaling), state)
-
-    def with_term_of_sink(total: Array, top: Array, sink: Array) -> tuple[Array, Array]:
-        """The divisor of a row with a sink, and the p of the sink; any number, in an empty row."""
-        of_sink = _sinks.term(sink, top)
-        divisor = total + of_sink + 2.0**-60
-        return divisor, of_sink / divisor
+        p, p_sink, state, _ = in_chain(x, scaling, axes)
+        if scaling.sink is None or not with_state:
+            return found(p, p_sink, state)
+        state = _sinks.with_sink(state, scaling)
+        return found(p, _sinks.probability(state, scaling), state)
 
     def p_and_state(x: Array, scaling: Scaling) -> tuple[Array, online.State]:
         state = state_with_sink(x, scaling, axes)
@@ -111,6 +92,41 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
     kernel = _kernels.Wanted("softmax", scaling.where) if scaling.sink is None else None
     own_forms = choose(Request("softmax", x, own, bool(names), bare, kernel=kernel)).functions(forms)
     return by_platform("the map", x, scaling, plain=plain, **own_forms)
+
+
+class Chain(NamedTuple):
+    """The probabilities of a row and of its sink, the state without the sink, and 1, but 0 if empty."""
+
+    p: Array
+    p_sink: Array | None
+    state: online.State
+    live: Array | None
+
+
+def in_chain(x: Array, scaling: Scaling, axes: Axes, *, marks_empty: bool = False) -> Chain:
+    """A chain without comparisons, which XLA's library on CPU runs as one kernel."""
+    top = peak(x, scaling, axes)
+    terms = exponentials(shifted(x, scaling, top))
+    if x.dtype.itemsize == 2:
+        (total,) = rules.row_sums(axes, terms)
+        rest = total - 1
+    else:
+        # The ones are summed separately, because small terms added to a 1 lose digits.
+        ones = jnp.floor(terms)
+        others, ones = rules.row_sums(axes, terms - ones, ones)
+        total, rest = others + ones, others + (ones - 1)
+    # 2⁻⁶⁰ changes no sum that contains the 1 of the largest class; only that of an empty row does not.
+    divisor, p_sink = total + 2.0**-60, None
+    live = lax.stop_gradient(total / divisor) if marks_empty else None
+    if scaling.sink is not None:
+        divisor, p_sink = rules.per_row(axes, _with_term_of_sink, divisor, top, scaling.sink)
+    return Chain(terms / divisor, p_sink, online.State(top, rest), live)
+
+
+def _with_term_of_sink(divisor: Array, top: Array, sink: Array) -> tuple[Array, Array]:
+    """The divisor of a row with its sink, and the p of the sink; any number, in an empty row."""
+    of_sink = _sinks.term(sink, top)
+    return divisor + of_sink, of_sink / (divisor + of_sink)
 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
