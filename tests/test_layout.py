@@ -76,6 +76,7 @@ MODULES = {
         "_peaks",
         "_reductions",
         "_probabilities",
+        "_leading",
         "_curvature",
         "_map_residuals",
         "_maps",

@@ -5,7 +5,7 @@ XLA would sum one row after the other, which takes ten times as long if the clas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,15 +90,15 @@ def _of_rows(of_class: OfClass, x: Array, carry: Any, row: tuple[Array, ...], ax
     for i in range(classes):
         of_this, carry = of_class(_reading.part(x, i, i + 1, axis).astype(dtype), i, carry, *row)
         terms.append(of_this)
-    return _in_pairs(terms)
+    return in_pairs(terms)
 
 
 def sum_of_classes(terms: Array, axis: int) -> Array:
     """The sum of terms over a few classes, in the order of `sum_of_others`."""
-    return _in_pairs([lax.slice_in_dim(terms, i, i + 1, axis=axis) for i in range(terms.shape[axis])])
+    return in_pairs([lax.slice_in_dim(terms, i, i + 1, axis=axis) for i in range(terms.shape[axis])])
 
 
-def _in_pairs(terms: list[Array]) -> Array:
+def in_pairs(terms: Sequence[Array]) -> Array:
     """The sum of arrays, of pairs first."""
     while len(terms) > 1:
         terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]

@@ -24,6 +24,7 @@ def _cores() -> int:
 
 # Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
 MOST_UNROLLED = 32  # XLA's reduction library is slow for shorter rows, and most of them have a leading class
+LEAST_UNROLLED = 2**16  # in logits: of fewer, it saves less than a millisecond, and takes longer to compile
 LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then a bare sum is enough
 SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
@@ -84,6 +85,8 @@ def _on_cpu(request: Request) -> Form | None:
         return _rest_on_cpu(request)
     if what in ("softmax", "log_softmax"):
         return _map_on_cpu(request)
+    if what == "gradient with targets":
+        return Form("unrolled") if _sums_class_by_class(request) else None
     if what == "masked entries":
         return Form("conditional") if request.is_large else None
     if what == "derivative of a map":
@@ -116,12 +119,20 @@ def _stores_for_gradient(request: Request) -> bool:
 def _sums_on_cpu(request: Request) -> Form | None:
     if not (is_known(request.x) and request.x.size):
         return None
+    x, axes = request.x, request.axes
+    if _sums_class_by_class(request):
+        return Form("unrolled")
     if request.is_strided and request.classes > 1:
         return Form("by class")
-    x, axes = request.x, request.axes
     longest = max(axes, key=lambda axis: x.shape[axis], default=0)
     cuttable = bool(axes) and on_one_device(x, longest) and not _modes.in_cache()
     return Form("loop") if cuttable and x.shape[longest] > LONGEST_WHOLE else None
+
+
+def _sums_class_by_class(request: Request) -> bool:
+    """Whether sums of exponentials are unrolled: the rows are short, and many."""
+    many = request.is_large and request.x.size >= LEAST_UNROLLED
+    return many and request.is_whole_row and 1 < request.classes <= MOST_UNROLLED
 
 
 def _map_on_cpu(request: Request) -> Form | None:

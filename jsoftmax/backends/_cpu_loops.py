@@ -1,8 +1,9 @@
-"""Sums and maxima over rows that run as a loop on CPU: over blocks of a long row, or class by class."""
+"""Sums and maxima over rows on CPU: in a loop over blocks of a long row, or class by class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
+from jsoftmax.backends import _reading
+from jsoftmax.backends._by_class import in_pairs
 from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import Request
 from jsoftmax.transforms._platforms import by_platform
+from jsoftmax.transforms._sharding import zeros
 
 BLOCK_SIZE = 2**20  # in elements, over all rows
 
@@ -35,8 +39,13 @@ def maximum(x: Array, axes: tuple[int, ...], *, bare: bool = True) -> Array:
     return by_platform("the maximum of every row", x, plain=plain, **own_forms)
 
 
-def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """The sum over a row of each term in ``terms(row)``; `row` is a tree of arrays, the logits first."""
+def sums(
+    terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, ...], *, used_again: bool = False
+) -> tuple[Array, ...]:
+    """The sum over a row of each term in ``terms(row)``; `row` is a tree of arrays, the logits first.
+
+    `used_again` says that later operations on all classes use the sums.
+    """
     x = row[0]
     form = choose(Request("sums", x, axes)).cpu
 
@@ -47,6 +56,12 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
         return whole(row)
     axis = max(axes, key=lambda i: x.shape[i])
     classes = x.shape[axis]
+
+    def unrolled(row: Any) -> tuple[Array, ...]:
+        of_class = jax.jit(terms)  # traced once
+        of_classes = (of_class(_class(row, i, axis)) for i in range(classes))
+        return tuple(map(in_pairs, zip(*of_classes, strict=True)))
+
     size = 1 if form.name == "by class" else min(max(BLOCK_SIZE * classes // x.size, 512), 1024)
 
     def in_loop(row: Any) -> tuple[Array, ...]:
@@ -62,7 +77,27 @@ def sums(terms: Callable[[Any], tuple[Array, ...]], row: Any, axes: tuple[int, .
         begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
         return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
-    return by_platform("the sums of every row", row, plain=whole, cpu=(in_loop, form.reason))
+    on_cpu = in_loop
+    if form.name == "unrolled":
+        on_cpu = partial(_not_fused, unrolled) if used_again else unrolled
+    return by_platform("the sums of every row", row, plain=whole, cpu=(on_cpu, form.reason))
+
+
+def _not_fused(function: Callable[[Any], tuple[Array, ...]], row: Any) -> tuple[Array, ...]:
+    """The function in a conditional. XLA would fuse its sums with later operations, and store their terms."""
+    types = jax.eval_shape(function, row)
+
+    def never(row: Any) -> tuple[Array, ...]:
+        return tuple(zeros(of.shape, of) for of in types)
+
+    return tuple(lax.cond(lax.optimization_barrier(jnp.array(True)), function, never, row))
+
+
+def _class(row: Any, i: int, axis: int) -> Any:
+    def part(a: Array) -> Array:
+        return a if a.shape[axis] == 1 else _reading.part(a, i, i + 1, axis)
+
+    return jax.tree.map(part, row)
 
 
 def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:

@@ -46,6 +46,7 @@ UsedFor = Literal["nothing", "differences", "exponentials"]
 
 _REASONS = {
     "by class": "class by class over all rows: the rows are short, or their classes lie far apart",
+    "unrolled": "class by class over all rows: in sums of short rows, XLA computes one exponential at a time",
     "beside the label": "one bare sum without the label's term",
     "stored beside the label": "one sum without the label's term, of terms that XLA stores for the gradient",
     "whole": "one bare sum, and a second one where a class leads",

@@ -19,7 +19,7 @@ from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _probabilities
+from jsoftmax.rows import _leading
 from jsoftmax.rows._probabilities import Row
 from jsoftmax.transforms._autodiff import known_with
 from jsoftmax.transforms._platforms import by_platform, is_plain, recomputed
@@ -99,7 +99,7 @@ def _along_row(axes: Axes, p: Array, row: Row, tangents: Any) -> tuple[Array, Ar
         # Two barriers: XLA merges equal ones, and the gradient has one already. Behind one, a mask is stored.
         numbers, state = recomputed(recomputed((scaling._replace(where=None), state)))
         again = x, numbers._replace(where=scaling.where), state
-        sums = _probabilities.lead_sums(*again, in_z(again, *tangents), axes, weighted=True)
+        sums = _leading.lead_sums(*again, in_z(again, *tangents), axes, weighted=True)
         return rules.log_softmax_jvp(p, in_z(row, *tangents), axes, sums=sums, leads=rules.leading(p))
 
     arguments = p, row, dx, dscaling

@@ -19,7 +19,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _gaps, _probabilities, _reductions, _weights
+from jsoftmax.rows import _curvature, _gaps, _leading, _probabilities, _reductions, _weights
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
 from jsoftmax.transforms._sharding import varies, varying
@@ -80,7 +80,7 @@ class _Saved(NamedTuple):
         p = _probabilities.of_shifted(gaps.p, self.p_state.rest)
         q = _probabilities.of_shifted(gaps.q, self.q_state.rest)
         products = _gaps.products(p, d, gaps.half, self.scaling)
-        p_leads, q_leads = (_probabilities.leading(*row) for row in self.rows)
+        p_leads, q_leads = (_leading.leading(*row) for row in self.rows)
         return _Pair(gaps.p.u, gaps.q.u, p, q, d, products, p_leads, q_leads)
 
 
@@ -186,7 +186,7 @@ def _lead_sums(
 
 def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
     """``Σ p`` and ``Σ p·d`` over all classes except the leading one."""
-    return _probabilities.share_of_others(rest, u_lead), terms
+    return _leading.share_of_others(rest, u_lead), terms
 
 
 def _in_beta(saved: _Saved) -> Array:

@@ -17,7 +17,7 @@ from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.backends._row_blocks import in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _probabilities
+from jsoftmax.rows import _curvature, _leading, _probabilities
 from jsoftmax.rows._map_residuals import Applied, Saved, Tangents, keeps_p
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
@@ -74,7 +74,7 @@ def _applied(
         sums, leads = None, rules.leading(p)
         if saved.holds == Static("x"):
             row = saved.kept, saved.scaling, saved.state._replace(max=hidden(saved.state.max))
-            sums = _probabilities.lead_sums(*row, v, axes, weighted=weighted)
+            sums = _leading.lead_sums(*row, v, axes, weighted=weighted)
             if sink is not None:
                 with_sink = sink.weighted().added_to
                 sums = sums._replace(g_all=with_sink(sums.g_all), g_others=with_sink(sums.g_others))

@@ -10,10 +10,9 @@ from jax import Array, lax
 
 from jsoftmax import online, rules
 from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
-from jsoftmax.backends._beside_label import LEAST_SUM
 from jsoftmax.backends._choice import choose, kernels
 from jsoftmax.backends._request import Request, UsedFor
-from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_peak, shifted, with_slip
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, shifted
 from jsoftmax.rows import _reductions
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
@@ -176,61 +175,3 @@ def _of_kernel(
 def is_live(rest: Array) -> Array:
     """1, but 0 in an empty row; a factor where a select of all classes costs more. 1 if the rest is NaN."""
     return (~(rest < 0)).astype(rest.dtype)
-
-
-def lead_sums(
-    x: Array, scaling: Scaling, state: online.State, g: Array, axes: Axes, *, weighted: bool = False
-) -> rules.RowSums:
-    """The `rules.RowSums` of p and g; if `weighted`, of p and p·g.
-
-    At most one sum uses exponentials: XLA on GPU would store exponentials that several sums use, in float32
-    and in the shape of the logits.
-    """
-    z, leads = shifted(x, scaling, state.max), leading(x, scaling, state)
-    rest = jnp.where(state.rest < 0, 0, state.rest)
-    others = g * exponentials(z) / (1 + rest) if weighted else g
-    u_lead, g_lead, g_others = rules.row_sums(
-        axes, *(jnp.where(leads, a, 0.0) for a in (z.u, g)), jnp.where(leads, 0, others)
-    )
-    if weighted:
-        g_lead = g_lead * jnp.exp(u_lead) / (1 + rest)
-    return rules.RowSums(share_of_others(rest, u_lead), g_lead + g_others, g_others)
-
-
-def leading(x: Array, scaling: Scaling, state: online.State) -> Array:
-    """Where a class has p > 1/2, by a comparison of logits: with one of p, XLA on GPU splits its kernels."""
-    return is_peak(x, scaling, state.max) & (state.rest >= 0) & (state.rest < 1)
-
-
-def share_of_others(rest: Array, u_lead: Array) -> Array:
-    """The sum of p over all classes except the leading one, whose u is 0 but has a derivative."""
-    rest = jnp.where(rest < 0, 0, rest)
-    return (rest + (1 - jnp.exp(u_lead))) / (1 + rest)
-
-
-def target_residual(axes: Axes, p: Array, t: Array, row: Row) -> Array:
-    """The gradient of −Σ t·log p in z; `row` is (logits, scaling, state)."""
-
-    def after_two_sums(p: Array, t: Array, row: Row) -> Array:
-        x, scaling, state = row
-        # XLA on CPU flushes subnormal numbers to 0. If the sum of all classes but the leading one is almost
-        # that small, some of their p are subnormal, and the terms are computed as exp(u/2)²·scale. Factors
-        # of 0 and 1 replace a select, which XLA does not fuse with sums.
-        is_small = ((state.rest >= 0) & (state.rest < LEAST_SUM)).astype(p.dtype)
-        root = 1 + is_small * (2.0**12 - 1)
-        z = shifted(x, scaling, state.max)
-        e = jnp.exp(z.u * (1 - is_small / 2)) * root
-        terms, scale = with_slip(e * (e * is_small + (1 - is_small)), z), jnp.square(root)
-        p = terms / (1 + jnp.where(state.rest < 0, 0, state.rest))
-        return rules.cross_entropy_residual(p, t * scale, axes, scale=scale) / scale
-
-    def after_one_pass(p: Array, t: Array, row: Row) -> Array:
-        sums = lead_sums(*row, t, axes)
-        return rules.cross_entropy_residual(p, t, axes, sums=sums)
-
-    own, names = rules.split_axes(axes)
-    if names:
-        return after_one_pass(p, t, row)
-    forms: Forms = {"sums in one pass": after_one_pass}
-    own_forms = choose(Request("gradient with targets", row[0], own)).functions(forms)
-    return by_platform("the gradient with targets", p, t, row, plain=after_two_sums, **own_forms)

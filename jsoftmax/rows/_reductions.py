@@ -180,7 +180,7 @@ def _in_two_passes(
             label = Label(labels, label_logit)
         rest = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
         return online.State(top, rest), Sums(None, (), shares(top, label_logit))
-    own_sums = sums(all_terms, (x, scaling.where, factors), own)
+    own_sums = sums(all_terms, (x, scaling.where, factors), own, used_again=result_used_for != "nothing")
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
     total, scaled_rest, *further = found[: len(own_sums)]
     sums_found = Sums(*static.further(further), tuple(found[len(own_sums) :]))

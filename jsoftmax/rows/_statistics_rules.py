@@ -17,7 +17,7 @@ from jsoftmax import online, rules
 from jsoftmax.backends import _beside_label, _reading
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _probabilities
+from jsoftmax.rows import _curvature, _leading, _probabilities
 from jsoftmax.rows._statistics import (
     Cotangents,
     Numbers,
@@ -106,7 +106,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     if soft:
         t = _moments.weighted(labels, weights, p.dtype)
         t = jnp.where(dead, lax.stop_gradient(t), t)
-        in_z = _probabilities.target_residual((axis, *names), p, t, (x, again, state))
+        in_z = _leading.target_residual((axis, *names), p, t, (x, again, state))
         in_z = exact(_curvature.of_target_residual, in_z, p, t)
         residuals["nll"] = jnp.where(state.rest < 0, 0, in_z)
     if "entropy" in asked:
