@@ -12,7 +12,7 @@ from compiling import jit_in_full
 
 import jsoftmax
 from jsoftmax import online
-from jsoftmax.backends import _by_class, _choice, _cpu, _reading, _request
+from jsoftmax.backends import _block_sizes, _by_class, _choice, _cpu, _reading, _request
 from jsoftmax.backends._request import Form, Request
 from jsoftmax.transforms._platforms import MOST_PLAIN
 
@@ -216,7 +216,7 @@ def share_stored(name, classes, dtype):
 
 def of_block(name, classes):
     """The size of the block that is read again, in float32, as a share."""
-    return 0 if name == "softmax" else (_choice.block_size(classes) or 0) / classes
+    return 0 if name == "softmax" else (_block_sizes.block_size(classes) or 0) / classes
 
 
 @pytest.mark.share(3)
@@ -285,6 +285,41 @@ def test_derivatives_of_maps_in_16_bits_are_those_in_float32(dtype, what, axis):
             np.testing.assert_array_equal(jnp.isnan(got), jnp.isnan(want))
             bound = 4 * (scale * float(jnp.finfo(dtype).eps) + float(jnp.finfo(dtype).smallest_subnormal))
             assert jnp.nanmax(jnp.abs(got - want) / bound) < 1
+
+
+WITH_FURTHER_SUMS = {
+    "smoothed": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1),
+    "smoothed, z-loss": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1, z_loss=1e-3),
+    "temperature": lambda x, y: jsoftmax.cross_entropy(x, y, temperature=0.7),
+    "targets": lambda x, y: jsoftmax.cross_entropy(x, jnp.cos(jnp.arange(x.size).reshape(x.shape)) ** 2),
+    "entropy": lambda x, y: jsoftmax.entropy(x),
+    "masked": lambda x, y: jsoftmax.logsumexp(x, -1, where=x > -1),
+    "row statistics": lambda x, y: jnp.stack(jsoftmax.row_statistics(x, y)[:3]),
+}
+
+
+@pytest.mark.parametrize("with_errors", [False, True])
+@pytest.mark.parametrize("classes", [9, 32, 700])
+@pytest.mark.parametrize("name", WITH_FURTHER_SUMS)
+def test_many_rows_are_as_those_of_a_portable_program(name, classes, with_errors):
+    """All forms for CPU of sums besides that of the exponentials, next to rows with NaN and infinities."""
+    rows = 2**17 // classes
+    x = 3 * np.random.default_rng(0).normal(size=(rows, classes)).astype(np.float32)
+    x[1], x[2, 3], x[3] = x[1] + 1e4, 60, 0
+    if with_errors:
+        x[4], x[5], x[6, 1], x[7, 2], x[8, 1:], x[9, :4] = np.nan, -np.inf, np.inf, np.nan, -np.inf, -np.inf
+    x, y = jnp.asarray(x), jnp.arange(rows) % classes
+    call = WITH_FURTHER_SUMS[name]
+
+    def both(x):
+        values, pull = jax.vjp(lambda x: call(x, y), x)
+        return values, pull(jnp.cos(jnp.arange(values.size, dtype=x.dtype)).reshape(values.shape))[0]
+
+    got = jax.jit(both)(x)
+    with jsoftmax.portable():
+        want = jax.jit(both)(x)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("classes", [8, 100, 1000, 32000])

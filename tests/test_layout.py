@@ -50,6 +50,7 @@ MODULES = {
         "_kernel_rows",
         "_kernels",
         "_request",
+        "_block_sizes",
         "_choice",
         "_reading",
         "_sinks",
@@ -74,6 +75,7 @@ MODULES = {
     ),
     "rows": (
         "_peaks",
+        "_live_sums",
         "_reductions",
         "_probabilities",
         "_leading",

@@ -10,7 +10,7 @@ import pytest
 from cases import FUNCTIONS
 
 import jsoftmax
-from jsoftmax.backends import _choice, _request
+from jsoftmax.backends import _block_sizes, _request
 
 ROWS, CLASSES = 89, 120  # more logits than a plain program has; 89 is prime
 BARE = {  # sums of bare logits, of which XLA stores nothing
@@ -33,8 +33,8 @@ def blocks_of(monkeypatch):
     """A function that sets the number of logits of a block; few logits are cut into blocks too."""
 
     def set_size(logits):
-        monkeypatch.setattr(_choice, "ROW_BLOCK", logits)
-        monkeypatch.setattr(_choice, "LEAST_PIECE", 1)
+        monkeypatch.setattr(_block_sizes, "ROW_BLOCK", logits)
+        monkeypatch.setattr(_block_sizes, "LEAST_PIECE", 1)
         jax.clear_caches()
 
     yield set_size
@@ -101,7 +101,7 @@ def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
 def _far_apart(monkeypatch, blocks_of):
     """Classes count as far apart from a distance of 33; the blocks have 15 rows, and one has the other 14."""
     monkeypatch.setattr(_request, "MOST_STRIDE", 32)
-    for module in (_request, _choice):
+    for module in (_request, _block_sizes):
         monkeypatch.setattr(module, "BLOCK_STRIDE", 15)
     blocks_of(20 * CLASSES)
 
@@ -281,7 +281,7 @@ CUT = {  # the shape of the logits, and the class axis: the rows of a block of 2
 
 @pytest.mark.parametrize(("shape", "axis"), CUT, ids=str)
 def test_the_rows_of_a_block(shape, axis, monkeypatch):
-    monkeypatch.setattr(_choice, "ROW_BLOCK", 2**18)
+    monkeypatch.setattr(_block_sizes, "ROW_BLOCK", 2**18)
     monkeypatch.setattr(_request, "MOST_STRIDE", 2**14)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     size = CUT[shape, axis]

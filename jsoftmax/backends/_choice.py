@@ -6,35 +6,24 @@ that saves much time or memory, or where the call asks for a kernel.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from jsoftmax.backends import _kernels
-from jsoftmax.backends._request import BLOCK_STRIDE, IS_OLD_XLA, Form, Plan, Request
+from jsoftmax.backends._block_sizes import SHORTEST_IN_BLOCKS, block_size, row_block_size
+from jsoftmax.backends._request import IS_OLD_XLA, Form, Plan, Request
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
-
-
-def _cores() -> int:
-    """The number of cores that XLA:CPU uses."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 # Limits on CPU, as numbers of classes. A "bare" sum has no select or comparison among its operations.
 MOST_UNROLLED = 32  # XLA's reduction library is slow for shorter rows, and most of them have a leading class
 LEAST_UNROLLED = 2**16  # in logits: of fewer, it saves less than a millisecond, and takes longer to compile
 LONGEST_BESIDE_LABEL = 512  # a longer row rarely has a leading class, and then a bare sum is enough
-SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
 LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores what two sums share
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
-ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
-LEAST_PIECE = 256  # in logits that lie side by side in memory: shorter pieces take longer to copy
-FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the caches
-BLOCK = 128  # the approximate block size: one block of every row is read twice
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
@@ -76,9 +65,7 @@ def _on_cpu(request: Request) -> Form | None:
         size = block_size(request.classes) if request.is_whole_row else None
         return None if size is None else Form("block of the largest", size)
     if what in ("rows", "gradient of rows", "gradient of a map"):
-        size = _row_block_size(request)
-        name = "row blocks, closer" if request.bare and request.is_strided else "row blocks"
-        return None if size is None else Form(name, size)
+        return _in_row_blocks(request) if request.is_large else None
     if what == "sums":
         return _sums_on_cpu(request)
     if what == "rest":
@@ -98,6 +85,8 @@ def _rest_on_cpu(request: Request) -> Form | None:
     if not (request.bare and request.is_large and request.is_whole_row):
         return None
     classes, result_used_for = request.classes, request.result_used_for
+    if request.with_sum and (classes <= MOST_UNROLLED or request.is_strided):
+        return None
     size = block_size(classes)
     if _stores_for_gradient(request) and (size or classes <= LONGEST_BESIDE_LABEL):
         return Form("stored beside the label", size or 0)
@@ -178,42 +167,18 @@ def _is_chain_of_16_bits(request: Request) -> bool:
     return not is_cut or request.x.size < LEAST_STORED
 
 
-def _row_block_size(request: Request) -> int | None:
-    """The number of rows in a block, which divides the length of its axis if possible.
-
-    None if a loop over blocks saves nothing: XLA stores no array and the classes are close, or the rows are
-    few or short. None also if a block would be many short pieces of memory.
-    """
+def _in_row_blocks(request: Request) -> Form | None:
+    """Blocks of rows, unless they save nothing: XLA stores no array, and the classes are close."""
     x, what = request.x, request.what
     # A bare gradient of rows has no sum over classes.
     far = request.is_strided and not (request.bare and what == "gradient of rows")
     # For the gradient of a map in 16 bits, XLA stores the probabilities, in float32.
     is_map_in_16_bits = what == "gradient of a map" and not request.is_wide and not _library_takes(request)
     stores = not request.bare or (is_map_in_16_bits and not (IS_OLD_XLA and x.dtype == "bfloat16"))
-    if not (far or stores) or not request.is_large or not on_one_device(x, *range(x.ndim)):
-        return None
     is_short = request.classes <= MOST_UNROLLED and (not far or (request.bare and what == "rows"))
-    axis = request.row_axis
-    if axis is None or x.size < FEWEST_ROW_BLOCKS * ROW_BLOCK or is_short:
-        return None
-    rows = x.shape[axis]
-    most = ROW_BLOCK * rows // x.size
-    most = min(most, BLOCK_STRIDE // request.stride_in_block(axis, 1)) if far else most
-    piece = most * request.inner(axis)
-    if rows <= most or most < 2 or piece < LEAST_PIECE:
-        return None
-    return max((n for n in range(max(most // 2, 2), most + 1) if rows % n == 0), default=most)
-
-
-def block_size(classes: int) -> int | None:
-    """The block size of a row: a divisor of its length near 256, a multiple of 16 if possible.
-
-    None if the row is short or has no such divisor.
-    """
-    if classes < SHORTEST_IN_BLOCKS:
-        return None
-    sizes = [n for n in range(BLOCK // 2, 8193) if classes % n == 0]
-    return min(sizes, key=lambda n: (n % 16 > 0, abs(n - BLOCK)), default=None)
+    size = None if is_short or not (far or stores) else row_block_size(request, closer=far)
+    name = "row blocks, closer" if request.bare and request.is_strided else "row blocks"
+    return None if size is None else Form(name, size)
 
 
 def _on_accelerators(request: Request) -> tuple[Form | None, Form | None]:

@@ -18,16 +18,8 @@ from jsoftmax.backends._choice import choose, kernels
 from jsoftmax.backends._cpu_loops import sums
 from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._moments import MOMENT_SCALE, Moment
-from jsoftmax.logits._scaling import (
-    Scaling,
-    Shifted,
-    exponentials,
-    is_dead,
-    live,
-    shift,
-    shifted,
-    with_slip,
-)
+from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_dead, live, shift, shifted, with_slip
+from jsoftmax.rows import _live_sums
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform, recomputed
@@ -154,8 +146,9 @@ def _in_two_passes(
     own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
-    bare = not (kinds or entropy or at_top) and scaling == Scaling(None)
-    form = choose(Request("rest", x, own, bool(names), bare, result_used_for, for_label)).cpu
+    bare = _live_sums.suffice(kinds, factors) and not (entropy or at_top) and scaling == Scaling(None)
+    request = Request("rest", x, own, bool(names), bare, result_used_for, for_label, with_sum=bool(kinds))
+    form = choose(request).cpu
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
         x, where, factors = part
@@ -168,19 +161,20 @@ def _in_two_passes(
 
     if form is not None:
 
-        def plain(x: Array, top: Array) -> Array:
-            total, scaled_rest = rules.row_sums(axes, *all_terms((x, None, ())))
-            return online.from_sums(top, total, scaled_rest).rest
+        def plain(x: Array, top: Array) -> tuple[Array, list[Array]]:
+            total, scaled_rest, *further = rules.row_sums(axes, *all_terms((x, None, factors)))
+            return online.from_sums(top, total, scaled_rest).rest, further
 
-        def on_cpu(x: Array, top: Array) -> Array:
-            return _cpu.rest(form, x, top, own[0], label)
+        def on_cpu(x: Array, top: Array) -> tuple[Array, list[Array]]:
+            return _cpu.rest(form, x, top, own[0], label), _live_sums.moments(kinds, own, x, top)
 
         label = None
         if for_label and labels is not None and label_logit is not None:
             label = Label(labels, label_logit)
-        rest = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
-        return online.State(top, rest), Sums(None, (), shares(top, label_logit))
-    own_sums = sums(all_terms, (x, scaling.where, factors), own, used_again=result_used_for != "nothing")
+        found = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
+        return online.State(top, found[0]), Sums(*static.further(found[1]), shares(top, label_logit))
+    used_again = result_used_for != "nothing"
+    own_sums = sums(all_terms, (x, scaling.where, factors), own, used_again=used_again)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
     total, scaled_rest, *further = found[: len(own_sums)]
     sums_found = Sums(*static.further(further), tuple(found[len(own_sums) :]))

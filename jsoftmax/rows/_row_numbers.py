@@ -106,7 +106,8 @@ def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
     """XLA stores little for class ids."""
     row_args = row.row_args if isinstance(row, Saved) else row
     has_targets = row_args.labels is not None and not are_ids(row_args.labels)
-    return row_args.scaling == Scaling(None) and not has_targets and "spread" not in static[2]
+    is_weighted = "spread" in static[2] and row_args.weights is not None
+    return row_args.scaling == Scaling(None) and not has_targets and not is_weighted
 
 
 _options: dict[str, Any] = {"is_bare": _is_bare, "axes_of": lambda static: (static[0], *static[1])}
