@@ -75,7 +75,7 @@ MODULES = {
     ),
     "rows": (
         "_peaks",
-        "_live_sums",
+        "_bare_sums",
         "_reductions",
         "_probabilities",
         "_leading",

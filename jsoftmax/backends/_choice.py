@@ -85,7 +85,7 @@ def _rest_on_cpu(request: Request) -> Form | None:
     if not (request.bare and request.is_large and request.is_whole_row):
         return None
     classes, result_used_for = request.classes, request.result_used_for
-    if request.with_sum and (classes <= MOST_UNROLLED or request.is_strided):
+    if request.with_sums and (classes <= MOST_UNROLLED or request.is_strided):
         return None
     size = block_size(classes)
     if _stores_for_gradient(request) and (size or classes <= LONGEST_BESIDE_LABEL):

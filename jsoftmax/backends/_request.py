@@ -115,7 +115,7 @@ class Request(NamedTuple):
     # exponentials again, as in a gradient.
     result_used_for: UsedFor = "nothing"
     for_label: bool = False  # whether only −log p of the label has to be accurate
-    with_sum: bool = False  # whether the sum of the shifted logits is computed too
+    with_sums: bool = False  # whether further sums over the row are computed
     kernel: _kernels.Wanted | None = None  # the kernel of this package that computes it, if one does
 
     @property

@@ -19,7 +19,7 @@ from jsoftmax.backends._cpu_loops import sums
 from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._moments import MOMENT_SCALE, Moment
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_dead, live, shift, shifted, with_slip
-from jsoftmax.rows import _live_sums
+from jsoftmax.rows import _bare_sums
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform, recomputed
@@ -146,8 +146,9 @@ def _in_two_passes(
     own, names = rules.split_axes(axes)
     top = peak(x, scaling, axes, bounded=bounded)
     label_logit = None if labels is None else logit_of_label(live(x, scaling), labels, own[0])
-    bare = _live_sums.suffice(kinds, factors) and not (entropy or at_top) and scaling == Scaling(None)
-    request = Request("rest", x, own, bool(names), bare, result_used_for, for_label, with_sum=bool(kinds))
+    bare = _bare_sums.suffice(kinds, factors) and scaling == Scaling(None)
+    with_sums = entropy or bool(kinds)
+    request = Request("rest", x, own, bool(names), bare, result_used_for, for_label, with_sums=with_sums)
     form = choose(request).cpu
 
     def all_terms(part: tuple[Array, Array | None, Any]) -> tuple[Array, ...]:
@@ -166,7 +167,8 @@ def _in_two_passes(
             return online.from_sums(top, total, scaled_rest).rest, further
 
         def on_cpu(x: Array, top: Array) -> tuple[Array, list[Array]]:
-            return _cpu.rest(form, x, top, own[0], label), _live_sums.moments(kinds, own, x, top)
+            rest = _cpu.rest(form, x, top, own[0], label)
+            return rest, _bare_sums.further(kinds, own, x, top, entropy=entropy)
 
         label = None
         if for_label and labels is not None and label_logit is not None:

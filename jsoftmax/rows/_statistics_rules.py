@@ -28,7 +28,7 @@ from jsoftmax.rows._statistics import (
     zero_unless_counted,
 )
 from jsoftmax.transforms._autodiff import known_with
-from jsoftmax.transforms._platforms import hidden, recomputed, reconverted_on_cpu
+from jsoftmax.transforms._platforms import hidden, recomputed, recomputed_everywhere, reconverted_on_cpu
 from jsoftmax.transforms._sharding import on_first_shard
 
 T = TypeVar("T")
@@ -76,6 +76,8 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     if saved.row_args.x.dtype.itemsize == 2 and saved.row_args.scaling == Scaling(None):
         saved = reconverted_on_cpu(saved)  # else XLA stores x in 32 bits, for the sums and for this
+    if "entropy" in asked:
+        saved = saved._replace(state=recomputed_everywhere(saved.state, [saved.mean_u]))
     (x, labels, weights, scaling, counted, _), state, found, sum_weights, mean_u, *_ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
     again = scaling._replace(soft_cap=hidden(scaling.soft_cap))

@@ -206,7 +206,7 @@ def entropy_residual(p: ArrayLike, u: ArrayLike, mean: ArrayLike) -> Array:
     digits if all p are nearly equal; ``log p + H`` would lose all of them.
     """
     p = jnp.asarray(p)
-    return jnp.where(p == 0, 0, -p * (jnp.where(p == 0, 0, u) - mean))
+    return p * jnp.where(p == 0, 0, jnp.subtract(mean, u))
 
 
 def cross_entropy_hvp(p: ArrayLike, v: ArrayLike, axis: Rows = -1) -> Array:
