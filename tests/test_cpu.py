@@ -244,6 +244,7 @@ def test_no_wider_copy_is_stored(name, classes):
     assert share_stored(name, classes, jnp.bfloat16) < 0.15 + 2 * of_block(name, classes)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("shape", [(40000, 10), (4096, 100), (4096, 1000)])
 @pytest.mark.parametrize("sink", [None, 0.5])
 @pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
@@ -265,6 +266,7 @@ AS_IN_FLOAT32 = {
 }
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("what", AS_IN_FLOAT32)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -298,6 +300,7 @@ WITH_FURTHER_SUMS = {
 }
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("with_errors", [False, True])
 @pytest.mark.parametrize("classes", [9, 32, 700])
 @pytest.mark.parametrize("name", WITH_FURTHER_SUMS)
