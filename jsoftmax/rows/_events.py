@@ -46,12 +46,12 @@ class _Saved(NamedTuple):
 
     def tail(self) -> Array:
         """The softmax over the classes of the tail; 0 for all other classes."""
-        # The events may be above the maximum of the tail. A factor masks them after the exponential: XLA on
-        # CPU would compute that of a select by the ids one number at a time.
-        z = _scaling.shifted(self.x, self.scaling, self.tail_max)
-        p = _probabilities.of_shifted(z._replace(u=jnp.where(z.u > 0, 0, z.u)), self.tail_rest)
-        p = p * _outside(self.x, self.ids, self.scaling).astype(p.dtype)
-        return jnp.where(self.tail_rest < 0, 0, p)
+        # The events may be above the maximum of the tail. They are masked after the exponential: XLA on CPU
+        # would compute that of a select by the ids one number at a time.
+        z, rest = _scaling.shifted(self.x, self.scaling, self.tail_max), self.tail_rest
+        p = _probabilities.of_shifted(z._replace(u=jnp.where(z.u > 0, 0, z.u)), rest)
+        in_tail = _outside(self.x, self.ids, self.scaling) & ~(rest < 0)
+        return jnp.where(in_tail, p, 0 * rest)  # NaN in a row with NaN
 
     def u(self) -> Array:
         """u of every class."""
