@@ -300,6 +300,27 @@ WITH_FURTHER_SUMS = {
 }
 
 
+@pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_gradient_of_a_sink_in_16_bits_is_that_in_float32(dtype, function):
+    """0 in an empty row, as all its gradients."""
+    x = 4 * np.random.default_rng(0).normal(size=(96, 128)).astype(dtype)
+    x[4], x[5, 1:], x[6, 3] = -np.inf, -np.inf, 40
+    sinks = jnp.linspace(-3, 3, 96)[:, None].at[7].set(60)
+    g = np.cos(np.arange(x.size)).reshape(x.shape).astype(dtype)
+
+    def gradient(sinks, x):
+        return jax.vjp(lambda sinks: function(x, sink=sinks), sinks)[1](jnp.asarray(g, x.dtype))[0]
+
+    def second(sinks, x):
+        return jax.vjp(lambda sinks: gradient(sinks, x), sinks)[1](jnp.ones_like(sinks))[0]
+
+    for of_sink in gradient, second:
+        got, want = (jax.jit(of_sink)(sinks, jnp.asarray(x, of)) for of in (dtype, jnp.float32))
+        assert got[4] == 0
+        np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.share(3)
 @pytest.mark.parametrize("with_errors", [False, True])
 @pytest.mark.parametrize("classes", [9, 32, 700])

@@ -10,7 +10,7 @@ import pytest
 from cases import FUNCTIONS
 
 import jsoftmax
-from jsoftmax.backends import _block_sizes, _request
+from jsoftmax.backends import _block_sizes, _choice, _request
 
 ROWS, CLASSES = 89, 120  # more logits than a plain program has; 89 is prime
 BARE = {  # sums of bare logits, of which XLA stores nothing
@@ -228,6 +228,31 @@ def test_a_mapped_axis_is_beside_the_blocks():
         jax.jit(jax.vmap(statistics))(both), zip(*map(statistics, both), strict=True), strict=True
     ):
         np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
+def test_gradients_of_maps_in_16_bits(function, dtype, axis, monkeypatch):
+    """Those of bfloat16 along the last axis run in a library; jax before 0.11.2 writes its slices slowly."""
+    monkeypatch.setattr(_choice, "IS_OLD_XLA", False)
+    x, g = 3 * np.random.default_rng(0).normal(size=(2, ROWS, CLASSES)).astype(dtype)
+    x[3], x[20, 4], x[21, 4], x[88], x[40, 7] = np.nan, np.nan, np.inf, -np.inf, 40
+    x, g = (jnp.asarray(a if axis else a.T) for a in (x, g))
+
+    def gradient(x, g):
+        return jax.vjp(functools.partial(function, axis=axis), x)[1](g)[0]
+
+    def second(x, g):
+        return jax.vjp(lambda x: gradient(x, g), x)[1](g)[0]
+
+    assert ("while" in jax.jit(gradient).lower(x, g).as_text()) == (axis == 0 or dtype == jnp.float16)
+    for of_x in gradient, second:
+        got = jax.jit(of_x)(x, g).astype(float)
+        with jsoftmax.portable():
+            want = jax.jit(of_x)(x, g).astype(float)
+        np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02)
 
 
 FEW_ARRAYS = {

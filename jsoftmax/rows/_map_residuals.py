@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import rules
-from jsoftmax.backends import _sinks
+from jsoftmax.backends import _kernels, _sinks
 from jsoftmax.backends._request import Request
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
@@ -68,8 +68,21 @@ class Saved(NamedTuple):
 
     def restore_in_chain(self, axes: Axes, *, marks_empty: bool) -> tuple[Row, Array | None]:
         """The row, from the logits alone, and 1 for it, but 0 if it is empty."""
-        p, p_sink, _, live = _probabilities.in_chain(self.kept, self.scaling, axes, marks_empty=marks_empty)
-        p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
+
+        def chain(saved: Saved) -> _probabilities.Chain:
+            found = _probabilities.in_chain(saved.kept, saved.scaling, axes, marks_empty=marks_empty)
+            return found._replace(state=None)
+
+        def plain(saved: Saved) -> _probabilities.Chain:
+            p, _, p_sink = saved.restore(axes)
+            live = _probabilities.is_live(saved.state.rest) if marks_empty else None
+            return _probabilities.Chain(p, p_sink, None, live)
+
+        if self.scaling.sink is None:
+            p, p_sink, _, live = chain(self)
+            p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
+        else:
+            p, p_sink, _, live = _kernels.with_plain_tangent(chain, plain)(self)
         return Row(p, p, p_sink), live
 
     def live(self, u: Array, g: Array) -> Array:

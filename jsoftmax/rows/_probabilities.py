@@ -98,7 +98,7 @@ class Chain(NamedTuple):
 
     p: Array
     p_sink: Array | None
-    state: online.State
+    state: Any  # an `online.State`, or None
     live: Array | None
 
 
@@ -119,6 +119,7 @@ def in_chain(x: Array, scaling: Scaling, axes: Axes, *, marks_empty: bool = Fals
     live = lax.stop_gradient(total / divisor) if marks_empty else None
     if scaling.sink is not None:
         divisor, p_sink = rules.per_row(axes, _with_term_of_sink, divisor, top, scaling.sink)
+        p_sink = p_sink if live is None else p_sink * live
     return Chain(terms / divisor, p_sink, online.State(top, rest), live)
 
 
