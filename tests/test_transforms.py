@@ -5,6 +5,7 @@ exact results for each function of the table: the value, the Jacobian, and the H
 """
 
 import functools
+import re
 from contextlib import nullcontext
 
 import chex
@@ -266,7 +267,9 @@ def test_the_promotion_mode_does_not_change_the_program(function):
 
     def program(mode, *arguments):
         with jax.numpy_dtype_promotion(mode):
-            return jax.jit(lambda *a: jax.vjp(on(function), *a)).lower(*arguments).as_text()
+            text = jax.jit(lambda *a: jax.vjp(on(function), *a)).lower(*arguments).as_text()
+        # The number behind the name of a function depends on what was traced before.
+        return re.sub(r"(@\w+?)_\d+\b", r"\1", text)
 
     short, full = (float32_arguments(function, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
     mixed = (short[0], *full[1:])

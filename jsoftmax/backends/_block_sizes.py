@@ -21,7 +21,7 @@ FEWEST_ROW_BLOCKS = 4  # of fewer logits, all that XLA stores stays in the cache
 
 
 def block_size(classes: int) -> int | None:
-    """The block size of a row: a divisor of its length near 256, a multiple of 16 if possible.
+    """The block size of a row: a divisor of its length near `BLOCK`, a multiple of 16 if possible.
 
     None if the row is short or has no such divisor.
     """
