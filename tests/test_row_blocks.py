@@ -231,6 +231,7 @@ def test_a_mapped_axis_is_beside_the_blocks():
 
 
 @pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
