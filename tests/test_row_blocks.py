@@ -77,7 +77,7 @@ def assert_as_whole(call, arguments, wanted, eps=2**-23):
 
 
 @pytest.mark.usefixtures("_in_blocks")
-@pytest.mark.share(7)
+@pytest.mark.share(9)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def _far_apart(monkeypatch, blocks_of):
 
 
 @pytest.mark.usefixtures("_far_apart")
-@pytest.mark.share(3)
+@pytest.mark.share(5)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", OF_ROWS, ids=lambda function: function.name)
 def test_classes_far_apart_in_memory(function, dtype):
