@@ -289,17 +289,6 @@ def test_derivatives_of_maps_in_16_bits_are_those_in_float32(dtype, what, axis):
             assert jnp.nanmax(jnp.abs(got - want) / bound) < 1
 
 
-WITH_FURTHER_SUMS = {
-    "smoothed": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1),
-    "smoothed, z-loss": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1, z_loss=1e-3),
-    "temperature": lambda x, y: jsoftmax.cross_entropy(x, y, temperature=0.7),
-    "targets": lambda x, y: jsoftmax.cross_entropy(x, jnp.cos(jnp.arange(x.size).reshape(x.shape)) ** 2),
-    "entropy": lambda x, y: jsoftmax.entropy(x),
-    "masked": lambda x, y: jsoftmax.logsumexp(x, -1, where=x > -1),
-    "row statistics": lambda x, y: jnp.stack(jsoftmax.row_statistics(x, y)[:3]),
-}
-
-
 @pytest.mark.parametrize("function", [jsoftmax.softmax, jsoftmax.log_softmax])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_gradient_of_a_sink_in_16_bits_is_that_in_float32(dtype, function):
@@ -319,6 +308,17 @@ def test_the_gradient_of_a_sink_in_16_bits_is_that_in_float32(dtype, function):
         got, want = (jax.jit(of_sink)(sinks, jnp.asarray(x, of)) for of in (dtype, jnp.float32))
         assert got[4] == 0
         np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02)
+
+
+WITH_FURTHER_SUMS = {
+    "smoothed": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1),
+    "smoothed, z-loss": lambda x, y: jsoftmax.cross_entropy(x, y, label_smoothing=0.1, z_loss=1e-3),
+    "temperature": lambda x, y: jsoftmax.cross_entropy(x, y, temperature=0.7),
+    "targets": lambda x, y: jsoftmax.cross_entropy(x, jnp.cos(jnp.arange(x.size).reshape(x.shape)) ** 2),
+    "entropy": lambda x, y: jsoftmax.entropy(x),
+    "masked": lambda x, y: jsoftmax.logsumexp(x, -1, where=x > -1),
+    "row statistics": lambda x, y: jnp.stack(jsoftmax.row_statistics(x, y)[:3]),
+}
 
 
 @pytest.mark.share(3)

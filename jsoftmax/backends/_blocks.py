@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -11,6 +13,7 @@ from jsoftmax import rules
 from jsoftmax.backends._by_class import exponentials
 from jsoftmax.backends._reading import picked
 from jsoftmax.transforms._platforms import hidden
+from jsoftmax.transforms._sharding import zeros
 
 
 def block_sums(size: int, x: Array, center: Array, axis: int, stored: bool = False) -> Array:
@@ -40,6 +43,16 @@ def apart(sums: Array) -> Array:
     Fused with a logarithm or another sum, they take several times as long.
     """
     return jnp.where(sums < jnp.inf, sums, jnp.nan)
+
+
+def not_fused(always: Array, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function in a conditional, which XLA fuses with nothing. `always` is True, but unknown to XLA."""
+    types = jax.eval_shape(function, *arguments)
+
+    def never(*arguments: Any) -> Any:
+        return jax.tree.map(lambda of: zeros(of.shape, of), types)
+
+    return lax.cond(always, function, never, *arguments)
 
 
 def sums_apart(axis: int, p: Array) -> Callable[..., tuple[Array, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,11 +11,11 @@ from jax import Array, lax
 
 from jsoftmax import rules
 from jsoftmax.backends import _reading
+from jsoftmax.backends._blocks import not_fused
 from jsoftmax.backends._by_class import in_pairs
 from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import Request
 from jsoftmax.transforms._platforms import by_platform
-from jsoftmax.transforms._sharding import zeros
 
 BLOCK_SIZE = 2**20  # in elements, over all rows
 
@@ -77,20 +76,15 @@ def sums(
         begun = tuple((part, jnp.zeros_like(part)) for part in block(0, 1 + over))
         return tuple(total for total, _ in lax.fori_loop(0, steps, step, begun))
 
+    def unrolled_apart(row: Any) -> tuple[Array, ...]:
+        """Fused with later operations, XLA would store the terms."""
+        found: tuple[Array, ...] = not_fused(lax.optimization_barrier(jnp.array(True)), unrolled, row)
+        return found
+
     on_cpu = in_loop
     if form.name == "unrolled":
-        on_cpu = partial(_not_fused, unrolled) if used_again else unrolled
+        on_cpu = unrolled_apart if used_again else unrolled
     return by_platform("the sums of every row", row, plain=whole, cpu=(on_cpu, form.reason))
-
-
-def _not_fused(function: Callable[[Any], tuple[Array, ...]], row: Any) -> tuple[Array, ...]:
-    """The function in a conditional. XLA would fuse its sums with later operations, and store their terms."""
-    types = jax.eval_shape(function, row)
-
-    def never(row: Any) -> tuple[Array, ...]:
-        return tuple(zeros(of.shape, of) for of in types)
-
-    return tuple(lax.cond(lax.optimization_barrier(jnp.array(True)), function, never, row))
 
 
 def _class(row: Any, i: int, axis: int) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
+from jsoftmax.backends._blocks import not_fused
 from jsoftmax.backends._choice import choose
 from jsoftmax.backends._request import IS_OLD_XLA, Request, What
 from jsoftmax.transforms import _modes
@@ -130,11 +131,7 @@ def _apart(function: Callable[..., Any], start: Array | int, block: list[Array])
     types = jax.eval_shape(function, *block)
     if all(of.size < block[0].size for of in types):
         return list(function(*block))
-
-    def never(*block: Array) -> list[Array]:
-        return [zeros(of.shape, of) for of in types]
-
-    return list(lax.cond(jnp.asarray(start) >= 0, function, never, *block))
+    return list(not_fused(jnp.asarray(start) >= 0, function, *block))
 
 
 def _bits(a: Array) -> Array:

@@ -25,6 +25,8 @@ def suffice(kinds: tuple[Moment, ...], factors: tuple[Any, ...]) -> bool:
 
 def further(kinds: tuple[Moment, ...], axes: Axes, x: Array, top: Array, *, entropy: bool) -> list[Array]:
     """``SCALE·Σ exp(u)·u`` if `entropy`, and the sums of such moments."""
+    if not (kinds or entropy):
+        return []
     wide = top.astype(rules.computing_dtype(x.dtype))
     center = jnp.where(jnp.isinf(wide), 0, wide)
     found = []
@@ -61,5 +63,4 @@ def _of_live(axes: Axes, x: Array, top: Array, center: Array) -> tuple[Array, Ar
 @in_row_blocks
 def _with_comparisons(axes: Axes, x: Array, top: Array) -> tuple[Array, ...]:
     dead, half_u = is_dead(x, Scaling(None)), shift(x, Scaling(None), top, 0.5)
-    terms = half_u * (2 * MOMENT_SCALE), jnp.ones_like(half_u)
-    return rules.row_sums(axes, *(jnp.where(dead, 0, a) for a in terms))
+    return rules.row_sums(axes, *Moment(()).terms(half_u * (2 * MOMENT_SCALE), dead))

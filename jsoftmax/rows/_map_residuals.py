@@ -23,11 +23,15 @@ Tangents = tuple[Array | None, Scaling]
 
 
 class Row(NamedTuple):
-    """The probabilities, the shifted logits u if a temperature needs them, and the p of the sink."""
+    """The probabilities, the shifted logits u if a temperature needs them, and the p of the sink.
+
+    `live`, if a chain made it, is 1, but 0 in an empty row.
+    """
 
     p: Array
     u: Array
     p_sink: Array | None
+    live: Array | None = None
 
 
 class Applied(NamedTuple):
@@ -66,24 +70,23 @@ class Saved(NamedTuple):
         p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
         return Row(p, shifted.u, p_sink)
 
-    def restore_in_chain(self, axes: Axes, *, marks_empty: bool) -> tuple[Row, Array | None]:
-        """The row, from the logits alone, and 1 for it, but 0 if it is empty."""
+    def restore_in_chain(self, axes: Axes, *, marks_empty: bool) -> Row:
+        """The row, from the logits alone."""
 
-        def chain(saved: Saved) -> _probabilities.Chain:
+        def chain(saved: Saved) -> Row:
             found = _probabilities.in_chain(saved.kept, saved.scaling, axes, marks_empty=marks_empty)
-            return found._replace(state=None)
+            return Row(found.p, found.p, found.p_sink, found.live)
 
-        def plain(saved: Saved) -> _probabilities.Chain:
-            p, _, p_sink = saved.restore(axes)
-            live = _probabilities.is_live(saved.state.rest) if marks_empty else None
-            return _probabilities.Chain(p, p_sink, None, live)
+        def plain(saved: Saved) -> Row:
+            p, _, p_sink, _ = saved.restore(axes)
+            return Row(p, p, p_sink, _probabilities.is_live(saved.state.rest) if marks_empty else None)
 
-        if self.scaling.sink is None:
-            p, p_sink, _, live = chain(self)
-            p = _curvature.of_probabilities(axes, p, (self.kept, self.scaling, self.state))
-        else:
-            p, p_sink, _, live = _kernels.with_plain_tangent(chain, plain)(self)
-        return Row(p, p, p_sink), live
+        if self.scaling.sink is not None:
+            row: Row = _kernels.with_plain_tangent(chain, plain)(self)
+            return row
+        row = chain(self)
+        p = _curvature.of_probabilities(axes, row.p, (self.kept, self.scaling, self.state))
+        return row._replace(p=p, u=p)
 
     def live(self, u: Array, g: Array) -> Array:
         """The cotangent g of the output, set to 0 where masked."""

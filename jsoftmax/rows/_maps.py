@@ -52,15 +52,13 @@ def _applied(
         return rules.sink_vjp(p_sink, p * v if weighted else v, axes, sums=sums)
 
     def after_two_sums(saved: Saved, given: Any, apart: bool = False, in_chain: bool = False) -> Applied:
-        if in_chain:
-            (p, u, p_sink), live = saved.restore_in_chain(axes, marks_empty=marks_empty)
-        else:
-            (p, u, p_sink), live = saved.restore(axes), None
+        row = saved.restore_in_chain(axes, marks_empty=marks_empty) if in_chain else saved.restore(axes)
+        p, u, p_sink, live = row
         rows = sums_apart(own[0], p) if apart else axes
         v = in_z(saved, u, given)
         v = v if live is None else v * live  # an empty row has p = 0
         out = rule(p, v, rows, sink=sink_of(saved, p_sink, given))
-        if marks_empty and not in_chain:
+        if marks_empty and live is None:
             out = out * _probabilities.is_live(saved.state.rest)
         if p_sink is None or forward:
             return Applied(u, out, None)
@@ -69,7 +67,7 @@ def _applied(
         return Applied(u, out, of_sink(p, p_sink, in_z(saved, u, g)))
 
     def after_one_pass(saved: Saved, given: Any) -> Applied:
-        p, u, p_sink = saved.restore(axes)
+        p, u, p_sink, _ = saved.restore(axes)
         v, sink = in_z(saved, u, given), sink_of(saved, p_sink, given)
         sums, leads = None, rules.leading(p)
         if saved.holds == Static("x"):

@@ -98,7 +98,7 @@ class Chain(NamedTuple):
 
     p: Array
     p_sink: Array | None
-    state: Any  # an `online.State`, or None
+    state: online.State
     live: Array | None
 
 

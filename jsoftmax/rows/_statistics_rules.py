@@ -76,7 +76,7 @@ def _restore(static: Static, saved: Saved, asked: Iterable[str]) -> _Row:
     axis, names, _ = static
     if saved.row_args.x.dtype.itemsize == 2 and saved.row_args.scaling == Scaling(None):
         saved = reconverted_on_cpu(saved)  # else XLA stores x in 32 bits, for the sums and for this
-    if "entropy" in asked:
+    if "entropy" in asked:  # else XLA stores the exponentials that the sums and the gradient share
         saved = saved._replace(state=recomputed_everywhere(saved.state, [saved.mean_u]))
     (x, labels, weights, scaling, counted, _), state, found, sum_weights, mean_u, *_ = saved
     # With the barrier, XLA on GPU computes z again; else it stores z, in float32 in the shape of the logits.
