@@ -350,6 +350,32 @@ def test_a_row_that_is_empty_in_either(temperature, forward):
         assert_derivatives_are(lambda a: a == 0, results)
 
 
+@pytest.mark.parametrize("option", ["temperature", "where", None])
+def test_the_gradient_in_q_alone_is_that_in_both(option):
+    """Also its own derivatives, in both; with rows that are close, far apart, empty, and without a class."""
+    noise = jax.random.normal(jax.random.key(0), (2, 9, 40))
+    p, q = noise[0], noise.at[1, 0].set(noise[0, 0] * (1 + 1e-6)).at[1, 1, 7].add(30)[1]
+    p, q = p.at[2, 3].set(-INF).at[3, 4].set(-INF).at[4].set(-INF), q.at[2, 5].set(-INF).at[3, 4].set(-INF)
+    options = {None: {}, "temperature": {"temperature": 0.7}, "where": {"where": noise[0] > -1}}
+
+    def total(p, q):
+        values = jsoftmax.kl_divergence(p, q, **options[option])
+        return jnp.sum(jnp.where(jnp.isfinite(values), values, 0) * jnp.arange(1.0, 10.0))
+
+    def alone(p, q):
+        return jax.grad(total, 1)(p, q)
+
+    def of_both(p, q):
+        return jax.grad(total, (0, 1))(p, q)[1]
+
+    np.testing.assert_array_max_ulp(alone(p, q), of_both(p, q), 2)
+    v = jnp.sin(jnp.arange(q.size, dtype=q.dtype)).reshape(q.shape)
+    second = (jax.grad(lambda p, q, f=f: jnp.vdot(f(p, q), v), (0, 1))(p, q) for f in (alone, of_both))
+    for got, want in zip(*second, strict=True):
+        assert np.any(got)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.long
 @pytest.mark.share(4)
 @pytest.mark.parametrize("bad", [NAN, INF])

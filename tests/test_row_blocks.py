@@ -97,6 +97,31 @@ def test_a_function_that_stores_nothing_reads_all_rows_at_once(function):
     assert not runs_in_blocks(functools.partial(function.ours, axis=-1), *arguments)
 
 
+NO_SUMS = {  # name: a function of the logits, whose gradient in them has no sum over a row
+    "cross_entropy, mask": lambda x, y, t: jsoftmax.cross_entropy(x, y, where=t > -1),
+    "cross_entropy, temperatures": lambda x, y, t: jsoftmax.cross_entropy(x, y, temperature=jnp.exp(t[:, 0])),
+    "cross_entropy, smoothed": lambda x, y, t: jsoftmax.cross_entropy(
+        x, y, label_smoothing=0.1, soft_cap=5.0
+    ),
+    "entropy, mask": lambda x, y, t: jsoftmax.entropy(x, where=t > -1),
+    "logsumexp, weighted": lambda x, y, t: jsoftmax.logsumexp(x, -1, b=t),
+    "kl_divergence, q": lambda x, y, t: jsoftmax.kl_divergence(t, x),
+    "log_odds": lambda x, y, t: jsoftmax.log_odds(x, y),
+    "entmax_loss": lambda x, y, t: jsoftmax.entmax_loss(x, y, 1.5),
+}
+
+
+@pytest.mark.usefixtures("_in_blocks")
+@pytest.mark.parametrize("name", NO_SUMS)
+def test_a_gradient_without_sums_is_one_loop_over_all_rows(name):
+    """XLA stores nothing of it, and would run a loop over blocks of it on one core."""
+    x = 3 * jax.random.normal(jax.random.key(0), (ROWS, CLASSES))
+    function = functools.partial(lambda t, x, y: NO_SUMS[name](x, y, t), x[::-1])
+    value, gradient = str(jsoftmax.explain(function, x, jnp.arange(ROWS) % CLASSES)).split("gradient\n")
+    assert "in blocks of" in value
+    assert "in blocks of" not in gradient
+
+
 @pytest.fixture
 def _far_apart(monkeypatch, blocks_of):
     """Classes count as far apart from a distance of 33; the blocks have 15 rows, and one has the other 14."""

@@ -170,14 +170,13 @@ def _is_chain_of_16_bits(request: Request) -> bool:
 def _in_row_blocks(request: Request) -> Form | None:
     """Blocks of rows, unless they save nothing: XLA stores no array, and the classes are close."""
     x, what = request.x, request.what
-    # A bare gradient of rows has no sum over classes.
-    far = request.is_strided and not (request.bare and what == "gradient of rows")
     # For the gradient of a map in 16 bits, XLA stores the probabilities, in float32.
     is_map_in_16_bits = what == "gradient of a map" and not request.is_wide and not _library_takes(request)
     stores = not request.bare or (is_map_in_16_bits and not (IS_OLD_XLA and x.dtype == "bfloat16"))
+    far = request.is_strided
     is_short = request.classes <= MOST_UNROLLED and (not far or (request.bare and what == "rows"))
     size = None if is_short or not (far or stores) else row_block_size(request, closer=far)
-    name = "row blocks, closer" if request.bare and request.is_strided else "row blocks"
+    name = "row blocks, closer" if request.bare and far else "row blocks"
     return None if size is None else Form(name, size)
 
 

@@ -26,11 +26,19 @@ from jsoftmax.transforms._sharding import zeros
 Axes = tuple[int | str, ...]
 
 
+def _never_bare(static: Any, *trees: Any) -> bool:
+    return False
+
+
+def _static_axes(static: Any) -> Axes:
+    return static
+
+
 def in_row_blocks(
     function: Callable[..., Any],
     *,
-    is_bare: Callable[..., bool] = lambda static, *trees: False,
-    axes_of: Callable[[Any], Axes] = lambda static: static,
+    is_bare: Callable[..., bool] = _never_bare,
+    axes_of: Callable[[Any], Axes] = _static_axes,
     kind: What = "rows",
 ) -> Callable[..., Any]:
     """``function(static, *trees)`` of arrays, the logits first, which may run on CPU in blocks of rows.
@@ -71,9 +79,26 @@ def in_row_blocks(
     return call
 
 
-def both_in_row_blocks(save: Callable[..., Any], pull: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
-    """The functions `save` and `pull` of a rule by `in_row_blocks`, with the same options."""
-    return in_row_blocks(save, **options), in_row_blocks(pull, kind="gradient of rows", **options)
+def both_in_row_blocks(
+    save: Callable[..., Any],
+    pull: Callable[..., Any],
+    *,
+    has_sums: Callable[[Any, Any], bool] = lambda asked, saved: True,
+    is_bare: Callable[..., bool] = _never_bare,
+    axes_of: Callable[[Any], Axes] = _static_axes,
+) -> tuple[Any, Any]:
+    """The function `save` of a rule by `in_row_blocks`, and `pull` as a selective one.
+
+    A gradient runs in blocks only if ``has_sums(asked, saved)``: if it has sums over the classes of a row.
+    Without them XLA stores nothing, as it fuses all operations into one loop. Since jax 0.12.0, XLA would run
+    a loop over blocks of such a gradient on one core.
+    """
+    in_blocks = in_row_blocks(pull, axes_of=axes_of, kind="gradient of rows")
+
+    def pull_asked(static: Any, asked: Any, saved: Any, cotangents: Any) -> Any:
+        return (in_blocks if has_sums(asked, saved) else pull)(static, saved, cotangents)
+
+    return in_row_blocks(save, is_bare=is_bare, axes_of=axes_of), pull_asked
 
 
 def _with_tangent_of(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

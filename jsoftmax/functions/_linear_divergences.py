@@ -57,7 +57,8 @@ def linear_kl_divergence(
       temperature: T of both, a number, or one per row.
       soft_cap: cap of both, a number, or one per row.
       reduction: "none", "mean" or "sum".
-      block_size: the number of rows in a block; None for half as many as `linear_plan` returns.
+      block_size: the number of rows in a block; None for as many as `linear_plan` returns, or half as
+        many if the blocks of both heads would take more than 1 GiB.
       axis_name: as in `linear_cross_entropy`; `where` then holds the classes of the shard.
       row_axis_name: as in `cross_entropy`.
 

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax import online, rules
 from jsoftmax.backends._request import UsedFor
-from jsoftmax.backends._row_blocks import both_in_row_blocks, in_row_blocks
+from jsoftmax.backends._row_blocks import in_row_blocks
 from jsoftmax.border import _mesh_axes
 from jsoftmax.border._call import Axis, Call
 from jsoftmax.border._eager import compiled
@@ -189,4 +189,4 @@ def _weighted_push(
     return out, jnp.zeros_like(out)
 
 
-_weighted_logsumexp = with_rules(*both_in_row_blocks(_weighted_save, _weighted_pull), _weighted_push)
+_weighted_logsumexp = with_rules(in_row_blocks(_weighted_save), _weighted_pull, _weighted_push)

@@ -97,4 +97,4 @@ def _logsumexp_push(kind: Kind, saved: Saved, tangents: Tangents) -> Array:
     return out.astype(saved.x.dtype)
 
 
-_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push, selective=True)
+_logsumexp = with_rules(_logsumexp_save, _logsumexp_pull, _logsumexp_push, selective=True, sweeps=False)

@@ -167,7 +167,7 @@ def _positions_push(kind: Kind, saved: _OfPositions, tangents: Tangents) -> Arra
     return saved.row.segments.sum(kind, residual * saved.row.push(u, tangents))
 
 
-_of_positions = with_rules(_positions_save, _positions_pull, _positions_push, selective=True)
+_of_positions = with_rules(_positions_save, _positions_pull, _positions_push, selective=True, sweeps=False)
 
 
 class _OfTargets(NamedTuple):
@@ -215,4 +215,4 @@ def _targets_push(kind: Kind, saved: _OfTargets, tangents: Tangents) -> Array:
     return saved.row.segments.sum(kind, terms)
 
 
-_of_targets = with_rules(_targets_save, _targets_pull, _targets_push, selective=True)
+_of_targets = with_rules(_targets_save, _targets_pull, _targets_push, selective=True, sweeps=False)

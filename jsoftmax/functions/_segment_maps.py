@@ -201,7 +201,7 @@ def _softmax_push(kind: Kind, saved: _Saved, tangents: Tangents) -> Array:
     return saved.push(rules.softmax_product, kind, tangents)
 
 
-_softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push, selective=True)
+_softmax = with_rules(_softmax_save, _softmax_pull, _softmax_push, selective=True, sweeps=False)
 
 
 def _log_softmax_save(kind: Kind, x: Array, segments: Segments, scaling: Scaling) -> tuple[Array, _Saved]:
@@ -222,4 +222,6 @@ def _log_softmax_push(kind: Kind, saved: _Saved, tangents: Tangents) -> Array:
     return saved.push(rules.log_softmax_jvp, kind, tangents)
 
 
-_log_softmax = with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push, selective=True)
+_log_softmax = with_rules(
+    _log_softmax_save, _log_softmax_pull, _log_softmax_push, selective=True, sweeps=False
+)

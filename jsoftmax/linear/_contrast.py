@@ -198,4 +198,4 @@ def _push(static: Static, kept: Any, tangents: tuple[Any, Any, Any]) -> Losses:
     )
 
 
-losses = with_rules(_save, _pull, _push, selective=True)
+losses = with_rules(_save, _pull, _push, selective=True, sweeps=False)

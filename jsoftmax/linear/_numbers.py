@@ -129,7 +129,7 @@ def _push_rows(static: Static, parts: Any, both_shared: tuple[Shared, Shared]) -
     return _plan.over_rows(plan, block, None, parts)[1], None
 
 
-_numbers = with_rules(_save, pull, push, selective=True)
+_numbers = with_rules(_save, pull, push, selective=True, sweeps=False)
 
 
 @row_wise

@@ -90,8 +90,10 @@ def plan(
     return BlockPlan(rows, classes, _even(rows, block_rows), _even(classes, block_classes), itemsize)
 
 
-def halved(plan: BlockPlan) -> BlockPlan:
-    """Blocks half as long, of which two are held."""
+def of_two_heads(plan: BlockPlan) -> BlockPlan:
+    """The plan of one head for two: half as many rows in a block, if two blocks take more than 1 GiB."""
+    if 2 * plan.block_bytes <= LARGE_BLOCK:
+        return plan
     return plan._replace(block_rows=_even(plan.rows, max(plan.block_rows // 2, FEWEST_ROWS)))
 
 

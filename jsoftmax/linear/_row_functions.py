@@ -68,7 +68,7 @@ class Static(NamedTuple):
     asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
 
     def plan(self, rows: Rows, shared: Shared, *, gradient: bool) -> BlockPlan:
-        """The blocks: some rows, all classes. Two heads have half as many rows in a block as one head."""
+        """The blocks: some rows, all classes; for two heads, both blocks fit in the memory of one."""
         plans = [
             self.head.plan(_products.Rows(h, h), of_head, gradient)
             for h, of_head in zip(rows.hidden, shared.heads, strict=True)
@@ -76,7 +76,7 @@ class Static(NamedTuple):
         plan = min(plans, key=lambda plan: plan.block_rows)
         if len(plans) == 1 or self.head.block_size is not None or plan.row_blocks == 1:
             return plan
-        return _plan.halved(plan)
+        return _plan.of_two_heads(plan)
 
 
 def _logits(static: Static, rows: Rows, shared: Shared) -> Logits:
@@ -201,7 +201,7 @@ def _push_rows(static: Static, parts: Any, both: tuple[Shared, Shared]) -> tuple
     return _plan.over_rows(plan, block, None, parts)[1], None
 
 
-_numbers = with_rules(_save, _pull, _push, selective=True)
+_numbers = with_rules(_save, _pull, _push, selective=True, sweeps=False)
 
 
 @row_wise

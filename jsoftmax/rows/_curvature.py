@@ -25,7 +25,6 @@ from jsoftmax.transforms._autodiff import known_with
 from jsoftmax.transforms._platforms import by_platform, is_plain, recomputed
 
 Axes = tuple[int | str, ...]
-Pair = tuple[Array, Array]
 
 
 def of_probabilities(axes: Axes, p: Array, row: Row) -> Array:
@@ -58,13 +57,16 @@ def _in_entropy(axes: Axes, residual: Array, arguments: Any, tangents: Any) -> A
     return -dp * (u - mean) - p * change
 
 
-def _in_kl(axes: Axes, residuals: Pair, arguments: Any, tangents: Any) -> Pair:
+def _in_kl(axes: Axes, residuals: Any, arguments: Any, tangents: Any) -> tuple[Array | None, Array]:
     (p, along_p), (q, along_q) = (
         _along_row(axes, *of_row) for of_row in zip(*arguments, tangents[1], strict=True)
     )
     in_p, in_q = residuals
+    of_q = q * along_q - p * along_p
+    if in_p is None:
+        return None, of_q
     change = rules.row_sums(axes, in_p * along_p + in_q * along_q)[0]  # of KL
-    return in_p * along_p - p * (along_q - along_p + change), q * along_q - p * along_p
+    return in_p * along_p - p * (along_q - along_p + change), of_q
 
 
 # ``(axes, values, p, row)``: a tree of arrays, each p minus a constant.
@@ -73,7 +75,8 @@ of_residuals = known_with(_in_p)
 of_target_residual = known_with(_in_targets)
 # ``(axes, residual, p, u, mean, row)``: the residual is −p·(u − mean), mean = ⟨p, u⟩.
 of_entropy_residual = known_with(_in_entropy)
-# ``(axes, residuals, (p, q), rows)``: −p·(log q − log p + KL) and q − p; p and q are 0 where KL is infinite.
+# ``(axes, residuals, (p, q), rows)``: −p·(log q − log p + KL), or None, and q − p; p and q are 0 where KL is
+# infinite.
 of_kl_residuals = known_with(_in_kl)
 
 

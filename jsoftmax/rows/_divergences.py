@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,96 +19,42 @@ from jsoftmax import online, rules
 from jsoftmax.backends._row_blocks import both_in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _gaps, _leading, _probabilities, _reductions, _weights
+from jsoftmax.rows import _curvature, _leading, _reductions, _two_rows, _weights
+from jsoftmax.rows._two_rows import Pair, Saved
 from jsoftmax.transforms._autodiff import with_rules
-from jsoftmax.transforms._platforms import recomputed, recomputed_everywhere
-from jsoftmax.transforms._sharding import varies, varying
+from jsoftmax.transforms._platforms import recomputed
 
 Axes = tuple[int | str, ...]
 Numbers = tuple[Array, ...]
 
 
-class _Pair(NamedTuple):
-    """The numbers of each class of two rows p and q; d = log q − log p, finite unless a class is dead."""
-
-    u_p: Array
-    u_q: Array
-    p: Array
-    q: Array
-    d: Array
-    products: Array  # p·d, 0 at dead classes, also where d overflows
-    p_leads: Array
-    q_leads: Array
-
-
-class _Saved(NamedTuple):
-    """The arguments, the states of both rows, log(Σ exp u_q / Σ exp u_p), the divergences, and β."""
-
-    p_logits: Array
-    q_logits: Array
-    scaling: Scaling
-    p_state: online.State
-    q_state: online.State
-    log_ratio: Array
-    divergences: Numbers
-    beta: Array | None = None
-
-    def behind_barrier(self, *after: Any) -> _Saved:
-        """The same numbers behind a barrier that waits for `after`, so that XLA recomputes the pair.
-
-        Without it, XLA stores what several sums share, in float32 and in the shape of the logits.
-        """
-        of_rows = self.p_state, self.q_state, self.log_ratio
-        of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
-        # A barrier that waits for sums of this shard only would mark its results as varying over the shards.
-        known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
-        p_state, q_state, log_ratio = recomputed_everywhere(of_rows, known)
-        return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
-
-    @property
-    def rows(self) -> tuple[_probabilities.Row, _probabilities.Row]:
-        p = self.p_logits, self.scaling, self.p_state
-        return p, (self.q_logits, self.scaling, self.q_state)
-
-    @property
-    def empty(self) -> Array:
-        return (self.p_state.rest < 0) | (self.q_state.rest < 0)
-
-    def pair(self) -> _Pair:
-        gaps = _gaps.compared(self.p_logits, self.q_logits, self.scaling, self.p_state, self.q_state)
-        d = jnp.where(self.empty, 0, gaps.gap) - self.log_ratio
-        p = _probabilities.of_shifted(gaps.p, self.p_state.rest)
-        q = _probabilities.of_shifted(gaps.q, self.q_state.rest)
-        products = _gaps.products(p, d, gaps.half, self.scaling)
-        p_leads, q_leads = (_leading.leading(*row) for row in self.rows)
-        return _Pair(gaps.p.u, gaps.q.u, p, q, d, products, p_leads, q_leads)
-
-
 def _with_rules(
-    compare: Callable[[Axes, _Saved], tuple[Array, Numbers]],
-    gradients: Callable[[Axes, _Saved], tuple[_Pair, Array, Array]],
+    compare: Callable[[Axes, Saved], tuple[Array, Numbers]],
+    gradients: Callable[[Axes, Saved], tuple[Pair, Array, Array]],
+    gradient_in_q: Callable[[Axes, Saved], tuple[Array, Array]] | None = None,
 ) -> Callable[..., Array]:
     """The divergence as a function of both logits and the scaling, with its rules.
 
     `compare` computes it from the saved states, and `gradients` its gradients in both shifted logits.
+    `gradient_in_q`, unless it has sums over a row, computes u and the gradient of q alone.
     """
 
     def save(
         axes: Axes, p: Array, q: Array, scaling: Scaling, hidden: Array | None, beta: Array | None = None
-    ) -> tuple[Array, _Saved]:
+    ) -> tuple[Array, Saved]:
         if hidden is not None and scaling.temperature is not None:
             scaling = _weights.with_bad_rows_masked(axes, hidden, scaling, p, q)
         reduce = partial(_reductions.reduce, scaling=scaling, axes=axes, result_used_for="nothing")
         p_state, q_state = reduce(p)[0], reduce(q)[0]
-        gaps = _gaps.compared(p, q, scaling, p_state, q_state)
-        log_ratio = _gaps.log_ratio(gaps, p_state.rest, q_state.rest, axes)
-        saved = _Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).behind_barrier()
+        gaps = _two_rows.compared(p, q, scaling, p_state, q_state)
+        log_ratio = _two_rows.log_ratio(gaps, p_state.rest, q_state.rest, axes)
+        saved = Saved(p, q, scaling, p_state, q_state, log_ratio, (), beta).behind_barrier()
         # Without this barrier, XLA on GPU fuses a caller's sum over rows with the sum over every row.
         out, divergences = recomputed(compare(axes, saved))
         saved = saved._replace(divergences=divergences)
         return (out, saved) if hidden is None else _with_hidden_masked(hidden, out, saved)
 
-    def pull(axes: Axes, saved: _Saved, g: Array) -> tuple[Any, ...]:
+    def pull(axes: Axes, saved: Saved, g: Array) -> tuple[Any, ...]:
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
         dp, by_p = _scaling.pull_per_class(saved.p_logits, pair.u_p, g * in_p, saved.scaling)
         dq, by_q = _scaling.pull_per_class(saved.q_logits, pair.u_q, g * in_q, saved.scaling)
@@ -121,7 +67,17 @@ def _with_rules(
             return dp, dq, of_scaling, None, None
         return dp, dq, of_scaling, None, _scaling.sum_to_shape(g * _in_beta(saved), saved.beta)
 
-    def push(axes: Axes, saved: _Saved, tangents: Any) -> Array:
+    save_rows, pull_rows = both_in_row_blocks(save, pull)
+
+    def pull_asked(axes: Axes, asked: Any, saved: Saved, g: Array) -> tuple[Any, ...]:
+        in_p, _, of_scaling, *_ = asked
+        if gradient_in_q is None or in_p or any(jax.tree.leaves(of_scaling)):
+            return pull_rows(axes, asked, saved, g)
+        u_q, in_q = gradient_in_q(axes, saved.behind_barrier())
+        dq, _ = _scaling.pull_per_class(saved.q_logits, u_q, g * in_q, saved.scaling)
+        return None, dq, None, None, None
+
+    def push(axes: Axes, saved: Saved, tangents: Any) -> Array:
         pair, in_p, in_q = gradients(axes, saved.behind_barrier())
         dp, dq, by, _, dbeta = tangents
         dp = _scaling.push(saved.p_logits, pair.u_p, dp, by, saved.scaling)
@@ -132,10 +88,10 @@ def _with_rules(
         (out,) = rules.row_sums(axes, changes)
         return out if dbeta is None else out + dbeta * _in_beta(saved)
 
-    return with_rules(*both_in_row_blocks(save, pull), push)
+    return with_rules(save_rows, pull_asked, push, selective=True)
 
 
-def _with_hidden_masked(hidden: Array, out: Array, saved: _Saved) -> tuple[Array, _Saved]:
+def _with_hidden_masked(hidden: Array, out: Array, saved: Saved) -> tuple[Array, Saved]:
     """The result with hidden rows fully masked if their divergence is NaN or infinite: all numbers are 0."""
     has_numbers = jnp.isfinite(out) | ~hidden
     numbers = out, saved.log_ratio, *saved.divergences
@@ -148,13 +104,13 @@ def _with_hidden_masked(hidden: Array, out: Array, saved: _Saved) -> tuple[Array
     return out, saved._replace(divergences=tuple(divergences))
 
 
-def _sum_kl(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+def _sum_kl(axes: Axes, saved: Saved) -> tuple[Array, Numbers]:
     pair = saved.pair()
     (kl,) = rules.row_sums(axes, rules.divergence_terms(pair.p, pair.q, pair.d, pair.products))
     return kl, (kl,)
 
 
-def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+def _kl_gradients(axes: Axes, saved: Saved) -> tuple[Pair, Array, Array]:
     pair, (kl,) = saved.pair(), saved.divergences
     sums = _lead_sums(axes, pair.u_p, pair.p, pair.d, pair.p_leads, pair.products)
     pair = saved.behind_barrier(sums).pair()
@@ -163,16 +119,28 @@ def _kl_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
         pair.p, pair.d, kl, leads=pair.p_leads, others=others, products=pair.products
     )
     residuals = in_p, rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
-    nothing = (kl == jnp.inf) | saved.empty
-    p, q = (jnp.where(nothing, 0, a) for a in (pair.p, pair.q))
-    residuals = _curvature.of_kl_residuals(axes, residuals, (p, q), saved.rows)
+    residuals = _curvature.of_kl_residuals(axes, residuals, _finite(saved, pair), saved.rows)
     return pair._replace(u_p=_curvature.dead_at_p_0(pair.u_p)), *residuals
 
 
-kullback_leibler = _with_rules(_sum_kl, _kl_gradients)
+def _kl_gradient_in_q(axes: Axes, saved: Saved) -> tuple[Array, Array]:
+    pair = saved.pair()
+    in_q = rules.kl_gradient_in_q(pair.p, pair.q, pair.d)
+    _, in_q = _curvature.of_kl_residuals(axes, (None, in_q), _finite(saved, pair), saved.rows)
+    return pair.u_q, in_q
 
 
-def _of_overflows(pair: _Pair) -> Array:
+def _finite(saved: Saved, pair: Pair) -> tuple[Array, Array]:
+    """p and q, but 0 in a row without a finite divergence, whose gradient is constant."""
+    (kl,) = saved.divergences
+    nothing = (kl == jnp.inf) | saved.empty
+    return jnp.where(nothing, 0, pair.p), jnp.where(nothing, 0, pair.q)
+
+
+kullback_leibler = _with_rules(_sum_kl, _kl_gradients, _kl_gradient_in_q)
+
+
+def _of_overflows(pair: Pair) -> Array:
     """The part of ``Σ −in_q·u_q`` that is lost if the temperature makes a u_q overflow; there d is u_q."""
     return jnp.where(pair.u_q == -jnp.inf, pair.products, 0)
 
@@ -189,7 +157,7 @@ def _of_others(rest: Array, u_lead: Array, terms: Array) -> tuple[Array, Array]:
     return _leading.share_of_others(rest, u_lead), terms
 
 
-def _in_beta(saved: _Saved) -> Array:
+def _in_beta(saved: Saved) -> Array:
     """The derivative of the divergence in β, ``KL(p‖m) − KL(q‖m)``: the terms in m cancel, as Σ m is 1."""
     return saved.divergences[0] - saved.divergences[1]
 
@@ -204,13 +172,13 @@ def _mixed(beta: Array | None, of_p: Array, of_q: Array) -> Array:
     return (of_p + of_q) / 2 if beta is None else beta * of_p + (1 - beta) * of_q
 
 
-def _to_mean(pair: _Pair, beta: Array | None) -> tuple[tuple[Array, Array, Array, Array], ...]:
+def _to_mean(pair: Pair, beta: Array | None) -> tuple[tuple[Array, Array, Array, Array], ...]:
     """For each distribution: u, p, log(m/p) with the mixture m, and where p leads."""
     d_p, d_q = rules.log_to_mean(pair.d) if beta is None else rules.log_to_mixture(pair.d, beta)
     return (pair.u_p, pair.p, d_p, pair.p_leads), (pair.u_q, pair.q, d_q, pair.q_leads)
 
 
-def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
+def _sum_js(axes: Axes, saved: Saved) -> tuple[Array, Numbers]:
     own, _ = rules.split_axes(axes)
     parts: Numbers = ()
     for i in range(2):
@@ -225,7 +193,7 @@ def _sum_js(axes: Axes, saved: _Saved) -> tuple[Array, Numbers]:
     return jnp.where(mean > largest, largest, mean), divergences
 
 
-def _js_gradients(axes: Axes, saved: _Saved) -> tuple[_Pair, Array, Array]:
+def _js_gradients(axes: Axes, saved: Saved) -> tuple[Pair, Array, Array]:
     own, _ = rules.split_axes(axes)
     parts: Numbers = ()
     for i in range(2):

@@ -231,4 +231,6 @@ def _push(static: Static, saved: _Saved, tangents: tuple[Array | None, Scaling, 
     return out.astype(x.dtype)
 
 
-entmax = with_rules(*both_in_row_blocks(_save, _pull, axes_of=lambda static: static[0]), _push)
+entmax = with_rules(
+    *both_in_row_blocks(_save, _pull, axes_of=lambda static: static[0]), _push, selective=True
+)

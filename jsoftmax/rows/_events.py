@@ -116,7 +116,12 @@ def _push(axes: Axes, saved: _Saved, tangents: tuple[Any, ...]) -> Events:
     return Events(of_u, of_top)
 
 
-events = with_rules(*both_in_row_blocks(_save, _pull), _push)
+def _has_sums(asked: tuple[bool, bool, Scaling, bool], saved: _Saved) -> bool:
+    """Whether the gradient has sums: that of the scaling."""
+    return any(jax.tree.leaves(asked[2]))
+
+
+events = with_rules(*both_in_row_blocks(_save, _pull, has_sums=_has_sums), _push, selective=True)
 
 
 def _is_here(x: Array, ids: Array) -> Array:

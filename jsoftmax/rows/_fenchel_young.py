@@ -187,4 +187,11 @@ def _push(static: Static, saved: _Saved, tangents: tuple[_Arguments]) -> Array:
     return rules.row_sums((axis, *names), terms)[0]
 
 
-_loss = with_rules(*both_in_row_blocks(_save, _pull, axes_of=lambda static: (static[0], *static[1])), _push)
+def _has_sums(asked: tuple[_Arguments], saved: _Saved) -> bool:
+    """Whether the gradient has sums: with targets, or that of an argument with one entry per row."""
+    has_targets = saved.others is None
+    return has_targets or any(jax.tree.leaves((asked[0].scaling, asked[0].alpha)))
+
+
+_both = both_in_row_blocks(_save, _pull, has_sums=_has_sums, axes_of=lambda static: (static[0], *static[1]))
+_loss = with_rules(*_both, _push, selective=True)

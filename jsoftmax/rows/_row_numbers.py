@@ -110,8 +110,15 @@ def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
     return row_args.scaling == Scaling(None) and not has_targets and not is_weighted
 
 
+def _has_sums(asked: tuple[RowArguments], saved: Saved) -> bool:
+    """Whether the gradient has sums: that of an argument with one entry per row or class, or with targets."""
+    labels = saved.row_args.labels
+    has_targets = labels is not None and not are_ids(labels)
+    return has_targets or any(jax.tree.leaves((asked[0].weights, asked[0].scaling)))
+
+
 _options: dict[str, Any] = {"is_bare": _is_bare, "axes_of": lambda static: (static[0], *static[1])}
-_save, _pull = both_in_row_blocks(save, pull, **_options)
+_save, _pull = both_in_row_blocks(save, pull, has_sums=_has_sums, **_options)
 
 
 def _save_with_rule(static: Static, row_args: RowArguments) -> tuple[Numbers, Saved]:
@@ -119,4 +126,4 @@ def _save_with_rule(static: Static, row_args: RowArguments) -> tuple[Numbers, Sa
     return with_rule(static, found, saved), saved
 
 
-_of_rows = with_rules(_save_with_rule, _pull, push, value=in_row_blocks(_value, **_options))
+_of_rows = with_rules(_save_with_rule, _pull, push, value=in_row_blocks(_value, **_options), selective=True)

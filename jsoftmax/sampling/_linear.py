@@ -220,7 +220,7 @@ def _push(static: Static, kept: _Kept, tangents: tuple[_Parts, tuple[Shared, Any
     return {**out, "ids": zero_from_primal(ids)}
 
 
-_rules = with_rules(_save, _pull, _push, selective=True)
+_rules = with_rules(_save, _pull, _push, selective=True, sweeps=False)
 
 
 @row_wise

@@ -30,6 +30,7 @@ from jsoftmax.transforms._rule_trees import (
     as_custom_vjp,
     fill_none,
     made_at_first_call,
+    sweep_of_each,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
@@ -55,6 +56,7 @@ def with_rules(
     *,
     value: Callable[..., Any] | None = None,
     selective: bool = False,
+    sweeps: bool = True,
 ) -> Callable[..., Any]:
     """The function whose value `save` computes, with rules for reverse mode and forward mode.
 
@@ -63,12 +65,14 @@ def with_rules(
     A `selective` pull, ``pull(static, asked, residuals, cotangent)``, also learns which arguments are
     differentiated: `asked` is a tree of booleans like the arguments.
 
+    With `sweeps`, accelerators run the pull once for each sum, such as the cotangent of a temperature.
+
     ``function(static, *arguments, beside=arrays)`` names arrays by which the caller multiplies the output. A
     derivative in one of these uses the rule as well. Otherwise JAX refuses a forward derivative of it in the
     arguments, such as ``jacfwd(grad(loss, argnums=z_loss))`` in the logits.
     """
     value = value or (lambda static, *arguments: save(static, *arguments)[0])
-    return made_at_first_call(partial(_with_rules, save, pull, push, value, selective))
+    return made_at_first_call(partial(_with_rules, save, pull, push, value, selective, sweeps))
 
 
 def _with_rules(
@@ -77,6 +81,7 @@ def _with_rules(
     push: Callable[..., Any],
     value: Callable[..., Any],
     selective: bool,
+    sweeps: bool,
 ) -> Callable[..., Any]:
     alone = _in_its_modes(value)
     kept, push = with_arguments_kept(_in_its_modes(save)), _in_its_modes(push)
@@ -91,11 +96,11 @@ def _with_rules(
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
-        sweeps = jax.tree.map(lambda _: 0, asked) if selective else _sweeps(values, asked)
-        return output, (residuals, Static((asked, sweeps, jax.tree.map(place, values))))
+        of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
+        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, sweeps, positions) = saved[0], saved[1].value
+        residuals, (asked, of_each, positions) = saved[0], saved[1].value
         cotangent = without_zeros(cotangent)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
@@ -106,12 +111,12 @@ def _with_rules(
 
         def in_sweeps(residuals: Any, cotangent: Any) -> Any:
             found = [at_once(residuals, cotangent)]
-            for _ in range(max(jax.tree.leaves(sweeps))):
+            for _ in range(max(jax.tree.leaves(of_each))):
                 residuals = recomputed(residuals)
                 found.append(at_once(residuals, cotangent))
-            return along(lambda _, sweep, *found: found[sweep], found[0], sweeps, *found)
+            return along(lambda _, sweep, *found: found[sweep], found[0], of_each, *found)
 
-        if any(jax.tree.leaves(sweeps)):
+        if any(jax.tree.leaves(of_each)):
             swept = in_sweeps, "one sweep for each sum: XLA stores what two sums share"
             with static[0].again():
                 cotangents = by_platform(
@@ -237,14 +242,3 @@ def _with_gradients(
     function.defvjp(find, scale, symbolic_zeros=True)
     traced = as_custom_vjp(function)
     return lambda static, *arguments: traced((_modes.traced(), static), *arguments)
-
-
-def _sweeps(values: Any, asked: Any) -> Any:
-    """The sweep over the residuals that computes each cotangent: 0 for the largest, then one for each sum.
-
-    In one sweep, XLA would store what a sum, such as the cotangent of a temperature, shares with others.
-    """
-    sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
-    known = all(isinstance(size, int) for size in sizes)  # under `jax.export`, one may be a symbol
-    own = [known and 0 < size < max(sizes) for size in sizes]
-    return jax.tree.unflatten(tree, (is_own * sum(own[: i + 1]) for i, is_own in enumerate(own)))

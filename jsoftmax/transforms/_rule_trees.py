@@ -121,3 +121,14 @@ def without_zeros(tree: Any) -> Any:
         return isinstance(leaf, SymbolicZero)
 
     return jax.tree.map(lambda leaf: None if known_zero(leaf) else leaf, tree, is_leaf=known_zero)
+
+
+def sweep_of_each(values: Any, asked: Any) -> Any:
+    """The sweep over the residuals that computes each cotangent: 0 for the largest, then one for each sum.
+
+    In one sweep, XLA would store what a sum, such as the cotangent of a temperature, shares with others.
+    """
+    sizes, tree = jax.tree.flatten(jax.tree.map(lambda a, is_asked: a.size if is_asked else 0, values, asked))
+    known = all(isinstance(size, int) for size in sizes)  # under `jax.export`, one may be a symbol
+    own = [known and 0 < size < max(sizes) for size in sizes]
+    return jax.tree.unflatten(tree, (is_own * sum(own[: i + 1]) for i, is_own in enumerate(own)))

@@ -1,15 +1,22 @@
-"""The gaps between the logits of two rows p and q: differences that keep their digits and do not overflow."""
+"""Two rows of logits, p and q: what their divergences save, and the numbers of each class.
+
+The gaps of the logits are differences that keep their digits and do not overflow.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax import online, rules
 from jsoftmax.logits import _rounding, _scaling
 from jsoftmax.logits._scaling import Scaling, Shifted
+from jsoftmax.rows import _leading, _probabilities
+from jsoftmax.transforms._platforms import recomputed_everywhere
+from jsoftmax.transforms._sharding import varies, varying
 
 Axes = tuple[int | str, ...]
 
@@ -70,3 +77,59 @@ def products(p: Array, d: Array, half: Array, scaling: Scaling) -> Array:
     overflows = jnp.abs(d) == jnp.finfo(d.dtype).max
     of_half = 2 * _divided(p * jnp.where(overflows, half, 0), scaling)
     return jnp.where(overflows, of_half, p * jnp.where(jnp.isinf(d), 0, d))
+
+
+class Pair(NamedTuple):
+    """The numbers of each class of two rows p and q; d = log q − log p, finite unless a class is dead."""
+
+    u_p: Array
+    u_q: Array
+    p: Array
+    q: Array
+    d: Array
+    products: Array  # p·d, 0 at dead classes, also where d overflows
+    p_leads: Array
+    q_leads: Array
+
+
+class Saved(NamedTuple):
+    """The arguments, the states of both rows, log(Σ exp u_q / Σ exp u_p), the divergences, and β."""
+
+    p_logits: Array
+    q_logits: Array
+    scaling: Scaling
+    p_state: online.State
+    q_state: online.State
+    log_ratio: Array
+    divergences: tuple[Array, ...]
+    beta: Array | None = None
+
+    def behind_barrier(self, *after: Any) -> Saved:
+        """The same numbers behind a barrier that waits for `after`, so that XLA recomputes the pair.
+
+        Without it, XLA stores what several sums share, in float32 and in the shape of the logits.
+        """
+        of_rows = self.p_state, self.q_state, self.log_ratio
+        of_rows = jax.tree.map(lambda a: varying(a, of_rows), of_rows)
+        # A barrier that waits for sums of this shard only would mark its results as varying over the shards.
+        known = [a for a in jax.tree.leaves(after) if varies(a) <= varies(of_rows[-1])]
+        p_state, q_state, log_ratio = recomputed_everywhere(of_rows, known)
+        return self._replace(p_state=p_state, q_state=q_state, log_ratio=log_ratio)
+
+    @property
+    def rows(self) -> tuple[_probabilities.Row, _probabilities.Row]:
+        p = self.p_logits, self.scaling, self.p_state
+        return p, (self.q_logits, self.scaling, self.q_state)
+
+    @property
+    def empty(self) -> Array:
+        return (self.p_state.rest < 0) | (self.q_state.rest < 0)
+
+    def pair(self) -> Pair:
+        gaps = compared(self.p_logits, self.q_logits, self.scaling, self.p_state, self.q_state)
+        d = jnp.where(self.empty, 0, gaps.gap) - self.log_ratio
+        p = _probabilities.of_shifted(gaps.p, self.p_state.rest)
+        q = _probabilities.of_shifted(gaps.q, self.q_state.rest)
+        of_p = products(p, d, gaps.half, self.scaling)
+        p_leads, q_leads = (_leading.leading(*row) for row in self.rows)
+        return Pair(gaps.p.u, gaps.q.u, p, q, d, of_p, p_leads, q_leads)
