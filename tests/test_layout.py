@@ -77,6 +77,7 @@ MODULES = {
     "rows": (
         "_peaks",
         "_bare_sums",
+        "_masks",
         "_reductions",
         "_probabilities",
         "_leading",

@@ -14,6 +14,7 @@ def _cores() -> int:
 
 
 SHORTEST_IN_BLOCKS = 513  # in a shorter row, reading one block again costs as much as a second pass
+LONGEST_ARGMAX = 16  # in classes: in many longer rows, XLA compares them one by one
 BLOCK = 128  # the approximate block size: one block of every row is read twice
 ROW_BLOCK = 2**18 * _cores()  # in logits, over all rows: several arrays of so many stay in the caches
 LEAST_PIECE = 256  # in logits that lie side by side in memory: shorter pieces take longer to copy
@@ -29,6 +30,17 @@ def block_size(classes: int) -> int | None:
         return None
     sizes = [n for n in range(BLOCK // 2, 8193) if classes % n == 0]
     return min(sizes, key=lambda n: (n % 16 > 0, abs(n - BLOCK)), default=None)
+
+
+def root_size(classes: int) -> int | None:
+    """The size of blocks with the fewest blocks and classes of a block together, which divides a row.
+
+    None if the row is short or has no such divisor.
+    """
+    if classes <= LONGEST_ARGMAX:
+        return None
+    sizes = [n for n in range(4, classes // 4 + 1) if classes % n == 0]
+    return min(sizes, key=lambda n: (n + classes // n, -n), default=None)
 
 
 def row_block_size(request: Request, *, closer: bool) -> int | None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from jsoftmax.backends import _kernels
-from jsoftmax.backends._block_sizes import SHORTEST_IN_BLOCKS, block_size, row_block_size
+from jsoftmax.backends._block_sizes import SHORTEST_IN_BLOCKS, block_size, root_size, row_block_size
 from jsoftmax.backends._request import IS_OLD_XLA, Form, Plan, Request
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._sharding import is_known, on_one_device, spec
@@ -62,8 +62,10 @@ def _on_cpu(request: Request) -> Form | None:
     if what == "maximum":
         return Form("by class") if request.bare and request.is_strided else None
     if what == "largest class":
-        size = block_size(request.classes) if request.is_whole_row else None
-        return None if size is None else Form("block of the largest", size)
+        if not (request.is_large and request.is_whole_row):
+            return None
+        size = root_size(request.classes)
+        return Form("entries first") if size is None else Form("block of the largest", size)
     if what in ("rows", "gradient of rows", "gradient of a map"):
         return _in_row_blocks(request) if request.is_large else None
     if what == "sums":
@@ -74,11 +76,19 @@ def _on_cpu(request: Request) -> Form | None:
         return _map_on_cpu(request)
     if what == "gradient with targets":
         return Form("unrolled") if _sums_class_by_class(request) else None
+    if what == "masked logits":
+        return _masks_on_cpu(request)
     if what == "masked entries":
         return Form("conditional") if request.is_large else None
     if what == "derivative of a map":
         return _derivative_of_map_on_cpu(request)
     return None
+
+
+def _masks_on_cpu(request: Request) -> Form | None:
+    x = request.x
+    is_whole = request.is_large and on_one_device(x, *range(x.ndim))
+    return Form("stored mask") if request.bare and is_whole and not _modes.in_cache() else None
 
 
 def _rest_on_cpu(request: Request) -> Form | None:

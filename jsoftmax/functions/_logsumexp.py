@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -119,15 +121,12 @@ def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) 
     return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 
-def _is_bare(axes: Axes, a: Array, scaling: Scaling) -> bool:
-    return scaling.where is None
-
-
+_in_row_blocks = partial(in_row_blocks, is_bare=lambda axes, *row: True)
 _logsumexp = with_rules(
-    in_row_blocks(_logsumexp_save, is_bare=_is_bare),
+    _in_row_blocks(_logsumexp_save),
     _logsumexp_pull,
     _logsumexp_push,
-    value=in_row_blocks(_logsumexp_value, is_bare=_is_bare),
+    value=_in_row_blocks(_logsumexp_value),
 )
 
 

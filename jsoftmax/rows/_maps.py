@@ -17,7 +17,7 @@ from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.backends._row_blocks import in_row_blocks
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _leading, _probabilities
+from jsoftmax.rows import _curvature, _leading, _masks, _probabilities
 from jsoftmax.rows._map_residuals import Applied, Saved, Tangents, keeps_p
 from jsoftmax.transforms._autodiff import with_rules
 from jsoftmax.transforms._platforms import by_platform, hidden
@@ -148,14 +148,25 @@ def _is_bare(static: Any, row: Any, other: Any) -> bool:
     return scaling._replace(sink=None) == Scaling(None)
 
 
-def _in_row_blocks(save: Callable[..., Any], pull: Callable[..., Any]) -> tuple[Any, Any]:
-    """The functions `save` and `pull` of a map by `in_row_blocks`. All blocks keep the same kind of array."""
+def _with_rules(
+    save: Callable[..., Any], pull: Callable[..., Any], push: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A map with its rules, by `in_row_blocks`. All blocks keep the same kind of array."""
     saved = in_row_blocks(save, is_bare=_is_bare, axes_of=lambda static: static[0])
 
     def save_all(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, Saved]:
         return saved((axes, keeps_p(x, scaling, axes)), x, scaling)
 
-    return save_all, in_row_blocks(pull, is_bare=_is_bare, kind="gradient of a map")
+    def value(axes: Axes, x: Array, scaling: Scaling) -> Array:
+        out: Array = save((axes, keeps_p(x, scaling, axes)), x, scaling)[0]
+        return out
+
+    return with_rules(
+        save_all,
+        in_row_blocks(pull, is_bare=_is_bare, kind="gradient of a map"),
+        push,
+        value=in_row_blocks(value, is_bare=lambda axes, x, scaling: _masks.is_bare(scaling)),
+    )
 
 
 def _softmax_push(axes: Axes, saved: Saved, tangents: Tangents) -> Array:
@@ -164,7 +175,7 @@ def _softmax_push(axes: Axes, saved: Saved, tangents: Tangents) -> Array:
 
 
 _softmax_pull = _pull_with(rules.softmax_product, "softmax backward", weighted=True)
-softmax = with_rules(*_in_row_blocks(_softmax_save, _softmax_pull), _softmax_push)
+softmax = _with_rules(_softmax_save, _softmax_pull, _softmax_push)
 
 
 def _log_softmax_save(static: tuple[Axes, bool], x: Array, scaling: Scaling) -> tuple[Array, Saved]:
@@ -184,4 +195,4 @@ def _log_softmax_push(axes: Axes, saved: Saved, tangents: Tangents) -> Array:
 
 
 _log_softmax_pull = _pull_with(rules.log_softmax_vjp, "log_softmax backward", marks_empty=True)
-log_softmax = with_rules(*_in_row_blocks(_log_softmax_save, _log_softmax_pull), _log_softmax_push)
+log_softmax = _with_rules(_log_softmax_save, _log_softmax_pull, _log_softmax_push)

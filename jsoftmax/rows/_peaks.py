@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.backends import _cpu_loops
+from jsoftmax.backends import _blocks, _cpu_loops
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
 from jsoftmax.logits._scaling import Scaling, ordered_live
+from jsoftmax.transforms._platforms import by_platform
 
 Axes = tuple[int | str, ...]
 
@@ -34,11 +39,35 @@ def _highest(top: Array, names: tuple[str, ...]) -> Array:
     return lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), names)
 
 
+def first_of_largest(x: Array, axis: int) -> Array:
+    """The index of the first largest entry along an axis, on which it has length 1; any index beside a NaN."""
+    axis %= x.ndim
+
+    def in_one(x: Array) -> Array:
+        return jnp.argmax(x, axis, keepdims=True)
+
+    def in_blocks(size: int, x: Array) -> Array:
+        largest = jnp.max(_blocks.in_blocks(size, x, axis), axis + 1)
+        best = jnp.argmax(largest, axis, keepdims=True)
+        return best * size + jnp.argmax(_blocks.block(size, x, best, axis), axis, keepdims=True)
+
+    def apart(x: Array) -> Array:
+        index: Array = _blocks.not_fused(
+            lax.optimization_barrier(jnp.array(True)), in_one, x.astype(rules.computing_dtype(x.dtype))
+        )
+        return index
+
+    named: dict[str, Callable[..., Array]] = {"block of the largest": in_blocks, "entries first": apart}
+    forms = choose(Request("largest class", x, (axis,))).functions(named)
+    index: Array = by_platform("the largest of every row", x, plain=in_one, **forms)
+    return index.astype(jnp.int32)
+
+
 def prediction(ordered: Array, axes: Axes) -> Array:
     """The index of the first largest logit along one axis and its shards, for logits in the order of z."""
     (axis,), names = rules.split_axes(axes)
     ordered = lax.stop_gradient(ordered)
-    index = jnp.argmax(ordered, axis, keepdims=True).astype(jnp.int32)
+    index = first_of_largest(ordered, axis)
     if not names:
         return index
     largest = jnp.max(ordered, axis, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jsoftmax.backends import _accelerators, _cpu, _kernels, _sinks
 from jsoftmax.backends._choice import choose, kernels
 from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, shifted
-from jsoftmax.rows import _reductions
+from jsoftmax.rows import _masks, _reductions
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms._platforms import by_platform, hidden
 
@@ -50,6 +51,12 @@ def state_with_sink(
 
 def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: bool) -> Probabilities:
     """The probabilities ``exp(u)/Σ exp(u)``, 0 in an empty row, and the state of every row `with_state`."""
+    function = partial(_all_probabilities, axes, with_state)
+    found: Probabilities = _masks.stored_first(function, axes, x, scaling)
+    return found
+
+
+def _all_probabilities(axes: Axes, with_state: bool, x: Array, scaling: Scaling) -> Probabilities:
 
     def found(p: Array, p_sink: Array | None, state: online.State | None) -> Probabilities:
         return Probabilities(p, p_sink, state if with_state else None)
@@ -131,6 +138,13 @@ def _with_term_of_sink(divisor: Array, top: Array, sink: Array) -> tuple[Array, 
 
 def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array, online.State]:
     """The log-probabilities of every row, −inf in an empty row, and its state."""
+    found: tuple[Array, online.State] = _masks.stored_first(
+        partial(_all_log_probabilities, axes), axes, x, scaling
+    )
+    return found
+
+
+def _all_log_probabilities(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, online.State]:
 
     def of_state(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)

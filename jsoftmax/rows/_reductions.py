@@ -19,7 +19,7 @@ from jsoftmax.backends._cpu_loops import sums
 from jsoftmax.backends._request import Request, UsedFor
 from jsoftmax.logits._moments import MOMENT_SCALE, Moment
 from jsoftmax.logits._scaling import Scaling, Shifted, exponentials, is_dead, live, shift, shifted, with_slip
-from jsoftmax.rows import _bare_sums
+from jsoftmax.rows import _bare_sums, _masks
 from jsoftmax.rows._peaks import peak
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._platforms import by_platform, recomputed
@@ -67,7 +67,9 @@ def reduce(
     static = _Static(axes, kinds, entropy, at_top, for_label, result_used_for, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
-    two_passes = partial(_in_two_passes, static, shares)
+    two_passes: Callable[..., Any] = partial(_in_two_passes, static, shares)
+    if not (entropy or kinds):
+        two_passes = partial(_masks.stored_first, two_passes, axes)
 
     def in_one_pass(reader: int | _kernels.Platform, *arrays: Any) -> tuple[online.State, Sums]:
         state, sums, label_logit = _in_one_pass(static._replace(reader=reader), *arrays)
@@ -175,7 +177,8 @@ def _in_two_passes(
             label = Label(labels, label_logit)
         found = by_platform("the sum of every row", x, top, plain=plain, cpu=(on_cpu, form.reason))
         return online.State(top, found[0]), Sums(*static.further(found[1]), shares(top, label_logit))
-    used_again = result_used_for != "nothing"
+    # Several results of unrolled sums, such as entropy and nll, would make XLA store the terms of each class.
+    used_again = result_used_for != "nothing" or (entropy and (labels is not None or bool(kinds)))
     own_sums = sums(all_terms, (x, scaling.where, factors), own, used_again=used_again)
     found = rules.across(axes, *own_sums, *shares(top, label_logit))
     total, scaled_rest, *further = found[: len(own_sums)]
@@ -215,9 +218,8 @@ def _in_one_pass_jvp(static: _Static, primals: Any, tangents: Any) -> tuple[Any,
     own, _ = rules.split_axes(static.axes)
 
     def of_sums(x: Array, scaling: Scaling, factors: tuple[Any, ...], labels: Array | None) -> Any:
-        again = recomputed(
-            recomputed(scaling)
-        )  # two barriers: XLA merges equal ones, and the gradient has one already
+        # Two barriers: XLA merges equal ones, and the gradient has one already.
+        again = recomputed(recomputed(scaling))
         z = shifted(x, again, lax.stop_gradient(state.max), static.at_top)
         half_u, dead = z.u * 0.5, is_dead(x, again) if static.kinds else None
         terms = static.terms(z, half_u, None, dead, factors)

@@ -15,6 +15,7 @@ from jax import Array
 from jsoftmax.backends._row_blocks import both_in_row_blocks, in_row_blocks
 from jsoftmax.border._label_checks import reported_ids, reported_targets
 from jsoftmax.logits._scaling import Scaling, of_used_rows
+from jsoftmax.rows import _masks
 from jsoftmax.rows._statistics import (
     Numbers,
     RowArguments,
@@ -103,11 +104,12 @@ def _value(static: Static, row_args: RowArguments) -> Numbers:
 
 
 def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
-    """XLA stores little for class ids."""
+    """XLA stores little for class ids, and with a mask only if there are no further sums."""
     row_args = row.row_args if isinstance(row, Saved) else row
     has_targets = row_args.labels is not None and not are_ids(row_args.labels)
     is_weighted = "spread" in static[2] and row_args.weights is not None
-    return row_args.scaling == Scaling(None) and not has_targets and not is_weighted
+    is_masked = row_args.scaling.where is not None and bool(static[2] & {"entropy", "spread"})
+    return _masks.is_bare(row_args.scaling) and not (has_targets or is_weighted or is_masked)
 
 
 def _has_sums(asked: tuple[RowArguments], saved: Saved) -> bool:

@@ -12,18 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax.backends import _blocks
-from jsoftmax.backends._choice import choose
-from jsoftmax.backends._request import Request
 from jsoftmax.border import _given
 from jsoftmax.border._arrays import rows_of, with_rank
 from jsoftmax.border._call import Axes, Call, Logits
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows._peaks import peak
+from jsoftmax.rows._peaks import first_of_largest, peak
 from jsoftmax.sampling import _noise
 from jsoftmax.sampling._noise import Positions
-from jsoftmax.transforms._platforms import by_platform
 from jsoftmax.transforms._sharding import sharded_like
 
 NONE = jnp.iinfo(jnp.int32).max  # larger than any class id
@@ -123,18 +119,7 @@ def winner(scores: Array, axis: int, names: tuple[str, ...] = ()) -> Array:
 
     Shards exchange one maximum and one minimum per row.
     """
-
-    def in_one(scores: Array) -> Array:
-        return jnp.argmax(scores, axis, keepdims=True)
-
-    def in_blocks(size: int, scores: Array) -> Array:
-        largest = jnp.max(_blocks.in_blocks(size, scores, axis), axis + 1)
-        best = jnp.argmax(largest, axis, keepdims=True)
-        return best * size + jnp.argmax(_blocks.block(size, scores, best, axis), axis, keepdims=True)
-
-    forms = choose(Request("largest class", scores, (axis,))).functions({"block of the largest": in_blocks})
-    index = by_platform("the class that wins", scores, plain=in_one, **forms)
-    ids = index.astype(jnp.int32)
+    ids = first_of_largest(scores, axis)
     if not names:
         return ids
     ids = ids + lax.axis_index(names) * scores.shape[axis]

@@ -1,0 +1,58 @@
+"""Masked logits stored once on CPU, so that the sums over them contain no select.
+
+XLA's library on CPU runs a sum of exponentials, but no select. A masked logit is −inf, which every function
+treats as a dead class, like a masked one. A conditional, which XLA fuses with nothing, stores the array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax import rules
+from jsoftmax.backends._blocks import not_fused
+from jsoftmax.backends._choice import choose
+from jsoftmax.backends._request import Request
+from jsoftmax.logits import _scaling
+from jsoftmax.logits._scaling import Scaling
+from jsoftmax.transforms._autodiff import with_tangent
+from jsoftmax.transforms._platforms import by_platform
+
+Axes = tuple[int | str, ...]
+
+
+def is_bare(scaling: Scaling) -> bool:
+    """Whether the logits have no temperature and no soft cap."""
+    return scaling._replace(where=None, sink=None) == Scaling(None)
+
+
+def stored_first(function: Callable[..., Any], axes: Axes, x: Array, scaling: Scaling, *others: Any) -> Any:
+    """``function(x, scaling, *others)``, on CPU possibly of the stored masked logits without the mask."""
+    own, names = rules.split_axes(axes)
+    if scaling.where is None:
+        return function(x, scaling, *others)
+
+    def without_mask(x: Array, scaling: Scaling, *others: Any) -> Any:
+        return function(_stored((), x, scaling.where), scaling._replace(where=None), *others)
+
+    request = Request("masked logits", x, own, bool(names), is_bare(scaling))
+    forms = choose(request).functions({"stored mask": without_mask})
+    return by_platform("the mask", x, scaling, *others, plain=function, **forms)
+
+
+def _value(static: tuple[()], x: Array, where: Array) -> Array:
+    def masked(x: Array, where: Array) -> Array:
+        return _scaling.live(x, Scaling(where))
+
+    found: Array = not_fused(lax.optimization_barrier(jnp.array(True)), masked, x, where)
+    return found
+
+
+def _tangent(static: tuple[()], arguments: tuple[Array, Array], dx: Array) -> Array:
+    return _scaling.masked(dx, arguments[1])
+
+
+_stored = with_tangent(_value, _tangent)
