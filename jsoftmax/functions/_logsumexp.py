@@ -17,7 +17,7 @@ from jsoftmax.border._eager import compiled
 from jsoftmax.border._mesh_axes import MeshAxes
 from jsoftmax.logits import _scaling
 from jsoftmax.logits._scaling import Scaling
-from jsoftmax.rows import _curvature, _peaks, _probabilities, _reductions
+from jsoftmax.rows import _curvature, _masks, _peaks, _probabilities, _reductions
 from jsoftmax.transforms._autodiff import with_rules
 
 Axes = tuple[int | str, ...]
@@ -121,7 +121,7 @@ def _logsumexp_push(axes: Axes, saved: _Saved, tangents: tuple[Array, Scaling]) 
     return rules.row_sums(axes, shares * da.astype(shares.dtype))[0].astype(da.dtype)
 
 
-_in_row_blocks = partial(in_row_blocks, is_bare=lambda axes, *row: True)
+_in_row_blocks = partial(in_row_blocks, is_bare=lambda axes, a, scaling: _masks.are_bare(a, scaling, axes))
 _logsumexp = with_rules(
     _in_row_blocks(_logsumexp_save),
     _logsumexp_pull,

@@ -59,7 +59,8 @@ class _Saved(NamedTuple):
 
 
 def _save(axes: Axes, x: Array, ids: Array, scaling: Scaling, hidden: Array | None) -> tuple[Events, _Saved]:
-    tail, _ = _reductions.reduce(x, scaling._replace(where=_outside(x, ids, scaling)), axes)
+    in_tail = scaling._replace(where=_outside(x, ids, scaling))
+    tail, _ = _reductions.reduce(x, in_tail, axes, mask_is_computed=True)
     # Only the shard that has the class contributes its logit; the other shards add 0.
     logits, here = rules.across(axes, picked(_scaling.live(x, scaling), ids), _is_here(x, ids))
     own = scaling._replace(where=None)

@@ -165,7 +165,7 @@ def _with_rules(
         save_all,
         in_row_blocks(pull, is_bare=_is_bare, kind="gradient of a map"),
         push,
-        value=in_row_blocks(value, is_bare=lambda axes, x, scaling: _masks.is_bare(scaling)),
+        value=in_row_blocks(value, is_bare=lambda axes, x, scaling: _masks.are_bare(x, scaling, axes)),
     )
 
 

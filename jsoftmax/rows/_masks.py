@@ -24,23 +24,28 @@ from jsoftmax.transforms._platforms import by_platform
 Axes = tuple[int | str, ...]
 
 
-def is_bare(scaling: Scaling) -> bool:
-    """Whether the logits have no temperature and no soft cap."""
-    return scaling._replace(where=None, sink=None) == Scaling(None)
+def are_bare(x: Array, scaling: Scaling, axes: Axes) -> bool:
+    """Whether sums over these logits have no select, temperature or soft cap on CPU."""
+    bare = scaling._replace(sink=None) == Scaling(None)
+    return bare or choose(_request(x, scaling, axes)).cpu is not None
 
 
 def stored_first(function: Callable[..., Any], axes: Axes, x: Array, scaling: Scaling, *others: Any) -> Any:
     """``function(x, scaling, *others)``, on CPU possibly of the stored masked logits without the mask."""
-    own, names = rules.split_axes(axes)
-    if scaling.where is None:
-        return function(x, scaling, *others)
 
     def without_mask(x: Array, scaling: Scaling, *others: Any) -> Any:
         return function(_stored((), x, scaling.where), scaling._replace(where=None), *others)
 
-    request = Request("masked logits", x, own, bool(names), is_bare(scaling))
-    forms = choose(request).functions({"stored mask": without_mask})
+    if scaling.where is None:
+        return function(x, scaling, *others)
+    forms = choose(_request(x, scaling, axes)).functions({"stored mask": without_mask})
     return by_platform("the mask", x, scaling, *others, plain=function, **forms)
+
+
+def _request(x: Array, scaling: Scaling, axes: Axes) -> Request:
+    own, names = rules.split_axes(axes)
+    bare = scaling._replace(where=None, sink=None) == Scaling(None)
+    return Request("masked logits", x, own, bool(names), bare)
 
 
 def _value(static: tuple[()], x: Array, where: Array) -> Array:

@@ -40,7 +40,7 @@ def _highest(top: Array, names: tuple[str, ...]) -> Array:
 
 
 def first_of_largest(x: Array, axis: int) -> Array:
-    """The index of the first largest entry along an axis, on which it has length 1; any index beside a NaN."""
+    """The index of the first largest entry along an axis, which has length 1 then; any one beside a NaN."""
     axis %= x.ndim
 
     def in_one(x: Array) -> Array:

@@ -55,20 +55,21 @@ def reduce(
     for_label: bool = False,
     result_used_for: UsedFor = "exponentials",
     bounded: bool = False,
+    mask_is_computed: bool = False,
 ) -> tuple[online.State, Sums]:
     """The state of every row, (maximum of x, rest of Σ exp(u)), and further sums over it.
 
     ``shares(maximum, logit of the label)`` returns the numbers of a shard, which are summed over the shards.
     With `for_label`, only −log p of the label has to be accurate. `result_used_for` is as in
     `_request.Request`, `at_top` as in `shifted`, `bounded` as in `peak`: then the rest of a row with +inf is
-    +inf.
+    +inf. `mask_is_computed` says that the mask is the result of operations, not an array in memory.
     """
     kinds = tuple(moment._replace(factors=()) for moment in moments)
     static = _Static(axes, kinds, entropy, at_top, for_label, result_used_for, bounded)
     arrays = x, scaling, tuple(moment.factors for moment in moments), labels
     own, names = rules.split_axes(axes)
     two_passes: Callable[..., Any] = partial(_in_two_passes, static, shares)
-    if not (entropy or kinds):
+    if not (entropy or kinds or mask_is_computed):
         two_passes = partial(_masks.stored_first, two_passes, axes)
 
     def in_one_pass(reader: int | _kernels.Platform, *arrays: Any) -> tuple[online.State, Sums]:

@@ -109,7 +109,9 @@ def _is_bare(static: Static, row: RowArguments | Saved, *others: Any) -> bool:
     has_targets = row_args.labels is not None and not are_ids(row_args.labels)
     is_weighted = "spread" in static[2] and row_args.weights is not None
     is_masked = row_args.scaling.where is not None and bool(static[2] & {"entropy", "spread"})
-    return _masks.is_bare(row_args.scaling) and not (has_targets or is_weighted or is_masked)
+    if has_targets or is_weighted or is_masked:
+        return False
+    return _masks.are_bare(row_args.x, row_args.scaling, (static[0], *static[1]))
 
 
 def _has_sums(asked: tuple[RowArguments], saved: Saved) -> bool:

@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks several_sums``: functions with several sums of a row, beside plain formulas.
 
 A plain formula is what a user would write with jax.nn or optax. The gradient is in the logits; that of a
-divergence in both logits. "arrays" are the temporaries, in arrays of the logits' shape.
+divergence in both logits, without a teacher. "arrays" are the temporaries, in arrays of the logits' shape.
 """
 
 import argparse
@@ -53,6 +53,18 @@ def plain_log_odds(x, ids):
     return log_p - jnp.log1p(-jnp.exp(log_p))
 
 
+def statistics(x, ids):
+    """The sum of what `row_statistics` returns of a row, with 1 for a correct prediction."""
+    of = jsoftmax.row_statistics(x, ids)
+    return of.nll + of.entropy + (of.prediction == ids)
+
+
+def plain_statistics(x, ids):
+    log_p = jax.nn.log_softmax(x)
+    nll = -jnp.take_along_axis(log_p, ids[:, None], -1)[:, 0]
+    return nll - jnp.sum(jnp.exp(log_p) * log_p, -1) + (jnp.argmax(x, -1) == ids)
+
+
 # For each function: ours, the plain formula, and the arrays beside the logits.
 PAIRS = {
     "softmax, temperature": (
@@ -70,6 +82,11 @@ PAIRS = {
         lambda x, live: jax.nn.softmax(x, where=live),
         ("mask",),
     ),
+    "logsumexp, masked": (
+        lambda x, live: jsoftmax.logsumexp(x, -1, where=live),
+        lambda x, live: jax.nn.logsumexp(x, -1, where=live),
+        ("mask",),
+    ),
     "cross_entropy, temperature": (
         lambda x, ids, t: jsoftmax.cross_entropy(x, ids, temperature=t),
         lambda x, ids, t: optax.softmax_cross_entropy_with_integer_labels(x / t[:, None], ids),
@@ -82,7 +99,13 @@ PAIRS = {
     ),
     "cross_entropy, targets": (jsoftmax.cross_entropy, optax.softmax_cross_entropy, ("targets",)),
     "entropy": (jsoftmax.entropy, plain_entropy, ()),
+    "row_statistics": (statistics, plain_statistics, ("ids",)),
     "kl_divergence": (jsoftmax.kl_divergence, plain_kl, ("other",)),
+    "kl_divergence, teacher": (
+        lambda q, p: jsoftmax.kl_divergence(p, q),
+        lambda q, p: plain_kl(p, q),
+        ("teacher",),
+    ),
     "js_divergence": (jsoftmax.js_divergence, plain_js, ("other",)),
     "log_odds": (jsoftmax.log_odds, plain_log_odds, ("ids",)),
 }
@@ -98,6 +121,7 @@ def arrays(shape, dtype):
         "mask": other > -3,
         "targets": jax.nn.softmax(other),
         "other": other,
+        "teacher": other,
     }
     return x, beside
 
