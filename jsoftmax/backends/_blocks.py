@@ -45,8 +45,9 @@ def apart(sums: Array) -> Array:
     return jnp.where(sums < jnp.inf, sums, jnp.nan)
 
 
-def not_fused(always: Array, function: Callable[..., Any], *arguments: Any) -> Any:
+def not_fused(function: Callable[..., Any], *arguments: Any, always: Array | None = None) -> Any:
     """The function in a conditional, which XLA fuses with nothing. `always` is True, but unknown to XLA."""
+    always = lax.optimization_barrier(jnp.array(True)) if always is None else always
     types = jax.eval_shape(function, *arguments)
 
     def never(*arguments: Any) -> Any:

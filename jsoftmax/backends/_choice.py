@@ -24,7 +24,7 @@ LONGEST_WHOLE = 32768  # XLA sums longer rows several times slower, and stores w
 LONGEST_CHAIN = 1024  # for longer rows XLA stores what the two sums of the softmax share
 FEWEST_IN_CHAINS = 4096  # of fewer rows of 16 bits, XLA stores the exponentials in float32:
 LEAST_STORED = 2**23  # so many take longer to store than to compute again
-MOST_KEPT = 2**24  # in bytes: larger arrays may get new memory at every call, which is slow to write
+MOST_REUSED = 2**24  # in bytes: larger arrays may get new memory at every call, which is slow to write
 # On a GPU, XLA fuses a softmax over the last axis into one kernel up to this many classes. On a TPU, that
 # form reads the logits once more than the form for longer rows.
 LONGEST_FUSED = 16384
@@ -88,7 +88,7 @@ def _on_cpu(request: Request) -> Form | None:
 
 def _masks_on_cpu(request: Request) -> Form | None:
     x = request.x
-    fits = request.is_large and x.size * x.dtype.itemsize <= MOST_KEPT
+    fits = request.is_large and x.size * x.dtype.itemsize <= MOST_REUSED
     is_whole = fits and on_one_device(x, *range(x.ndim))
     return Form("stored mask") if request.bare and is_whole and not _modes.in_cache() else None
 

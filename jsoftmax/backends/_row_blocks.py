@@ -156,7 +156,7 @@ def _apart(function: Callable[..., Any], start: Array | int, block: list[Array])
     types = jax.eval_shape(function, *block)
     if all(of.size < block[0].size for of in types):
         return list(function(*block))
-    return list(not_fused(jnp.asarray(start) >= 0, function, *block))
+    return list(not_fused(function, *block, always=jnp.asarray(start) >= 0))
 
 
 def _bits(a: Array) -> Array:

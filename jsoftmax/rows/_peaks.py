@@ -52,9 +52,7 @@ def first_of_largest(x: Array, axis: int) -> Array:
         return best * size + jnp.argmax(_blocks.block(size, x, best, axis), axis, keepdims=True)
 
     def apart(x: Array) -> Array:
-        index: Array = _blocks.not_fused(
-            lax.optimization_barrier(jnp.array(True)), in_one, x.astype(rules.computing_dtype(x.dtype))
-        )
+        index: Array = _blocks.not_fused(in_one, x.astype(rules.computing_dtype(x.dtype)))
         return index
 
     named: dict[str, Callable[..., Array]] = {"block of the largest": in_blocks, "entries first": apart}

@@ -56,13 +56,13 @@ def plain_log_odds(x, ids):
 def statistics(x, ids):
     """The sum of what `row_statistics` returns of a row, with 1 for a correct prediction."""
     of = jsoftmax.row_statistics(x, ids)
-    return of.nll + of.entropy + (of.prediction == ids)
+    return of.nll + of.entropy + (of.prediction == ids).astype(x.dtype)
 
 
 def plain_statistics(x, ids):
     log_p = jax.nn.log_softmax(x)
     nll = -jnp.take_along_axis(log_p, ids[:, None], -1)[:, 0]
-    return nll - jnp.sum(jnp.exp(log_p) * log_p, -1) + (jnp.argmax(x, -1) == ids)
+    return nll - jnp.sum(jnp.exp(log_p) * log_p, -1) + (jnp.argmax(x, -1) == ids).astype(x.dtype)
 
 
 # For each function: ours, the plain formula, and the arrays beside the logits.
