@@ -30,7 +30,6 @@ MODULES = {
         "_rows",
         "_softmax",
         "_scaling",
-        "_two_rows",
         "_divergences",
         "_entmax",
         "__init__",
@@ -129,7 +128,6 @@ MODULES = {
         "_sparse_losses",
         "_information",
         "_odds",
-        "_two_rows",
         "_divergences",
         "_row_statistics",
         "_linear_plan",
@@ -230,6 +228,12 @@ def test_arrows_go_down_only(path):
             assert known.index(rest[1]) < known.index(path.stem), f"{path.name} imports {name}"
         else:
             assert floor(rest[0]) < floor(package), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", MODULES)
+def test_every_listed_module_exists(package):
+    for name in MODULES[package]:
+        assert (PACKAGE / package / f"{name}.py").exists(), name
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "rules").glob("*.py")), ids=lambda p: p.stem)

@@ -68,7 +68,7 @@ class Static(NamedTuple):
     asked: Any = None  # the gradients to compute: booleans in a tree like (rows, shared)
 
     def plan(self, rows: Rows, shared: Shared, *, gradient: bool) -> BlockPlan:
-        """The blocks: some rows, all classes; for two heads, both blocks fit in the memory of one."""
+        """The blocks: some rows, all classes. Two heads have fewer rows if their blocks are large."""
         plans = [
             self.head.plan(_products.Rows(h, h), of_head, gradient)
             for h, of_head in zip(rows.hidden, shared.heads, strict=True)

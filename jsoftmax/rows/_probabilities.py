@@ -57,7 +57,6 @@ def all_probabilities(x: Array, scaling: Scaling, axes: Axes, *, with_state: boo
 
 
 def _all_probabilities(axes: Axes, with_state: bool, x: Array, scaling: Scaling) -> Probabilities:
-
     def found(p: Array, p_sink: Array | None, state: online.State | None) -> Probabilities:
         return Probabilities(p, p_sink, state if with_state else None)
 
@@ -145,7 +144,6 @@ def all_log_probabilities(x: Array, scaling: Scaling, axes: Axes) -> tuple[Array
 
 
 def _all_log_probabilities(axes: Axes, x: Array, scaling: Scaling) -> tuple[Array, online.State]:
-
     def of_state(x: Array, scaling: Scaling, state: online.State) -> Array:
         return shifted(x, scaling, state.max, at_top=True).u - online.log_total(state.rest)
 
