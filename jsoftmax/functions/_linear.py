@@ -77,7 +77,7 @@ def linear_cross_entropy(
     and its gradient equals the exact one bit for bit. ``gradient="truncated"`` takes only the active classes:
     it has no key and no variance, but is biased. Its error in hidden is at most ``Σ p·|w|`` over the inactive
     classes. Both are exact with target probabilities, if `linear_plan` splits the classes, in `forward_mode`,
-    and for second derivatives. A weight [D, V] is transposed first, which takes one more array of its size.
+    and for second derivatives.
 
     `jax.vmap` adds rows, in more blocks, as if hidden had one more leading axis. The "mean" or "sum" of each
     element has its own cotangent, so its gradients take four products. If the weight is mapped too, memory

@@ -176,10 +176,7 @@ def _no_kernel(call: Call, head: Head) -> str | None:
 
 
 def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
-    """The head with the options of the call on which classes its gradients use.
-
-    Such gradients gather and scatter single classes, so a weight [D, V] is transposed to a table [V, D].
-    """
+    """The head with the options of the call on which classes its gradients use."""
     kind = call.arguments["gradient"]
     if kind not in get_args(Gradient):
         choices = ", ".join(map(repr, get_args(Gradient)))
@@ -197,8 +194,7 @@ def sampled(call: Call, head: Head, row_names: tuple[str, ...]) -> Head:
             key = jax.random.fold_in(key, lax.axis_index(name))
         key = jax.random.bits(key, (2,), jnp.uint32)
     sampling = Sampling(threshold, keep if kind == "sampled" else 0.0)
-    weight = head.weight if head.vocab_axis == 0 else head.weight.T
-    return head._replace(weight=weight, vocab_axis=0, sampling=sampling, key=key)
+    return head._replace(sampling=sampling, key=key)
 
 
 def _share(call: Call, name: str) -> float:

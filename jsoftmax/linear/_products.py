@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +26,9 @@ TILE = 2048
 # the rounding error is that of a product over 362 features, up to D = 1024.
 FEWEST_FEATURES = 128
 FEATURES_SQUARED = 2**17
+
+Form = Callable[..., Any]
+_ASCENDING: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
 class Rows(NamedTuple):
@@ -137,8 +142,14 @@ class Static(NamedTuple):
         def add(a: Array | None, b: Array | None, axis: int) -> Array | None:
             if a is None or b is None:
                 return None
-            ours = a.at[_along(axis, ids)]
-            return ours.add(b, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+            def of_slices(a: Array, b: Array, ids: Array) -> Array:
+                return a.at[_along(axis, ids)].add(b, mode="drop", **_ASCENDING)
+
+            def of_entries(a: Array, b: Array, ids: Array) -> Array:
+                return a.at[jnp.arange(len(a))[:, None], ids].add(b, mode="drop", **_ASCENDING)
+
+            return _by_entries("the sums of the taken classes", a, axis, of_slices, of_entries)(a, b, ids)
 
         axes = (self.vocab_axis, 1, 1)
         return Shared(*(add(a, b, axis) for a, b, axis in zip(shared[:3], part[:3], axes, strict=True)))
@@ -146,7 +157,26 @@ class Static(NamedTuple):
 
 def taken(array: Array | None, ids: Array, axis: int) -> Any:
     """The entries with these ascending ids along an axis; an id past the end is clipped."""
-    return None if array is None else array.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
+    if array is None:
+        return None
+
+    def of_slices(array: Array, ids: Array) -> Array:
+        return array.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
+
+    return _by_entries("the taken classes", array, axis, of_slices, columns_of)(array, ids)
+
+
+def columns_of(array: Array, ids: Array) -> Array:
+    """The columns with these ids, entry by entry; an id past the end is clipped."""
+    return array.at[jnp.arange(len(array))[:, None], ids].get(mode="clip")
+
+
+def _by_entries(what: str, array: Array, axis: int, of_slices: Form, of_entries: Form) -> Form:
+    """A function of an array and classes along an axis of it, for each platform the faster of two."""
+    if not axis or len(array) == 1 or not on_one_device(array, 0, 1):
+        return of_slices
+    own = of_entries, "entry by entry: for slices, XLA would transpose the array"
+    return partial(by_platform, what, plain=of_slices, cpu=own, gpu=own)
 
 
 def _along(axis: int, ids: Array) -> tuple[Any, ...]:

@@ -24,7 +24,8 @@ from jsoftmax.logits import _scaling
 from jsoftmax.rows._statistics import Saved
 from jsoftmax.transforms import _platforms
 from jsoftmax.transforms._autodiff import with_tangent
-from jsoftmax.transforms._sharding import is_known, partition_spec, spec, varying, zeros
+from jsoftmax.transforms._platforms import by_platform, hidden
+from jsoftmax.transforms._sharding import is_known, on_one_device, partition_spec, spec, varying, zeros
 
 # If more than 1/CAPACITY of the classes are active, a block takes all: gathering would cost more time.
 CAPACITY = 2
@@ -101,7 +102,7 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
     Each case is a loop, and one of the two has no iterations: a `cond` would copy the sums.
     """
     own, size = static
-    rows, shared, sums, saved, cotangents, _ = arguments
+    rows, shared, sums, saved, cotangents, x = arguments
     classes = len(chosen.times)
     length = min(-(-classes // (GROUPS * GROUP)) * GROUP, classes)
     ids, place = _listed(chosen.times > 0, -(-classes // length) * length)
@@ -111,8 +112,8 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
     def of_group(i: Array) -> tuple[Array, Shared, Rows]:
         here = _plan.part(ids, i * length, length, 0)
         tile, of_tile = own.taken(shared, here), renamed._replace(where=_products.taken(rows.where, here, 1))
-        x = _products.logits(own, of_tile, tile)
-        row_args = _products.row_arguments(x, of_tile, tile, i * length, whole=False)
+        of_ids = _logits_of(own, x, here, of_tile, tile)
+        row_args = _products.row_arguments(of_ids, of_tile, tile, i * length, whole=False)
         times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]
         found, of_rows = _block.of_part(
             own,
@@ -130,8 +131,10 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
         here, found, of_rows = of_group(i)
         return own.added(carry[0], found, here), jax.tree.map(jnp.add, carry[1], of_rows)
 
-    def all_at_once(_: Array, carry: tuple[Shared, Rows]) -> tuple[Shared, Rows]:
-        return _block.backward(own, size, rows, shared, carry[0], *arguments[3:])
+    def all_at_once(i: Array, carry: tuple[Shared, Rows]) -> tuple[Shared, Rows]:
+        # Else XLA moves the products of the first tile before the loop, which mostly has no iteration.
+        x_here, _ = hidden((x, i))
+        return _block.backward(own, size, rows, shared, carry[0], saved, cotangents, x_here)
 
     def nothing(a: Any) -> Array:
         return varying(zeros(a.shape, a), arguments, chosen)
@@ -141,6 +144,21 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
     groups = jnp.where(chosen.every, 0, -(-(place[-1] + 1) // length))
     sums, of_rows = lax.fori_loop(0, groups, add, carry)
     return sums, of_rows._replace(hidden=rows.masked(of_rows.hidden))
+
+
+def _logits_of(static: Static, x: Array, ids: Array, rows: Rows, shared: Shared) -> Array:
+    """The logits of the classes with these ids, which are those of `shared`; x has the logits of all."""
+
+    def again(x: Array, ids: Array, rows: Rows, shared: Shared) -> Array:
+        return _products.logits(static, rows, shared)
+
+    def read(x: Array, ids: Array, rows: Rows, shared: Shared) -> Array:
+        return _products.columns_of(x, ids)
+
+    if not on_one_device(x, 0, 1):
+        return again(x, ids, rows, shared)
+    own = read, "read from those of all classes"
+    return by_platform("the logits of the taken classes", x, ids, rows, shared, plain=again, cpu=own)
 
 
 def _listed(is_taken: Array, length: int) -> tuple[Array, Array]:
