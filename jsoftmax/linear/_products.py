@@ -22,8 +22,10 @@ from jsoftmax.transforms._sharding import is_known, on_one_device, partition_spe
 # On CPU the logits of a block, and their gradients, are computed in tiles of this many classes, which fit in
 # the cache.
 TILE = 2048
-# On CPU a product over the features is a sum of products over this many each. XLA itself sums 512 in sequence.
-FEATURES = 256
+# On CPU a product over D features is a sum of products over max(128, 2¹⁷/D) features each. With this length,
+# the rounding error is that of a product over 362 features, up to D = 1024.
+FEWEST_FEATURES = 128
+FEATURES_SQUARED = 2**17
 
 Form = Callable[..., Any]
 _ASCENDING: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
@@ -184,26 +186,28 @@ def _along(axis: int, ids: Array) -> tuple[Any, ...]:
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:
     """The logits of a block, in at least float32.
 
-    On CPU the logits of a tile are a sum of products over some of the features each, which rounds less.
+    On CPU the logits of a tile are a sum of products over some of the features each: XLA's product sums all
+    features in sequence there, and with 512 features its error is twice as large.
     """
     hidden, weight = rows.hidden, shared.weight
     features, classes = hidden.shape[1], weight.shape[static.vocab_axis]
     layout = spec(hidden)[0], spec(weight)[static.vocab_axis]
+    length = max(FEWEST_FEATURES, FEATURES_SQUARED // max(features, 1))
 
     def whole(hidden: Array, weight: Array) -> Array:
         return _product(hidden, weight, 1, 1 - static.vocab_axis, *layout)
 
     def in_parts(hidden: Array, weight: Array) -> Array:
         total = None
-        for first in range(0, features, FEATURES):
-            size = min(FEATURES, features - first)
+        for first in range(0, features, length):
+            size = min(length, features - first)
             part = _plan.part(weight, first, size, 1 - static.vocab_axis)
             product = whole(_plan.part(hidden, first, size, 1), part)
             total = product if total is None else total + product
         return jnp.asarray(total)
 
-    if on_one_device(hidden, 1) and on_one_device(weight, 0, 1) and features > FEATURES and classes <= TILE:
-        parts = in_parts, f"sums of products over {FEATURES} features each, which round less"
+    if on_one_device(hidden, 1) and on_one_device(weight, 0, 1) and features > length and classes <= TILE:
+        parts = in_parts, f"sums of products over {length} features each, which round less"
         x = by_platform("the logits", hidden, weight, plain=whole, cpu=parts)
     else:
         x = whole(hidden, weight)
