@@ -262,6 +262,71 @@ def test_vmap_over_any_axis_of_rows(function):
 
 @pytest.mark.share(20)
 @pytest.mark.parametrize("function", **named())
+def test_gradients_in_what_the_elements_of_vmap_share(function, x64):
+    """With one argument mapped, the gradient in each other one is the sum of those of the elements."""
+    f, arguments = on(function), function.arguments(logits("unit", (2, 3)))
+
+    def of(call, i, a, g):
+        """The gradients of a call with a in place of argument i, in the other arguments."""
+        others = {j: arguments[j] for j in function.floats(arguments) if j != i}
+        given = dict(enumerate(arguments))
+        _, pull = jax.vjp(lambda others: call(*(given | {i: a} | others).values()), others)
+        return pull(g)[0]
+
+    @jax.jit
+    def everything():
+        found = []
+        for i, argument in enumerate(arguments):
+            elements = jnp.stack([argument, jnp.roll(argument, 1, 0) if argument.ndim else argument])
+            axes = [0 if j == i else None for j in range(len(arguments))]
+            out = jax.eval_shape(f, *arguments)
+            g = jnp.cos(jnp.arange(2.0 * out.size)).reshape(2, *out.shape)
+            alone = [of(f, i, a, of_element) for a, of_element in zip(elements, g, strict=True)]
+            found.append((of(jax.vmap(f, axes), i, elements, g), jax.tree.map(jnp.add, *alone)))
+        return found
+
+    for got, want in everything():
+        jax.tree.map(functools.partial(agree, function.name), got, want)
+
+
+HEAD = np.cos(np.arange(35.0)).reshape(5, 7)
+PARTLY_MAPPED = {
+    "labels, z-loss": lambda x, i: jsoftmax.cross_entropy(x, (jnp.arange(3) + i) % 7, z_loss=0.1),
+    "class weights, smoothing": lambda x, i: jsoftmax.cross_entropy(
+        x,
+        jnp.arange(3),
+        class_weights=1.5 + jnp.cos(jnp.arange(7.0) + jnp.asarray(i, x.dtype)),
+        label_smoothing=0.1,
+    ),
+    "labels, statistics": lambda x, i: sum(jsoftmax.row_statistics(x, (jnp.arange(3) + i) % 7)[:3]),
+    "labels, statistics of a head": lambda x, i: sum(
+        jsoftmax.linear_row_statistics(x[:, :5], HEAD, (jnp.arange(3) + i) % 7)[:3]
+    ),
+    "key": lambda x, i: jsoftmax.linear_cross_entropy(
+        x[:, :5], HEAD, jnp.arange(3), gradient="sampled", key=jax.random.key(i), threshold=0.5, keep=0.5
+    ),
+    "key, mean": lambda x, i: jsoftmax.linear_cross_entropy(
+        x[:, :5], HEAD, jnp.arange(3), gradient="sampled", key=jax.random.key(i), keep=0.5, reduction="mean"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY_MAPPED)
+def test_some_numbers_of_a_row_do_not_depend_on_the_mapped_argument(name, x64):
+    call, elements = PARTLY_MAPPED[name], jnp.arange(4)
+
+    def total(x, mapped):
+        losses = (
+            jax.vmap(call, (None, 0))(x, elements) if mapped else jnp.stack([call(x, i) for i in range(4)])
+        )
+        return jnp.sum(losses * jnp.cos(jnp.arange(4.0)).reshape(4, *[1] * (losses.ndim - 1)))
+
+    x = jnp.sin(jnp.arange(21.0)).reshape(3, 7)
+    agree(name, *(jax.jit(jax.grad(total), static_argnums=1)(x, mapped) for mapped in (True, False)))
+
+
+@pytest.mark.share(20)
+@pytest.mark.parametrize("function", **named())
 def test_the_promotion_mode_does_not_change_the_program(function):
     """Value and gradient are the same program, with the same bits; the strict mode raises nothing."""
 

@@ -31,6 +31,7 @@ from jsoftmax.transforms._rule_trees import (
     fill_none,
     made_at_first_call,
     sweep_of_each,
+    tied,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
@@ -89,7 +90,7 @@ def _with_rules(
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
-        return alone(static, *arguments)
+        return tied(alone(static, *arguments))
 
     pull = jax.jit(_in_its_modes(pull), static_argnums=(0, 1) if selective else 0)
 
@@ -97,7 +98,7 @@ def _with_rules(
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
         of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
-        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values))))
+        return tied(output), (residuals, Static((asked, of_each, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
         residuals, (asked, of_each, positions) = saved[0], saved[1].value

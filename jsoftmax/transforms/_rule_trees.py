@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 # JAX refuses forward mode by these names. It does so during the call, unless a `jax.jit` is between the two.
@@ -83,6 +85,23 @@ class Static:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self.value == other.value
+
+
+def tied(outputs: Any, *others: Any) -> Any:
+    """The outputs of a `custom_vjp`, each as a function of all of them and of `others`.
+
+    Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, beside one
+    that has it, JAX before 0.12 counts the cotangent once for each element, and later versions refuse it. XLA
+    removes the selects, as both branches are the same.
+    """
+    leaves, tree = jax.tree.flatten(outputs)
+    arrays = [*leaves, *jax.tree.leaves(others)]
+    if len(arrays) < 2:
+        return outputs
+    alike = all(a.shape == leaves[0].shape for a in arrays)
+    are_numbers = [a == a if alike else jnp.all(a == a) for a in arrays]
+    together = functools.reduce(jnp.logical_and, are_numbers)
+    return jax.tree.unflatten(tree, [lax.select_n(together, a, a) for a in leaves])
 
 
 def values_and_asked(primals: Any) -> tuple[Any, Any]:
