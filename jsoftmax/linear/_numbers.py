@@ -1,6 +1,6 @@
 """The row numbers of a linear head, ``logits = hidden @ weight + bias``, without an array of all logits.
 
-Gradients may depend on a random key, on which the numbers do not depend: see `_rule_trees.tied`.
+Gradients may depend on a random key, on which the numbers do not depend: see `_rule_trees.mapped_together`.
 
 Logits are computed block by block, reduced, and not kept. There are two ways to a derivative:
 
@@ -27,7 +27,7 @@ from jsoftmax.rows._statistics import Numbers, Saved
 from jsoftmax.transforms import _modes
 from jsoftmax.transforms._autodiff import with_gradients, with_rules
 from jsoftmax.transforms._row_wise import row_wise
-from jsoftmax.transforms._rule_trees import in_dtypes_of, tied
+from jsoftmax.transforms._rule_trees import in_dtypes_of, mapped_together
 from jsoftmax.transforms._sharding import varying
 
 STATISTICS = ("log_normalizer", "nll", "entropy", "prediction")
@@ -36,7 +36,7 @@ _Kept = tuple[Rows, Shared, Saved]
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
     found, saved = _find(static, rows, shared)
-    return tied(found, shared.key), (rows, shared, saved)
+    return mapped_together(found, shared.key), (rows, shared, saved)
 
 
 def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Saved]:
@@ -149,7 +149,7 @@ def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows,
         return _total_by_rows(static, rows, shared), (Rows(None), Shared(None))
     found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
     losses, told, of_rows = found
-    return tied((jnp.sum(losses), told), shared.key), (of_rows, of_shared)
+    return mapped_together((jnp.sum(losses), told), shared.key), (of_rows, of_shared)
 
 
 def _told(static: Static, found: Numbers) -> Numbers:

@@ -30,8 +30,8 @@ from jsoftmax.transforms._rule_trees import (
     as_custom_vjp,
     fill_none,
     made_at_first_call,
+    mapped_together,
     sweep_of_each,
-    tied,
     values_and_asked,
     with_arguments_kept,
     without_zeros,
@@ -84,13 +84,18 @@ def _with_rules(
     selective: bool,
     sweeps: bool,
 ) -> Callable[..., Any]:
-    alone = _in_its_modes(value)
-    kept, push = with_arguments_kept(_in_its_modes(save)), _in_its_modes(push)
+    alone, push = _in_its_modes(value), _in_its_modes(push)
+
+    @with_arguments_kept
+    @_in_its_modes
+    def kept(static: Any, *arguments: Any) -> tuple[Any, Any]:
+        output, residuals = save(static, *arguments)
+        return mapped_together(output), residuals
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
-        return tied(alone(static, *arguments))
+        return mapped_together(alone(static, *arguments))
 
     pull = jax.jit(_in_its_modes(pull), static_argnums=(0, 1) if selective else 0)
 
@@ -98,7 +103,7 @@ def _with_rules(
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
         of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
-        return tied(output), (residuals, Static((asked, of_each, jax.tree.map(place, values))))
+        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
         residuals, (asked, of_each, positions) = saved[0], saved[1].value

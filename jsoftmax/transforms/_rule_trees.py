@@ -87,7 +87,7 @@ class Static:
         return isinstance(other, Static) and self.value == other.value
 
 
-def tied(outputs: Any, *others: Any) -> Any:
+def mapped_together(outputs: Any, *others: Any) -> Any:
     """The outputs of a `custom_vjp`, each as a function of all of them and of `others`.
 
     Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, beside one
