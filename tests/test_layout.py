@@ -103,6 +103,7 @@ MODULES = {
     ),
     "linear": (
         "_plan",
+        "_single_classes",
         "_products",
         "_merging",
         "_block",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import rules
-from jsoftmax.linear import _plan
+from jsoftmax.linear import _plan, _single_classes
 from jsoftmax.linear._plan import BlockPlan
 from jsoftmax.logits._scaling import Scaling
 from jsoftmax.rows._loss_terms import LossTerms
@@ -26,9 +24,6 @@ TILE = 2048
 # the rounding error is that of a product over 362 features, up to D = 1024.
 FEWEST_FEATURES = 128
 FEATURES_SQUARED = 2**17
-
-Form = Callable[..., Any]
-_ASCENDING: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
 class Rows(NamedTuple):
@@ -132,55 +127,14 @@ class Static(NamedTuple):
         return Shared(*parts)._replace(key=shared.key)
 
     def taken(self, shared: Shared, ids: Array) -> Shared:
-        """The shared arguments of the classes with these ascending ids, as `taken` reads them."""
-        axes = (self.vocab_axis, 1, 1, 1)
-        return Shared(*(taken(a, ids, axis) for a, axis in zip(shared[:4], axes, strict=True)))
+        """The shared arguments of the classes with these ascending ids; an id past the end is clipped."""
+        each = zip(shared[:4], (self.vocab_axis, 1, 1, 1), strict=True)
+        return Shared(*(_single_classes.taken(a, ids, axis) for a, axis in each))
 
     def added(self, shared: Shared, part: Shared, ids: Array) -> Shared:
         """`shared`, with `part` added to the classes with these ascending ids, except one past the end."""
-
-        def add(a: Array | None, b: Array | None, axis: int) -> Array | None:
-            if a is None or b is None:
-                return None
-
-            def of_slices(a: Array, b: Array, ids: Array) -> Array:
-                return a.at[_along(axis, ids)].add(b, mode="drop", **_ASCENDING)
-
-            def of_entries(a: Array, b: Array, ids: Array) -> Array:
-                return a.at[jnp.arange(len(a))[:, None], ids].add(b, mode="drop", **_ASCENDING)
-
-            return _by_entries("the sums of the taken classes", a, axis, of_slices, of_entries)(a, b, ids)
-
-        axes = (self.vocab_axis, 1, 1)
-        return Shared(*(add(a, b, axis) for a, b, axis in zip(shared[:3], part[:3], axes, strict=True)))
-
-
-def taken(array: Array | None, ids: Array, axis: int) -> Any:
-    """The entries with these ascending ids along an axis; an id past the end is clipped."""
-    if array is None:
-        return None
-
-    def of_slices(array: Array, ids: Array) -> Array:
-        return array.at[_along(axis, ids)].get(mode="clip", indices_are_sorted=True)
-
-    return _by_entries("the taken classes", array, axis, of_slices, columns_of)(array, ids)
-
-
-def columns_of(array: Array, ids: Array) -> Array:
-    """The columns with these ids, entry by entry; an id past the end is clipped."""
-    return array.at[jnp.arange(len(array))[:, None], ids].get(mode="clip")
-
-
-def _by_entries(what: str, array: Array, axis: int, of_slices: Form, of_entries: Form) -> Form:
-    """A function of an array and classes along an axis of it, for each platform the faster of two."""
-    if not axis or len(array) == 1 or not on_one_device(array, 0, 1):
-        return of_slices
-    own = of_entries, "entry by entry: for slices, XLA would transpose the array"
-    return partial(by_platform, what, plain=of_slices, cpu=own, gpu=own)
-
-
-def _along(axis: int, ids: Array) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (ids,)
+        each = zip(shared[:3], part[:3], (self.vocab_axis, 1, 1), strict=True)
+        return Shared(*(_single_classes.added(a, b, ids, axis) for a, b, axis in each))
 
 
 def logits(static: Static, rows: Rows, shared: Shared) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import online
-from jsoftmax.linear import _block, _plan, _products
+from jsoftmax.linear import _block, _plan, _products, _single_classes
 from jsoftmax.linear._products import Rows, Shared, Static
 from jsoftmax.logits import _scaling
 from jsoftmax.rows._statistics import Saved
@@ -111,7 +111,10 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
 
     def of_group(i: Array) -> tuple[Array, Shared, Rows]:
         here = _plan.part(ids, i * length, length, 0)
-        tile, of_tile = own.taken(shared, here), renamed._replace(where=_products.taken(rows.where, here, 1))
+        tile, of_tile = (
+            own.taken(shared, here),
+            renamed._replace(where=_single_classes.taken(rows.where, here, 1)),
+        )
         of_ids = _logits_of(own, x, here, of_tile, tile)
         row_args = _products.row_arguments(of_ids, of_tile, tile, i * length, whole=False)
         times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]
@@ -153,7 +156,7 @@ def _logits_of(static: Static, x: Array, ids: Array, rows: Rows, shared: Shared)
         return _products.logits(static, rows, shared)
 
     def read(x: Array, ids: Array, rows: Rows, shared: Shared) -> Array:
-        return _products.columns_of(x, ids)
+        return _single_classes.columns_of(x, ids)
 
     if not on_one_device(x, 0, 1):
         return again(x, ids, rows, shared)
