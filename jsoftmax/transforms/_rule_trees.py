@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jsoftmax.transforms._sharding import varies
+
 # JAX refuses forward mode by these names. It does so during the call, unless a `jax.jit` is between the two.
 REFUSALS = ("custom_vjp", "custom_lin")
 REMEDY = "Write `with jsoftmax.forward_mode():` around the derivative: see jsoftmax.forward_mode."
@@ -92,7 +94,8 @@ def mapped_together(outputs: Any, *others: Any) -> Any:
 
     Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, beside one
     that has it, JAX before 0.12 counts the cotangent once for each element, and later versions refuse it. XLA
-    removes the selects, as both branches are the same.
+    removes the selects, as both branches are the same. Within `jax.shard_map`, no output depends on one that
+    varies over more mesh axes: it would then vary over them too.
     """
     leaves, tree = jax.tree.flatten(outputs)
     arrays = [*leaves, *jax.tree.leaves(others)]
@@ -100,8 +103,12 @@ def mapped_together(outputs: Any, *others: Any) -> Any:
         return outputs
     alike = all(a.shape == leaves[0].shape for a in arrays)
     are_numbers = [a == a if alike else jnp.all(a == a) for a in arrays]
-    together = functools.reduce(jnp.logical_and, are_numbers)
-    return jax.tree.unflatten(tree, [lax.select_n(together, a, a) for a in leaves])
+
+    def dependent(a: Any) -> Any:
+        fitting = (is_number for is_number in are_numbers if varies(is_number) <= varies(a))
+        return lax.select_n(functools.reduce(jnp.logical_and, fitting), a, a)
+
+    return jax.tree.unflatten(tree, list(map(dependent, leaves)))
 
 
 def values_and_asked(primals: Any) -> tuple[Any, Any]:
