@@ -36,7 +36,9 @@ _Kept = tuple[Rows, Shared, Saved]
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
     found, saved = _find(static, rows, shared)
-    return mapped_together(found, shared.key), (rows, shared, saved)
+    if shared.key is not None:
+        found = mapped_together(found, shared.key)
+    return found, (rows, shared, saved)
 
 
 def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Saved]:
@@ -149,7 +151,7 @@ def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows,
         return _total_by_rows(static, rows, shared), (Rows(None), Shared(None))
     found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
     losses, told, of_rows = found
-    return mapped_together((jnp.sum(losses), told), shared.key), (of_rows, of_shared)
+    return (mapped_together(jnp.sum(losses), shared.key), told), (of_rows, of_shared)
 
 
 def _told(static: Static, found: Numbers) -> Numbers:
