@@ -541,6 +541,20 @@ def test_a_nan_is_seen_in_gradients(name, classes):
     assert ill[1:3].all()
 
 
+def test_a_program_is_right_beside_programs_for_other_numbers_of_classes():
+    """XLA's library may use an iota of another program: findings/iota_of_another_program_in_a_sum_of_rows.sh."""
+    programs = []
+    for classes in (2, 7, 10, 40, 3, 100, 9):
+        x = np.random.default_rng(0).normal(size=(max(2**19 // classes, 10), classes)).astype(np.float32)
+        y = np.arange(len(x)) % classes
+        x[1, y[1]] = 80  # so sure that the terms of the other classes underflow
+        loss = jit_in_full(lambda x, y: jsoftmax.cross_entropy(x, y))
+        programs.append(loss)
+        wide = np.float64(x)
+        away = np.where(np.arange(classes) == y[:, None], -np.inf, wide - wide[np.arange(len(x)), y][:, None])
+        np.testing.assert_allclose(loss(x, y), np.log1p(np.exp(away).sum(1)), rtol=2e-5, atol=1e-37)
+
+
 @pytest.mark.parametrize("classes", [8, 100])
 def test_probabilities_of_logits_that_are_a_product(classes):
     """XLA computes the product again in the shift, without rounding: the term of the maximum is not 1."""

@@ -8,6 +8,7 @@ except at the label.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jsoftmax import rules
@@ -57,10 +58,15 @@ def without_label(u: Array, ids: Array, axis: int) -> Array:
 
 
 def sum_of_others(terms: Array, ids: Array, axis: int) -> Array:
-    """The sum over a row without the class of this id: a product masks it, which the library can run."""
-    shape = [1] * terms.ndim
-    shape[axis] = terms.shape[axis]
-    away = jnp.arange(terms.shape[axis], dtype=terms.dtype).reshape(shape) - ids.astype(terms.dtype)
+    """The sum over a row without the class of this id: a product masks it, which the library can run.
+
+    Classes are numbered from 1: XLA turns the numbers from 0 into an iota, and since jax 0.11.2 the library
+    may use an iota of another program, with as many classes as that one.
+    """
+    classes, shape = terms.shape[axis], [1] * terms.ndim
+    shape[axis] = classes
+    numbers = np.arange(1, classes + 1).astype(terms.dtype).reshape(shape)
+    away = numbers - (ids.astype(terms.dtype) + 1)
     return _blocks.apart(jnp.sum(terms * jnp.minimum(away * away, 1), axis, keepdims=True))
 
 
