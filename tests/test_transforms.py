@@ -18,6 +18,8 @@ from cases import FUNCTIONS, WITH_AXES_OF_LOGITS, logits, named
 from compiling import jit_in_full
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jsoftmax
 from jsoftmax import rules
@@ -260,10 +262,44 @@ def test_vmap_over_any_axis_of_rows(function):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), other, whole)
 
 
-@pytest.mark.share(20)
+def on_shards(call, axes, count):
+    """The call on a mesh of `count` devices, which share the arguments without an axis, like `jax.vmap`."""
+    mesh = jax.make_mesh((count,), ("elements",), axis_types=(AxisType.Auto,))
+    specs = tuple(P() if axis is None else P("elements") for axis in axes)
+
+    def of_shard(*arguments):
+        own = (a if axis is None else a[0] for a, axis in zip(arguments, axes, strict=True))
+        return call(*own)[None]
+
+    return jax.shard_map(of_shard, mesh=mesh, in_specs=specs, out_specs=P("elements"))
+
+
+def on_shards_of_two(call, axes, count):
+    """The call on devices with two elements each, by `jax.vmap`."""
+
+    def both(*arguments):
+        pairs = (
+            a if axis is None else a.reshape(-1, 2, *a.shape[1:])
+            for a, axis in zip(arguments, axes, strict=True)
+        )
+        out = on_shards(jax.vmap(call, axes), axes, count // 2)(*pairs)
+        return out.reshape(-1, *out.shape[2:])
+
+    return both
+
+
+OVER_ELEMENTS = {
+    "vmap": lambda call, axes, count: jax.vmap(call, axes),
+    "shards": on_shards,
+    "vmap within shards": on_shards_of_two,
+}
+
+
+@pytest.mark.share(40)
+@pytest.mark.parametrize("over", OVER_ELEMENTS)
 @pytest.mark.parametrize("function", **named())
-def test_gradients_in_what_the_elements_of_vmap_share(function, x64):
-    """With one argument mapped, the gradient in each other one is the sum of those of the elements."""
+def test_gradients_in_what_elements_share(function, over, x64):
+    """With one argument per element, the gradient in each other one is the sum of those of the elements."""
     f, arguments = on(function), function.arguments(logits("unit", (2, 3)))
 
     def of(call, i, a, g):
@@ -282,7 +318,8 @@ def test_gradients_in_what_the_elements_of_vmap_share(function, x64):
             out = jax.eval_shape(f, *arguments)
             g = jnp.cos(jnp.arange(2.0 * out.size)).reshape(2, *out.shape)
             alone = [of(f, i, a, of_element) for a, of_element in zip(elements, g, strict=True)]
-            found.append((of(jax.vmap(f, axes), i, elements, g), jax.tree.map(jnp.add, *alone)))
+            together = OVER_ELEMENTS[over](f, axes, 2)
+            found.append((of(together, i, elements, g), jax.tree.map(jnp.add, *alone)))
         return found
 
     for got, want in everything():
@@ -302,6 +339,17 @@ PARTLY_MAPPED = {
     "labels, statistics of a head": lambda x, i: sum(
         jsoftmax.linear_row_statistics(x[:, :5], HEAD, (jnp.arange(3) + i) % 7)[:3]
     ),
+    "weights, z-loss of a head": lambda x, i: jsoftmax.linear_cross_entropy(
+        x[:, :5],
+        HEAD,
+        jnp.arange(3),
+        z_loss=0.1,
+        weights=1.5 + jnp.cos(jnp.arange(3.0) + jnp.asarray(i, x.dtype)),
+        reduction="mean",
+    ),
+    "temperature of two heads": lambda x, i: jsoftmax.linear_kl_divergence(
+        x[:, :5], HEAD, x[:, 2:], HEAD, temperature=1.5 + jnp.cos(jnp.asarray(i, x.dtype)), reduction="sum"
+    ),
     "key": lambda x, i: jsoftmax.linear_cross_entropy(
         x[:, :5], HEAD, jnp.arange(3), gradient="sampled", key=jax.random.key(i), threshold=0.5, keep=0.5
     ),
@@ -311,18 +359,22 @@ PARTLY_MAPPED = {
 }
 
 
+@pytest.mark.diagonal
+@pytest.mark.parametrize("over", OVER_ELEMENTS)
 @pytest.mark.parametrize("name", PARTLY_MAPPED)
-def test_some_numbers_of_a_row_do_not_depend_on_the_mapped_argument(name, x64):
+def test_some_numbers_of_a_row_do_not_depend_on_the_argument_of_an_element(name, over, x64):
     call, elements = PARTLY_MAPPED[name], jnp.arange(4)
 
-    def total(x, mapped):
-        losses = (
-            jax.vmap(call, (None, 0))(x, elements) if mapped else jnp.stack([call(x, i) for i in range(4)])
-        )
+    def total(x, over):
+        losses = over(call, (None, 0), 4)(x, elements)
         return jnp.sum(losses * jnp.cos(jnp.arange(4.0)).reshape(4, *[1] * (losses.ndim - 1)))
 
+    def one_by_one(call, axes, count):
+        return lambda x, elements: jnp.stack([call(x, i) for i in elements])
+
     x = jnp.sin(jnp.arange(21.0)).reshape(3, 7)
-    agree(name, *(jax.jit(jax.grad(total), static_argnums=1)(x, mapped) for mapped in (True, False)))
+    both = OVER_ELEMENTS[over], one_by_one
+    agree(name, *(jax.jit(jax.grad(total), static_argnums=1)(x, over) for over in both))
 
 
 @pytest.mark.share(20)

@@ -1,6 +1,7 @@
 """The row numbers of a linear head, ``logits = hidden @ weight + bias``, without an array of all logits.
 
-Gradients may depend on a random key, on which the numbers do not depend: see `_rule_trees.mapped_together`.
+Gradients may depend on a random key. The numbers do not, but `jax.vmap` and `jax.shard_map` have to see them
+as functions of the key: then every element and every shard has its own cotangent for its own gradient.
 
 Logits are computed block by block, reduced, and not kept. There are two ways to a derivative:
 
@@ -36,9 +37,14 @@ _Kept = tuple[Rows, Shared, Saved]
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
     found, saved = _find(static, rows, shared)
-    if shared.key is not None:
-        found = mapped_together(found, shared.key)
-    return found, (rows, shared, saved)
+    return _of_key(found, shared.key), (rows, shared, saved)
+
+
+def _of_key(numbers: Any, key: Array | None) -> Any:
+    """The numbers as functions of the key; also of each other, if there is one."""
+    if key is None:
+        return numbers
+    return mapped_together(jax.tree.map(lambda a: varying(a, key), numbers), key)
 
 
 def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Saved]:
@@ -151,7 +157,7 @@ def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows,
         return _total_by_rows(static, rows, shared), (Rows(None), Shared(None))
     found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
     losses, told, of_rows = found
-    return (mapped_together(jnp.sum(losses), shared.key), told), (of_rows, of_shared)
+    return (_of_key(jnp.sum(losses), shared.key), told), (of_rows, of_shared)
 
 
 def _told(static: Static, found: Numbers) -> Numbers:
@@ -172,9 +178,10 @@ def _losses_and_gradients(static: Static, rows: Rows, shared: Shared) -> tuple[A
 
         def both(size: int, rows: Rows, shared: Shared, sums: Shared) -> tuple[Shared, Any]:
             found, saved, x = _block.forward(static, size, rows, shared, keep=True)
-            terms = jax.tree.map(lambda a: varying(a, found), rows.terms)  # for one gradient per shard
-            of_loss = {name: a for name, a in found.items() if name in terms.wanted or name == "live"}
-            losses, back = jax.vjp(lambda found, terms: terms.losses(found), of_loss, terms)
+            of_loss = {name: a for name, a in found.items() if name in rows.terms.wanted or name == "live"}
+            arguments = of_loss, rows.terms
+            arguments = jax.tree.map(lambda a: varying(a, arguments), arguments)  # for one gradient per shard
+            losses, back = jax.vjp(lambda found, terms: terms.losses(found), *arguments)
             of_found, of_terms = back(jnp.ones_like(losses))
             backward = _backward(static, plan, rows)
             sums, of_rows = backward(static, size, rows, shared, sums, saved, of_found, x)

@@ -107,7 +107,7 @@ def _numbers_and_gradients(
         for is_asked, of_head in zip(of_rows.hidden, of_shared.heads, strict=True)
     )
     # For one gradient per shard of the rows; over the shards of the classes, JAX adds the gradients.
-    given = logits, jax.tree.map(lambda a: varying(a, logits, except_for=static.names), rows.columns)
+    given = jax.tree.map(lambda a: varying(a, logits, rows, except_for=static.names), (logits, rows.columns))
     chosen = jax.tree.map(lambda a, is_asked: a if is_asked else None, given, (asked, of_rows.columns))
 
     def numbers(chosen: Any) -> Any:

@@ -20,6 +20,8 @@ from jax import Array
 from jsoftmax import rules
 from jsoftmax.logits import _moments, _scaling
 from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._rule_trees import mapped_together
+from jsoftmax.transforms._sharding import varying
 
 
 class Entries(NamedTuple):
@@ -51,6 +53,7 @@ def _weights_of_classes(
         first = rules.nan_where((targets != 0) & (targets != 1), first)
     second = 1 - first
     if (alpha := given["label_smoothing"]) is not None:
+        first, second = mapped_together((first, second), infinite)  # as their tangents are
         first, second = (rules.smoothed(t, alpha, infinite) for t in (first, second))
     if (weight := given["pos_weight"]) is not None:
         first = weight * first
@@ -121,7 +124,8 @@ _losses = with_rules(_save, _pull, _push)
 
 def losses(entries: Entries) -> Array:
     """The loss of every entry, times its weight."""
-    return _losses(None, entries)
+    # The gradient of an option that the shards share sums over them, also where its own number is one of all.
+    return _losses(None, jax.tree.map(lambda a: varying(a, entries), entries))
 
 
 def _log_sigmoid_save(_: None, x: Array) -> tuple[Array, Array]:

@@ -36,7 +36,7 @@ from jsoftmax.transforms._rule_trees import (
     with_arguments_kept,
     without_zeros,
 )
-from jsoftmax.transforms._sharding import place, sharded_like_argument
+from jsoftmax.transforms._sharding import on_first_shard, place, sharded_like_argument, shared_axes
 
 
 def _in_its_modes(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,11 +103,11 @@ def _with_rules(
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
         of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
-        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values))))
+        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values), shared_axes(output))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, of_each, positions) = saved[0], saved[1].value
-        cotangent = without_zeros(cotangent)
+        residuals, (asked, of_each, positions, shared) = saved[0], saved[1].value
+        cotangent = along(on_first_shard, without_zeros(cotangent), shared)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
         what = (asked,) if selective else ()

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jsoftmax.transforms._sharding import varies
+from jsoftmax.transforms._sharding import in_order, varies
 
 # JAX refuses forward mode by these names. It does so during the call, unless a `jax.jit` is between the two.
 REFUSALS = ("custom_vjp", "custom_lin")
@@ -94,8 +94,8 @@ def mapped_together(outputs: Any, *others: Any) -> Any:
 
     Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, beside one
     that has it, JAX before 0.12 counts the cotangent once for each element, and later versions refuse it. XLA
-    removes the selects, as both branches are the same. Within `jax.shard_map`, no output depends on one that
-    varies over more mesh axes: it would then vary over them too.
+    removes the selects, as both branches are the same, and with them the sums over mesh axes: within
+    `jax.shard_map`, a number of an output that varies over more axes would make this output vary over them.
     """
     leaves, tree = jax.tree.flatten(outputs)
     arrays = [*leaves, *jax.tree.leaves(others)]
@@ -104,9 +104,13 @@ def mapped_together(outputs: Any, *others: Any) -> Any:
     alike = all(a.shape == leaves[0].shape for a in arrays)
     are_numbers = [a == a if alike else jnp.all(a == a) for a in arrays]
 
-    def dependent(a: Any) -> Any:
-        fitting = (is_number for is_number in are_numbers if varies(is_number) <= varies(a))
-        return lax.select_n(functools.reduce(jnp.logical_and, fitting), a, a)
+    def fitting(is_number: Array, a: Array) -> Array:
+        more = in_order(varies(is_number) - varies(a))
+        return lax.psum(is_number.astype(jnp.int32), more) > 0 if more else is_number
+
+    def dependent(a: Array) -> Array:
+        each = (fitting(is_number, a) for is_number in are_numbers)
+        return lax.select_n(functools.reduce(jnp.logical_and, each), a, a)
 
     return jax.tree.unflatten(tree, list(map(dependent, leaves)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,15 @@ def varies(a: Any) -> Names:
     return jax.typeof(a).manual_axis_type.varying
 
 
+def in_order(names: Iterable[Hashable]) -> tuple[Any, ...]:
+    """The names of mesh axes in an order that does not depend on the process."""
+    return tuple(sorted(names, key=str))
+
+
 def varying(a: Array, *like: Any, except_for: tuple[str, ...] = ()) -> Array:
     """The array, marked as varying over every axis that the trees `like` vary over: loop carries need it."""
     over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(like))) - varies(a) - {*except_for}
-    return lax.pcast(a, tuple(sorted(over, key=str)), to="varying") if over else a
+    return lax.pcast(a, in_order(over), to="varying") if over else a
 
 
 class Place(NamedTuple):
@@ -41,10 +46,16 @@ def sharded_like_argument(cotangent: Array, to: Place) -> Array:
     """A cotangent, summed over the shards that share its argument, and sharded like the argument."""
     over = varies(cotangent) - to.varying
     if over:
-        cotangent = lax.psum(cotangent, tuple(sorted(over, key=str)))
+        cotangent = lax.psum(cotangent, in_order(over))
     if to.explicit is not None and place(cotangent).explicit != to.explicit:
         cotangent = jax.sharding.reshard(cotangent, to.explicit)
     return cotangent
+
+
+def shared_axes(arrays: Any) -> Any:
+    """For each array, the manual axes over which another one varies, but not this one."""
+    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(arrays)))
+    return jax.tree.map(lambda a: over - varies(a), arrays)
 
 
 def spec(a: Array) -> tuple[Any, ...]:
@@ -130,9 +141,10 @@ def ids_of_shard(ids: Array, classes: int, names: tuple[str, ...]) -> Array:
     return ids - (lax.axis_index(names) * classes).astype(ids.dtype) if names else ids
 
 
-def on_first_shard(a: Array, names: tuple[str, ...]) -> Array:
+def on_first_shard(a: Array, names: Iterable[Hashable]) -> Array:
     """The array on the first shard and 0 on the others, so that a sum over the shards counts it once."""
-    return jnp.where(lax.axis_index(names) == 0, a, 0) if names else a
+    axes = in_order(names)
+    return jnp.where(lax.axis_index(axes) == 0, a, 0) if axes else a
 
 
 def shards(a: Array, axis: int) -> int:
