@@ -372,9 +372,14 @@ def test_some_numbers_of_a_row_do_not_depend_on_the_argument_of_an_element(name,
     def one_by_one(call, axes, count):
         return lambda x, elements: jnp.stack([call(x, i) for i in elements])
 
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient_and_hessian_product(x, over):
+        gradient = jax.grad(total)
+        return gradient(x, over), jax.grad(lambda x: jnp.vdot(gradient(x, over), jnp.cos(x)))(x)
+
     x = jnp.sin(jnp.arange(21.0)).reshape(3, 7)
-    both = OVER_ELEMENTS[over], one_by_one
-    agree(name, *(jax.jit(jax.grad(total), static_argnums=1)(x, over) for over in both))
+    both = (gradient_and_hessian_product(x, over) for over in (OVER_ELEMENTS[over], one_by_one))
+    jax.tree.map(functools.partial(agree, name), *both)
 
 
 @pytest.mark.share(20)

@@ -27,6 +27,7 @@ from jsoftmax.rows._statistics import (
 )
 from jsoftmax.rows._statistics_rules import pull, push, with_rule
 from jsoftmax.transforms._autodiff import with_rules
+from jsoftmax.transforms._rule_trees import mapped_together
 from jsoftmax.transforms._sharding import sharded_like
 
 Axes = tuple[int, ...]
@@ -127,7 +128,7 @@ _save, _pull = both_in_row_blocks(save, pull, has_sums=_has_sums, **_options)
 
 def _save_with_rule(static: Static, row_args: RowArguments) -> tuple[Numbers, Saved]:
     found, saved = _save(static, row_args)
-    return with_rule(static, found, saved), saved
+    return with_rule(static, mapped_together(found), saved), saved
 
 
 _of_rows = with_rules(_save_with_rule, _pull, push, value=in_row_blocks(_value, **_options), selective=True)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax.transforms import _modes
+from jsoftmax.transforms import _modes, _sharding
 from jsoftmax.transforms._platforms import by_platform, recomputed
 from jsoftmax.transforms._rule_trees import (
     Static,
@@ -36,7 +36,6 @@ from jsoftmax.transforms._rule_trees import (
     with_arguments_kept,
     without_zeros,
 )
-from jsoftmax.transforms._sharding import on_first_shard, place, sharded_like_argument, shared_axes
 
 
 def _in_its_modes(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,17 +102,17 @@ def _with_rules(
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
         of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
-        return output, (residuals, Static((asked, of_each, jax.tree.map(place, values), shared_axes(output))))
+        places = jax.tree.map(_sharding.place, values)
+        return output, (residuals, Static((asked, of_each, places, _sharding.shared_axes(output))))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
-        residuals, (asked, of_each, positions, shared) = saved[0], saved[1].value
-        cotangent = along(on_first_shard, without_zeros(cotangent), shared)
+        residuals, (asked, of_each, places, shared) = saved[0], saved[1].value
+        cotangent = along(_sharding.on_first_shard, without_zeros(cotangent), shared)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
-        what = (asked,) if selective else ()
 
         def at_once(residuals: Any, cotangent: Any) -> Any:
-            return pull(static, *what, residuals, cotangent)
+            return pull(static, *((asked,) if selective else ()), residuals, cotangent)
 
         def in_sweeps(residuals: Any, cotangent: Any) -> Any:
             found = [at_once(residuals, cotangent)]
@@ -130,7 +129,7 @@ def _with_rules(
                 )
         else:
             cotangents = at_once(residuals, cotangent)
-        return None, *along(sharded_like_argument, cotangents, positions)
+        return None, *along(_sharding.sharded_like_argument, cotangents, places)
 
     reverse.defvjp(save_values, pull_back, symbolic_zeros=True)
 
@@ -142,7 +141,8 @@ def _with_rules(
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = kept(static, *primals)
         # With the checkpoint, the transpose of `push` stores `residuals` only, no intermediate arrays.
-        return output, jax.checkpoint(partial(push, static))(residuals, without_zeros(tangents))
+        tangent = jax.checkpoint(partial(push, static))(residuals, without_zeros(tangents))
+        return output, jax.tree.map(_sharding.shared_like, tangent, output)
 
     forward.defjvp(push_forward, symbolic_zeros=True)
 
@@ -191,7 +191,8 @@ def known_with(tangent: Callable[..., Any]) -> Callable[..., Any]:
         modes, own = static
         values = function(static, *primals)
         with modes.again():
-            return values, tangent(own, values, primals[1:], without_zeros(tangents[1:]))
+            found = tangent(own, values, primals[1:], without_zeros(tangents[1:]))
+        return values, jax.tree.map(_sharding.shared_like, found, values)
 
     function.defjvp(push_forward, symbolic_zeros=True)
     return lambda static, *arguments: function((_modes.traced(), static), *arguments)
@@ -203,7 +204,6 @@ def with_gradients(
     """A function whose forward pass computes a scalar and its gradients together; reverse mode only.
 
     Beside the scalar it may return further values, which are not differentiated.
-
     ``value_and_gradients(static, asked, *arguments)`` returns both. `asked` is a tree of booleans like the
     arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
     kept from forward to backward pass: JAX differentiates ``value(static, *arguments)`` instead.
@@ -230,10 +230,10 @@ def _with_gradients(
             )
             return (found, beside), pull
         found, gradients = both(static, asked, *values)
-        return found, (gradients, Static(jax.tree.map(lambda a: (a.dtype, place(a)), values)))
+        return found, (gradients, Static(jax.tree.map(lambda a: (a.dtype, _sharding.place(a)), values)))
 
     def scale(static: Any, saved: Any, cotangents: tuple[Array, Any]) -> Any:
-        g, _ = cotangents
+        g = cotangents[0]
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value
@@ -241,7 +241,7 @@ def _with_gradients(
         def scaled(d: Array, kind: Any) -> Array:
             d = d.astype(g.dtype)
             d = jnp.where((g == 0) & jnp.isinf(d), 0, d)  # an infinite slope of a sum that is not used
-            return sharded_like_argument(g * d, kind[1]).astype(kind[0])
+            return _sharding.sharded_like_argument(g * d, kind[1]).astype(kind[0])
 
         return along(scaled, gradients, kinds)
 

@@ -147,6 +147,12 @@ def on_first_shard(a: Array, names: Iterable[Hashable]) -> Array:
     return jnp.where(lax.axis_index(axes) == 0, a, 0) if axes else a
 
 
+def shared_like(tangent: Array, output: Array) -> Array:
+    """A tangent that is the same on the shards that share the output, marked as shared by them as well."""
+    axes = varies(tangent) - varies(output)
+    return lax.psum(on_first_shard(tangent, axes), in_order(axes)) if axes else tangent
+
+
 def shards(a: Array, axis: int) -> int:
     """The number of shards into which explicit mesh axes divide an axis of an array."""
     names = spec(a)[axis]
