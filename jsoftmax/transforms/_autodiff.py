@@ -38,17 +38,6 @@ from jsoftmax.transforms._rule_trees import (
 )
 
 
-def _in_its_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function((modes, static), …)``: later traces use the modes in which the call was made."""
-
-    def call(static: tuple[_modes.Traced, Any], *arguments: Any) -> Any:
-        modes, own = static
-        with modes.again():
-            return function(own, *arguments)
-
-    return call
-
-
 def with_rules(
     save: Callable[..., Any],
     pull: Callable[..., Any],
@@ -57,6 +46,7 @@ def with_rules(
     value: Callable[..., Any] | None = None,
     selective: bool = False,
     sweeps: bool = True,
+    summed_over: Callable[[Any], tuple[str, ...]] = lambda static: (),
 ) -> Callable[..., Any]:
     """The function whose value `save` computes, with rules for reverse mode and forward mode.
 
@@ -67,12 +57,15 @@ def with_rules(
 
     With `sweeps`, accelerators run the pull once for each sum, such as the cotangent of a temperature.
 
+    ``summed_over(static)`` are the mesh axes over whose shards some outputs, but not all, are sums. Over
+    other axes, the cotangent of an output that the shards share counts on the first one only.
+
     ``function(static, *arguments, beside=arrays)`` names arrays by which the caller multiplies the output. A
     derivative in one of these uses the rule as well. Otherwise JAX refuses a forward derivative of it in the
     arguments, such as ``jacfwd(grad(loss, argnums=z_loss))`` in the logits.
     """
     value = value or (lambda static, *arguments: save(static, *arguments)[0])
-    return made_at_first_call(partial(_with_rules, save, pull, push, value, selective, sweeps))
+    return made_at_first_call(partial(_with_rules, save, pull, push, value, selective, sweeps, summed_over))
 
 
 def _with_rules(
@@ -82,11 +75,12 @@ def _with_rules(
     value: Callable[..., Any],
     selective: bool,
     sweeps: bool,
+    summed_over: Callable[[Any], tuple[str, ...]],
 ) -> Callable[..., Any]:
-    alone, push = _in_its_modes(value), _in_its_modes(push)
+    alone, push = _modes.in_those_of_call(value), _modes.in_those_of_call(push)
 
     @with_arguments_kept
-    @_in_its_modes
+    @_modes.in_those_of_call
     def kept(static: Any, *arguments: Any) -> tuple[Any, Any]:
         output, residuals = save(static, *arguments)
         return mapped_together(output), residuals
@@ -96,14 +90,15 @@ def _with_rules(
     def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
         return mapped_together(alone(static, *arguments))
 
-    pull = jax.jit(_in_its_modes(pull), static_argnums=(0, 1) if selective else 0)
+    pull = jax.jit(_modes.in_those_of_call(pull), static_argnums=(0, 1) if selective else 0)
 
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = values_and_asked(primals)
         output, residuals = kept(static, *values)
         of_each = sweep_of_each(values, asked) if sweeps else jax.tree.map(lambda _: 0, asked)
         places = jax.tree.map(_sharding.place, values)
-        return output, (residuals, Static((asked, of_each, places, _sharding.shared_axes(output))))
+        shared = _sharding.shared_axes(output, except_for=summed_over(static[1]))
+        return output, (residuals, Static((asked, of_each, places, shared)))
 
     def pull_back(static: Any, saved: Any, cotangent: Any) -> Any:
         residuals, (asked, of_each, places, shared) = saved[0], saved[1].value
@@ -136,7 +131,7 @@ def _with_rules(
     @partial(jax.custom_jvp, nondiff_argnums=(0,))
     @partial(jax.jit, static_argnums=0)
     def forward(static: Any, *arguments: Any) -> Any:
-        return alone(static, *arguments)
+        return mapped_together(alone(static, *arguments))
 
     def push_forward(static: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
         output, residuals = kept(static, *primals)
@@ -214,8 +209,8 @@ def with_gradients(
 def _with_gradients(
     value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
 ) -> Callable[..., Any]:
-    both = jax.jit(_in_its_modes(value_and_gradients), static_argnums=(0, 1))
-    value = _in_its_modes(value)
+    both = jax.jit(_modes.in_those_of_call(value_and_gradients), static_argnums=(0, 1))
+    value = _modes.in_those_of_call(value)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def function(static: Any, *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ A mode is part of the cache key of `jax.jit`: a function traced in two modes has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from typing import Any, NamedTuple
 
@@ -200,3 +200,14 @@ class Config:
 
 config: Config = Config()
 """The modes of the process: `config.update("portable", True)`, `config.update("forward_mode", True)`."""
+
+
+def in_those_of_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function((modes, static), …)``: later traces use the modes in which the call was made."""
+
+    def call(static: tuple[Traced, Any], *arguments: Any) -> Any:
+        modes, own = static
+        with modes.again():
+            return function(own, *arguments)
+
+    return call

@@ -90,12 +90,13 @@ class Static:
 
 
 def mapped_together(outputs: Any, *others: Any) -> Any:
-    """The outputs of a `custom_vjp`, each as a function of all of them and of `others`.
+    """The outputs of a function with rules, each as a function of all of them and of `others`.
 
-    Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, beside one
-    that has it, JAX before 0.12 counts the cotangent once for each element, and later versions refuse it. XLA
-    removes the selects, as both branches are the same, and with them the sums over mesh axes: within
-    `jax.shard_map`, a number of an output that varies over more axes would make this output vary over them.
+    Then under `jax.vmap` all outputs have the mapped axis, or none has. Of an output without it, whose
+    derivative has it, JAX may count the derivative once for each element: so does a `custom_vjp` before jax
+    0.12, and a `custom_jvp` within `jax.jit`. In other cases JAX raises an error. XLA removes the selects, as
+    both branches are the same, and with them the sums over mesh axes: within `jax.shard_map`, a number of an
+    output that varies over more axes would make this output vary over them.
     """
     leaves, tree = jax.tree.flatten(outputs)
     arrays = [*leaves, *jax.tree.leaves(others)]

@@ -52,9 +52,9 @@ def sharded_like_argument(cotangent: Array, to: Place) -> Array:
     return cotangent
 
 
-def shared_axes(arrays: Any) -> Any:
+def shared_axes(arrays: Any, *, except_for: tuple[str, ...] = ()) -> Any:
     """For each array, the manual axes over which another one varies, but not this one."""
-    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(arrays)))
+    over = frozenset[Hashable]().union(*map(varies, jax.tree.leaves(arrays))) - {*except_for}
     return jax.tree.map(lambda a: over - varies(a), arrays)
 
 
@@ -148,9 +148,10 @@ def on_first_shard(a: Array, names: Iterable[Hashable]) -> Array:
 
 
 def shared_like(tangent: Array, output: Array) -> Array:
-    """A tangent that is the same on the shards that share the output, marked as shared by them as well."""
-    axes = varies(tangent) - varies(output)
-    return lax.psum(on_first_shard(tangent, axes), in_order(axes)) if axes else tangent
+    """A tangent that is the same on the shards that share the output, marked as shared by the same shards."""
+    if axes := varies(tangent) - varies(output):
+        tangent = lax.psum(on_first_shard(tangent, axes), in_order(axes))
+    return varying(tangent, output)
 
 
 def shards(a: Array, axis: int) -> int:
