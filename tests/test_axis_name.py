@@ -492,6 +492,31 @@ def test_a_head_of_which_the_last_shard_is_shorter():
     assert not got[1][:, -3:].any()
 
 
+def test_a_sampled_gradient_of_sharded_classes():
+    """The shards have different keys, and the loss is the same on all shards of the classes."""
+    a = given("hidden", "weight")
+    y = jnp.arange(ROWS) % CLASSES
+
+    def losses(h, w, y, **on):
+        return jsoftmax.linear_cross_entropy(h, w, y, **on)
+
+    def sampled(h, w, y):
+        on = {"axis_name": "classes", "gradient": "sampled", "key": jax.random.key(0), "keep": 1.0}
+        mean = losses(h, w, y, reduction="mean", row_axis_name="rows", **on)
+        return losses(h, w, y, **on), mean
+
+    def total(function):
+        def total(h, w):
+            each, mean = function(h, w, y)
+            return jnp.sum(jnp.sin(each)) + mean, each
+
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(a["hidden"], a["weight"])
+
+    specs = P("rows"), P(None, "classes"), P("rows")
+    within = jax.shard_map(sampled, mesh=MESH, in_specs=specs, out_specs=(P("rows"), P()))
+    agree(total(within), total(lambda h, w, y: (losses(h, w, y), losses(h, w, y, reduction="mean"))))
+
+
 def test_rows_gathered_from_the_shards_of_the_classes():
     """Sequence parallel: hidden varies over the axis but is equal on it; its gradient is scattered."""
     a = given("hidden", "weight", "y")

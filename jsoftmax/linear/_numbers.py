@@ -37,14 +37,18 @@ _Kept = tuple[Rows, Shared, Saved]
 
 def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
     found, saved = _find(static, rows, shared)
-    return _of_key(found, shared.key), (rows, shared, saved)
+    return _of_key(static, found, shared.key), (rows, shared, saved)
 
 
-def _of_key(numbers: Any, key: Array | None) -> Any:
-    """The numbers as functions of the key; also of each other, if there is one."""
+def _of_key(static: Static, numbers: Any, key: Array | None) -> Any:
+    """The numbers as functions of the key; also of each other, if there is one.
+
+    The shards of the classes have different keys too, but the numbers are the same on all of them.
+    """
     if key is None:
         return numbers
-    return mapped_together(jax.tree.map(lambda a: varying(a, key), numbers), key)
+    varied = jax.tree.map(lambda a: varying(a, key, except_for=static.names), numbers)
+    return mapped_together(varied, key)
 
 
 def _find(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, Saved]:
@@ -157,7 +161,7 @@ def _total_and_gradients(static: Static, asked: tuple[Rows, Shared], rows: Rows,
         return _total_by_rows(static, rows, shared), (Rows(None), Shared(None))
     found, of_shared = _losses_and_gradients(static._replace(asked=asked), rows, shared)
     losses, told, of_rows = found
-    return (_of_key(jnp.sum(losses), shared.key), told), (of_rows, of_shared)
+    return (_of_key(static, jnp.sum(losses), shared.key), told), (of_rows, of_shared)
 
 
 def _told(static: Static, found: Numbers) -> Numbers:
