@@ -124,7 +124,7 @@ _losses = with_rules(_save, _pull, _push)
 
 def losses(entries: Entries) -> Array:
     """The loss of every entry, times its weight."""
-    # The gradient of an option that the shards share sums over them, also where its own number is one of all.
+    # Within `jax.shard_map`, JAX asks that the weights of the classes vary as their cotangents do.
     return _losses(None, jax.tree.map(lambda a: varying(a, entries), entries))
 
 
