@@ -198,5 +198,6 @@ def _push(static: Static, kept: Any, tangents: tuple[Any, Any, Any]) -> Losses:
     )
 
 
-_options: Any = {"selective": True, "sweeps": False, "summed_over": lambda static: static.names}
-losses = with_rules(_save, _pull, _push, **_options)
+losses = with_rules(
+    _save, _pull, _push, selective=True, sweeps=False, summed_over=lambda static: static.names
+)

@@ -41,9 +41,9 @@ def _save(static: Static, rows: Rows, shared: Shared) -> tuple[Numbers, _Kept]:
 
 
 def _of_key(static: Static, numbers: Any, key: Array | None) -> Any:
-    """The numbers as functions of the key; also of each other, if there is one.
+    """The numbers, marked as functions of the key, if there is one.
 
-    The shards of the classes have different keys too, but the numbers are the same on all of them.
+    Each shard of the classes has its own key, but all of them have the same numbers.
     """
     if key is None:
         return numbers

@@ -111,10 +111,8 @@ def _of_taken(static: tuple[Static, int], arguments: Any, chosen: _Chosen) -> tu
 
     def of_group(i: Array) -> tuple[Array, Shared, Rows]:
         here = _plan.part(ids, i * length, length, 0)
-        tile, of_tile = (
-            own.taken(shared, here),
-            renamed._replace(where=_single_classes.taken(rows.where, here, 1)),
-        )
+        tile = own.taken(shared, here)
+        of_tile = renamed._replace(where=_single_classes.taken(rows.where, here, 1))
         of_ids = _logits_of(own, x, here, of_tile, tile)
         row_args = _products.row_arguments(of_ids, of_tile, tile, i * length, whole=False)
         times = chosen.times.at[here].get(mode="fill", fill_value=0)[None, :]

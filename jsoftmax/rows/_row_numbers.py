@@ -128,7 +128,8 @@ _save, _pull = both_in_row_blocks(save, pull, has_sums=_has_sums, **_options)
 
 def _save_with_rule(static: Static, row_args: RowArguments) -> tuple[Numbers, Saved]:
     found, saved = _save(static, row_args)
-    return with_rule(static, mapped_together(found), saved), saved
+    found = mapped_together(found)  # the tangent of each number may depend on all arguments
+    return with_rule(static, found, saved), saved
 
 
 _of_rows = with_rules(_save_with_rule, _pull, push, value=in_row_blocks(_value, **_options), selective=True)

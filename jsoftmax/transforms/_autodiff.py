@@ -77,10 +77,10 @@ def _with_rules(
     sweeps: bool,
     summed_over: Callable[[Any], tuple[str, ...]],
 ) -> Callable[..., Any]:
-    alone, push = _modes.in_those_of_call(value), _modes.in_those_of_call(push)
+    alone, push = _modes.in_modes_of_call(value), _modes.in_modes_of_call(push)
 
     @with_arguments_kept
-    @_modes.in_those_of_call
+    @_modes.in_modes_of_call
     def kept(static: Any, *arguments: Any) -> tuple[Any, Any]:
         output, residuals = save(static, *arguments)
         return mapped_together(output), residuals
@@ -90,7 +90,7 @@ def _with_rules(
     def reverse(static: Any, beside: Any, *arguments: Any) -> Any:
         return mapped_together(alone(static, *arguments))
 
-    pull = jax.jit(_modes.in_those_of_call(pull), static_argnums=(0, 1) if selective else 0)
+    pull = jax.jit(_modes.in_modes_of_call(pull), static_argnums=(0, 1) if selective else 0)
 
     def save_values(static: Any, beside: Any, *primals: Any) -> tuple[Any, Any]:
         values, asked = values_and_asked(primals)
@@ -105,9 +105,10 @@ def _with_rules(
         cotangent = along(_sharding.on_first_shard, without_zeros(cotangent), shared)
         if not (jax.tree.leaves(cotangent) and any(jax.tree.leaves(asked))):
             return (None,) * (1 + len(asked))
+        what = (asked,) if selective else ()
 
         def at_once(residuals: Any, cotangent: Any) -> Any:
-            return pull(static, *((asked,) if selective else ()), residuals, cotangent)
+            return pull(static, *what, residuals, cotangent)
 
         def in_sweeps(residuals: Any, cotangent: Any) -> Any:
             found = [at_once(residuals, cotangent)]
@@ -199,6 +200,7 @@ def with_gradients(
     """A function whose forward pass computes a scalar and its gradients together; reverse mode only.
 
     Beside the scalar it may return further values, which are not differentiated.
+
     ``value_and_gradients(static, asked, *arguments)`` returns both. `asked` is a tree of booleans like the
     arguments; a gradient that it does not ask for is None. Unless ``are_held(asked)``, the gradients are not
     kept from forward to backward pass: JAX differentiates ``value(static, *arguments)`` instead.
@@ -209,8 +211,8 @@ def with_gradients(
 def _with_gradients(
     value_and_gradients: Callable[..., Any], value: Callable[..., Any], are_held: Callable[..., bool]
 ) -> Callable[..., Any]:
-    both = jax.jit(_modes.in_those_of_call(value_and_gradients), static_argnums=(0, 1))
-    value = _modes.in_those_of_call(value)
+    both = jax.jit(_modes.in_modes_of_call(value_and_gradients), static_argnums=(0, 1))
+    value = _modes.in_modes_of_call(value)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def function(static: Any, *arguments: Any) -> Any:
@@ -228,7 +230,7 @@ def _with_gradients(
         return found, (gradients, Static(jax.tree.map(lambda a: (a.dtype, _sharding.place(a)), values)))
 
     def scale(static: Any, saved: Any, cotangents: tuple[Array, Any]) -> Any:
-        g = cotangents[0]
+        g, _ = cotangents
         if not isinstance(saved, tuple):
             return saved(g)[0]
         gradients, kinds = saved[0], saved[1].value

@@ -202,7 +202,7 @@ config: Config = Config()
 """The modes of the process: `config.update("portable", True)`, `config.update("forward_mode", True)`."""
 
 
-def in_those_of_call(function: Callable[..., Any]) -> Callable[..., Any]:
+def in_modes_of_call(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function((modes, static), …)``: later traces use the modes in which the call was made."""
 
     def call(static: tuple[Traced, Any], *arguments: Any) -> Any:
