@@ -347,6 +347,9 @@ PARTLY_MAPPED = {
         weights=1.5 + jnp.cos(jnp.arange(3.0) + jnp.asarray(i, x.dtype)),
         reduction="mean",
     ),
+    "z-loss of a head": lambda x, i: jsoftmax.linear_cross_entropy(
+        x[:, :5], HEAD, jnp.arange(3), z_loss=0.1 + 0.1 * jnp.asarray(i, x.dtype), reduction="sum"
+    ),
     "temperature of two heads": lambda x, i: jsoftmax.linear_kl_divergence(
         x[:, :5], HEAD, x[:, 2:], HEAD, temperature=1.5 + jnp.cos(jnp.asarray(i, x.dtype)), reduction="sum"
     ),
